@@ -1,0 +1,25 @@
+"""engram-eval: the referee for conditional memory.
+
+The Python face is small and lazy, so that importing the package costs nothing:
+
+    from engram_eval import Study, run, load_model, load_run
+"""
+
+import importlib
+from typing import Any
+
+_FACE = {
+    "Study": "engram_eval.config:StudyConfig",
+    "run": "engram_eval.api:run",
+    "load_model": "engram_eval.api:load_model",
+    "load_run": "engram_eval.api:load_run",
+}
+
+__all__ = ["Study", "load_model", "load_run", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module 'engram_eval' has no attribute {name!r}")
+    module, _, attribute = _FACE[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,329 @@
+"""Configuration: frozen dataclasses, decoded strictly.
+
+An unknown key, a value of the wrong type or an impossible value is a ``UserError`` that names
+the path of the key and the nearest match. ``to_dict`` and ``from_dict`` are inverse.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, Union
+
+from engram_eval.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Share of each domain in the bytes of the pocket corpus, entities aside.
+
+    The entities' size follows from their own dials (``EntityDials``).
+    """
+
+    code: float = 0.30
+    docs: float = 0.10
+    facts: float = 0.32
+    math: float = 0.12
+    recall: float = 0.16
+
+
+@dataclass(frozen=True)
+class EntityDials:
+    """How much there is to remember about generated people.
+
+    Attributes:
+        n_entities: people; each has the same attributes, so facts = people x attributes.
+        max_exposures, min_exposures: how often a fact is told: most and least frequent person.
+        zipf_exponent: exposures fall as rank to the power of minus this.
+        n_paraphrases: wordings per attribute.
+    """
+
+    n_entities: int = 200
+    max_exposures: int = 120
+    min_exposures: int = 4
+    zipf_exponent: float = 0.62
+    n_paraphrases: int = 5
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """The text that models are trained and validated on.
+
+    Attributes:
+        paths: files, folders or ``hf:<dataset>``; empty means the pocket corpus.
+        seed: draws the generated text and the order of documents.
+        vocab_size: tokens of the byte-level BPE; id 0 is ``<|endoftext|>``.
+        train_bytes: bytes of training text to render (pocket) or to take at most (paths; 0: all).
+        val_fraction: share of documents that validate, chosen by document hash.
+    """
+
+    paths: tuple[str, ...] = ()
+    seed: int = 0
+    vocab_size: int = 4096
+    train_bytes: int = 6_200_000
+    val_fraction: float = 0.08
+    mix: Mix = field(default_factory=Mix)
+    entities: EntityDials = field(default_factory=EntityDials)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One arm of a study.
+
+    Attributes:
+        name: how rows and folders call it.
+        architecture: keyword arguments of ``EngramConfig``.
+        seeds: a model is trained once per seed.
+        match: name of the model whose parameters and FLOPs the solver must meet; the solver
+            then chooses ``n_routed_experts``, ``shared_expert_intermediate_size`` and
+            ``engram_rows``.
+        solved: the architecture already meets ``match``; set in a resolved ``study.json``.
+        path: folder of a trained model, which is loaded instead of trained.
+    """
+
+    name: str
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    match: str | None = None
+    solved: bool = False
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Learning rates are peak values.
+
+    Attributes:
+        tokens: training tokens; batch_size counts sequences of seq_len tokens.
+        table_lr_multiplier: the memory table's rate is lr times this (arXiv:2601.07372 App. A).
+        min_lr_ratio: the last step's rate over the peak.
+        router_bias_rate: step of the load-balancing bias (arXiv:2408.15664).
+        checkpoints: shares of the tokens at which weights are kept.
+        val_sequences: sequences per validation pass.
+        save_every_s: seconds between two resume points; has no influence on the numbers.
+        threads: torch threads of one run; 0 means one per core. Small models train faster side
+            by side on one thread each (``--workers``) than one by one on several.
+    """
+
+    tokens: int = 2_097_152
+    seq_len: int = 256
+    batch_size: int = 8
+    lr: float = 6e-3
+    table_lr_multiplier: float = 5.0
+    weight_decay: float = 0.1
+    warmup_fraction: float = 0.05
+    min_lr_ratio: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_norm: float = 1.0
+    router_bias_rate: float = 1e-3
+    autocast_bf16: bool = True
+    checkpoints: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    val_sequences: int = 192
+    save_every_s: float = 30.0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is scored, with lm-eval and as held-out loss.
+
+    Attributes:
+        tasks: names of tasks, groups or tags.
+        limit: most items of each task (0: all).
+        batch_size: requests that are scored at once.
+        seq_len: window of the held-out loss, in tokens; the one that models were trained with.
+        heldout: whether held-out text is scored; it is packed by the corpus's tokenizer, so
+            models with another one are compared on tasks alone.
+        heldout_sequences: most windows of held-out text (0: all).
+    """
+
+    tasks: tuple[str, ...] = ("pocket",)
+    limit: int = 0
+    batch_size: int = 64
+    seq_len: int = 256
+    heldout: bool = True
+    heldout_sequences: int = 0
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Which analyses run, on how many validation tokens, in windows of ``seq_len``."""
+
+    probes: tuple[str, ...] = ("logit_lens", "linear", "knockout", "cka")
+    tokens: int = 16_384
+    seq_len: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A whole study: corpus x models x seeds x tasks x probes. Saved as ``study.json``.
+
+    Attributes:
+        question: what the study asks, in one sentence; the report opens with it.
+        baselines: what is scored beside the models (names of ``baselines.registry``).
+    """
+
+    name: str
+    scale: str
+    models: tuple[ModelSpec, ...]
+    question: str = ""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    baselines: tuple[str, ...] = ("ngram",)
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """Configuration of a training stage: what is built and how it is trained."""
+
+    architecture: Mapping[str, Any]
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class LoadStage:
+    """Configuration of opening a trained model; ``sha256`` is over what defines it."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BaselineStage:
+    """Configuration of a baseline's evaluation; ``name`` is a key of ``baselines.registry``."""
+
+    name: str
+    evaluate: EvalConfig
+
+
+@dataclass(frozen=True)
+class ProbeStage:
+    """Configuration of one probe on one model."""
+
+    probe: str
+    options: ProbeConfig
+
+
+@dataclass(frozen=True)
+class PairStage:
+    """Configuration of one probe on two models; ``other`` names the second."""
+
+    probe: str
+    options: ProbeConfig
+    other: Mapping[str, Any]
+
+
+def to_dict(value: Any) -> Any:
+    """Turn a configuration into plain JSON data (tuples become lists)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_dict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_dict(item) for item in value]
+    return value
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Build ``cls`` from plain data; raises ``UserError`` with the path of the bad key."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where or cls.__name__}: expected a table of keys, got {data!r}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, item in data.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            raise UserError(
+                f"unknown key {path!r}{nearest(str(key), hints)}; allowed: {', '.join(hints)}"
+            )
+        values[key] = _decode(hints[key], item, path)
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{where or cls.__name__}: missing {', '.join(missing)}")
+    return cls(**values)
+
+
+def _decode(hint: Any, item: Any, path: str) -> Any:
+    """Check one value against its type hint and convert lists to tuples."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return item
+    if origin in (Union, types.UnionType):
+        if item is None and type(None) in args:
+            return None
+        return _decode(next(a for a in args if a is not type(None)), item, path)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), item, path)
+    if origin is tuple and isinstance(item, list | tuple):
+        return tuple(_decode(args[0], x, f"{path}[{i}]") for i, x in enumerate(item))
+    if origin is not None and issubclass(origin, Mapping) and isinstance(item, Mapping):
+        return {str(k): _decode(args[1], v, f"{path}.{k}") for k, v in item.items()}
+    if hint is float and isinstance(item, int) and not isinstance(item, bool):
+        return float(item)
+    if isinstance(item, float) and not math.isfinite(item):
+        raise UserError(f"{path}: {item} is no number")
+    if isinstance(hint, type) and type(item) is hint:
+        return item
+    name = getattr(hint, "__name__", str(hint))
+    raise UserError(f"{path}: expected {name}, got {item!r}")
+
+
+def override(config: T, assignments: typing.Sequence[str]) -> T:
+    """Apply ``key.path=value`` assignments; values are JSON, or bare text.
+
+    List elements are addressed by name where they have one (``models.moe.seeds=[0,1,2]``).
+    """
+    data = to_dict(config)
+    for assignment in assignments:
+        path, sign, text = assignment.partition("=")
+        if not sign:
+            raise UserError(f"--set {assignment!r}: expected key=value")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        _assign(data, path.split("."), value, path)
+    return from_dict(type(config), data)
+
+
+def _assign(data: Any, keys: list[str], value: Any, path: str) -> None:
+    """Set a nested value in plain data, creating nothing that is not in the schema."""
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(data, list):
+            named = {str(item.get("name")): item for item in data if isinstance(item, dict)}
+            if key not in named:
+                raise UserError(
+                    f"--set {path}: no element {key!r}{nearest(key, named)}; "
+                    f"allowed: {', '.join(named)}"
+                )
+            if last:
+                raise UserError(f"--set {path}: name a key of {key!r}")
+            data = named[key]
+        elif isinstance(data, dict):
+            if last:
+                data[key] = value
+            elif key not in data:
+                raise UserError(
+                    f"--set {path}: unknown key {key!r}{nearest(key, data)}; "
+                    f"allowed: {', '.join(data)}"
+                )
+            else:
+                data = data[key]
+        else:
+            raise UserError(f"--set {path}: {'.'.join(keys[:position])} has no keys")

@@ -1,0 +1,229 @@
+"""What is written down: metric rows, stage records, atomic files. Imports no torch.
+
+A metric row is one number. A stage record holds the rows of one finished (or failed) stage,
+with everything that is needed to trust them. Both are contracts: a change of meaning bumps
+``SCHEMA``.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from engram_eval.errors import UserError
+
+SCHEMA = 1
+
+
+class Metric(NamedTuple):
+    """Unit and direction of a metric; ``reproducible`` is False for times and memory."""
+
+    unit: str
+    higher_is_better: bool | None
+    reproducible: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    "acc": Metric("fraction", True),
+    "acc_centered": Metric("fraction above chance, rescaled", True),
+    "bits_per_byte": Metric("bit/byte", False),
+    "bits_per_answer": Metric("bit/answer", False),
+    "loss_nats": Metric("nat/token", False),
+    "grad_norm": Metric("1", None),
+    "tokens": Metric("token", None),
+    "tokens_seen_per_parameter": Metric("token/parameter", None),
+    "epochs": Metric("1", None),
+    "params_total": Metric("parameter", None),
+    "params_active": Metric("parameter", None),
+    "params_table": Metric("parameter", None),
+    "flops_per_token": Metric("FLOP/token", None),
+    "router_load_max": Metric("share of tokens on the fullest expert x experts", None),
+    "rows_touched": Metric("fraction", None),
+    "gate_mean": Metric("1", None),
+    "kl_bits": Metric("bit/token", False),
+    "kl_reverse_bits": Metric("bit/token", False),
+    "early_kl_bits": Metric("bit/token", False),
+    "depth_half_layers": Metric("layer", None),
+    "depth_90_layers": Metric("layer", None),
+    "cross_entropy_bits": Metric("bit/token", False),
+    "entropy_bits": Metric("bit/token", None),
+    "top1_agreement": Metric("fraction", None),
+    "cka": Metric("1", None),
+    "aligned_layer": Metric("layer", None),
+    "selectivity": Metric("accuracy above the control task", True),
+    "loss_increase_nats": Metric("nat/token", None),
+    "retained": Metric("fraction of the intact score", None),
+    "entropy_absent_bits": Metric("bit/answer", None),
+    "entropy_perfect_bits": Metric("bit/answer", None),
+    "seconds": Metric("s", False, reproducible=False),
+    "tokens_per_s": Metric("token/s", True, reproducible=False),
+    "peak_memory_mb": Metric("MB", False, reproducible=False),
+}
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One number and what it is about; ``None`` means "does not apply", never 0.
+
+    Attributes:
+        name: the task, the probe, or ``train`` / ``heldout``.
+        metric: a key of ``METRICS``.
+        step: optimiser step; None at the end of training.
+        layer: 0-based block index.
+        site: ``resid_pre``, ``resid_post``, ``memory_out``, ``memory_gate``, ``mlp_out``, ...
+        condition: None, or ``memory_zeroed``, ``control_task``, ...
+        slice: labels that travelled with the examples, e.g. ``{"domain": "code"}``.
+        other: model, seed, layer, site of the second partner (CKA, patching).
+        baseline: what chance, or a named reference, scores.
+        artifact: file, key, sha256 of an array behind the number.
+    """
+
+    name: str
+    metric: str
+    value: float | None
+    schema: int = SCHEMA
+    study: str | None = None
+    run: str | None = None
+    model: str | None = None
+    seed: int | None = None
+    stage: str | None = None
+    split: str | None = None
+    step: int | None = None
+    layer: int | None = None
+    site: str | None = None
+    condition: str | None = None
+    slice: Mapping[str, str] = field(default_factory=dict)
+    other: Mapping[str, Any] | None = None
+    stderr: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n: int | None = None
+    baseline: float | None = None
+    artifact: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise UserError(f"metric {self.metric!r} of {self.name!r} is not in records.METRICS")
+        if self.value is not None and not math.isfinite(self.value):
+            raise UserError(f"{self.name}/{self.metric}: {self.value} is not finite; use None")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """The last thing that a stage writes. ``status`` is ``ok`` or ``failed``."""
+
+    schema: int
+    status: Literal["ok", "failed"]
+    error: str | None
+    stage: str
+    version: int
+    key: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    seed: int | None
+    commit: str | None
+    versions: Mapping[str, str]
+    device: str
+    started: str
+    seconds: float
+    metrics: tuple[MetricRow, ...] = ()
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise with sorted keys and no spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(value: Any) -> str:
+    """Hash a JSON value: 16 hex digits of sha256 over ``canonical_json``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file in hex."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a whole file or nothing: temporary name beside it, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = data.encode() if isinstance(data, str) else data
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(raw)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused."""
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    write_atomic(path, "".join(canonical_json(row) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file; a bad line is named by its number."""
+    with open(path, encoding="utf-8") as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
+
+
+def row_to_dict(row: MetricRow) -> dict[str, Any]:
+    """Return a row as plain JSON data."""
+    return dataclasses.asdict(row)
+
+
+def row_from_dict(data: Mapping[str, Any]) -> MetricRow:
+    """Rebuild a row; a newer schema or an unknown key raises ``UserError``."""
+    if data.get("schema", 0) > SCHEMA:
+        raise UserError(f"metric row of schema {data['schema']}: this version reads up to {SCHEMA}")
+    extra = set(data) - {f.name for f in dataclasses.fields(MetricRow)}
+    if extra:
+        raise UserError(f"metric row with unknown keys {sorted(extra)}")
+    return MetricRow(**data)
+
+
+def write_record(folder: Path, record: StageRecord) -> Path:
+    """Write ``record.json`` into a stage's folder, atomically, and return its path."""
+    path = folder / "record.json"
+    write_json(path, dataclasses.asdict(record))
+    return path
+
+
+def read_record(folder: Path) -> StageRecord | None:
+    """Read a stage's record, or None where there is none yet."""
+    path = folder / "record.json"
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text())
+        rows = tuple(row_from_dict(row) for row in data.pop("metrics"))
+        return StageRecord(**data, metrics=rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged record ({error})") from error
+
+
+def sort_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Order metric rows independently of the order in which stages ran."""
+    head = (row["stage"], row["model"], row["seed"], row["name"], row["metric"], row["layer"])
+    return (*((value is not None, value) for value in head), canonical_json(row))

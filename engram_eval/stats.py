@@ -1,0 +1,267 @@
+"""Uncertainty over items and over seeds; plain numpy in, named tuples out. Imports no torch.
+
+Items and seeds answer different questions. An interval over items says what other items of the
+same kind would have given with these very weights; only several seeds say what another training
+run would have given. No function here mixes the two.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+# Not ``from scipy import stats``: half a second that most of what needs these sums never uses.
+import scipy
+
+from engram_eval.errors import UserError
+
+Array = npt.NDArray[np.float64]
+
+# Bounds the resampling matrix to 64 MB however many items there are.
+_CHUNK_CELLS = 8_000_000
+
+
+class Interval(NamedTuple):
+    """An estimate, its confidence bounds and the two-sided p-value of "it is zero"."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+class SeedTest(NamedTuple):
+    """Difference of two means over seeds with its t statistic and degrees of freedom."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    t: float
+    dof: float
+
+
+def _vector(values: npt.ArrayLike, what: str, least: int = 1) -> Array:
+    """Check that ``values`` are at least ``least`` finite numbers and return them flat."""
+    array = np.asarray(values, dtype=np.float64).ravel()
+    if array.size < least:
+        raise UserError(f"{what}: {array.size} values, at least {least} are needed")
+    if not np.isfinite(array).all():
+        raise UserError(f"{what}: holds values that are not finite")
+    return array
+
+
+def mean_stderr(values: npt.ArrayLike) -> tuple[float, float]:
+    """Return the mean and its standard error, s / sqrt(n) with n - 1 in s."""
+    array = _vector(values, "mean_stderr", least=2)
+    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size))
+
+
+def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion (Wilson 1927); it never leaves [0, 1]."""
+    if not 0 <= successes <= n or n < 1:
+        raise UserError(f"wilson_interval: {successes} successes of {n}")
+    z = float(scipy.stats.norm.ppf(0.5 + level / 2))
+    share, z2n = successes / n, z * z / n
+    centre = (share + z2n / 2) / (1 + z2n)
+    half = z * math.sqrt(share * (1 - share) / n + z2n / (4 * n)) / (1 + z2n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_stderr(values: npt.ArrayLike, clusters: Sequence[object]) -> float:
+    """Return the standard error of the mean of items that share sources.
+
+    The cluster-robust sandwich of an intercept-only regression with the usual small-sample
+    factor G / (G - 1); clusters of one item give s / sqrt(n).
+
+    Raises:
+        UserError: if lengths differ or there are fewer than two clusters.
+    """
+    array = _vector(values, "clustered_stderr", least=2)
+    if len(clusters) != array.size:
+        raise UserError(f"clustered_stderr: {array.size} values, {len(clusters)} clusters")
+    sums = _cluster_sums(array - array.mean(), clusters)
+    if sums.size < 2:
+        raise UserError("clustered_stderr: one cluster; at least 2 are needed")
+    factor = sums.size / (sums.size - 1)
+    return float(math.sqrt(factor * np.square(sums).sum()) / array.size)
+
+
+def _cluster_sums(values: Array, clusters: Sequence[object]) -> Array:
+    """Sum ``values`` within each cluster, in the order of first appearance."""
+    index: dict[object, int] = {}
+    codes = [index.setdefault(cluster, len(index)) for cluster in clusters]
+    return np.bincount(codes, weights=values, minlength=len(index)).astype(np.float64)
+
+
+def paired_bootstrap(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    rng: np.random.Generator,
+    weights: npt.ArrayLike | None = None,
+    clusters: Sequence[object] | None = None,
+    resamples: int = 10_000,
+    level: float = 0.95,
+) -> Interval:
+    """Bootstrap the difference ``sum(b - a) / sum(weights)`` over items scored by both models.
+
+    With accuracies and no weights this is the difference of means; with bits and the bytes as
+    weights it is the difference in bits per byte.
+
+    Args:
+        a: per-item scores of the first model, shape (n,).
+        b: the same items by the second model, shape (n,).
+        rng: source of the resampling.
+        weights: the denominators, positive; None means 1 each.
+        clusters: labels of items that are drawn together; None draws single items.
+        resamples: bootstrap draws.
+        level: coverage of the interval.
+
+    Raises:
+        UserError: if lengths differ or there are fewer than two units to resample.
+    """
+    first, second = _vector(a, "paired_bootstrap"), _vector(b, "paired_bootstrap")
+    bottom = np.ones_like(first) if weights is None else _vector(weights, "paired_bootstrap")
+    if not first.size == second.size == bottom.size or (bottom <= 0).any():
+        raise UserError("paired_bootstrap: unequal lengths, or weights that are not positive")
+    top = second - first
+    if clusters is not None:
+        if len(clusters) != first.size:
+            raise UserError(f"paired_bootstrap: {first.size} items, {len(clusters)} clusters")
+        top, bottom = _cluster_sums(top, clusters), _cluster_sums(bottom, clusters)
+    return bootstrap_ratios(top[:, None], bottom[:, None], rng, resamples, level)[0]
+
+
+def bootstrap_ratios(
+    tops: Array,
+    bottoms: Array,
+    rng: np.random.Generator,
+    resamples: int = 10_000,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Bootstrap ``sum(top) / sum(bottom)`` of several quantities over the same units.
+
+    All columns see the same draws, which costs hardly more than one. Percentile intervals; p is
+    twice the smaller tail at zero, with one added to both counts (Davison & Hinkley 1997,
+    eq. 4.11), so never 0.
+
+    Args:
+        tops: numerators, (n, k): n units, k quantities.
+        bottoms: denominators of the same shape, positive.
+        rng: source of the resampling.
+        resamples: bootstrap draws.
+        level: coverage of the intervals.
+
+    Raises:
+        UserError: if there are fewer than two units.
+    """
+    if len(tops) < 2:
+        raise UserError("bootstrap: one unit; at least 2 are needed")
+    draws = _ratio_draws(tops, bottoms, resamples, rng)
+    lows, highs = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    tails = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
+    p = np.minimum(1.0, 2 * (tails + 1) / (resamples + 1))
+    values = tops.sum(axis=0) / bottoms.sum(axis=0)
+    return [Interval(*map(float, entry)) for entry in zip(values, lows, highs, p, strict=True)]
+
+
+def _ratio_draws(tops: Array, bottoms: Array, resamples: int, rng: np.random.Generator) -> Array:
+    """Return draws of the ratios, (resamples, k), in chunks of bounded memory."""
+    size = len(tops)
+    chunk = max(1, _CHUNK_CELLS // size)
+    parts = []
+    for start in range(0, resamples, chunk):
+        rows = min(chunk, resamples - start)
+        picks = rng.integers(0, size, size=(rows, size)) + size * np.arange(rows)[:, None]
+        counts = np.bincount(picks.ravel(), minlength=rows * size).reshape(rows, size)
+        drawn = counts.astype(np.float64)
+        parts.append((drawn @ tops) / (drawn @ bottoms))
+    return np.concatenate(parts)
+
+
+def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Return the exact two-sided p-value that two models are right equally often.
+
+    Args:
+        a: right (1) or wrong (0) per item, shape (n,).
+        b: the same items by the second model, shape (n,).
+    """
+    first, second = _vector(a, "mcnemar"), _vector(b, "mcnemar")
+    if first.size != second.size or not np.isin([*first, *second], (0.0, 1.0)).all():
+        raise UserError("mcnemar: needs two lists of 0 and 1 of equal length")
+    only_a, only_b = int((first > second).sum()), int((first < second).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def welch_test(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> SeedTest:
+    """Compare the means of two groups of seeds without assuming equal variances (Welch 1947)."""
+    first, second = _vector(a, "welch_test", least=2), _vector(b, "welch_test", least=2)
+    va, vb = first.var(ddof=1) / first.size, second.var(ddof=1) / second.size
+    spread = float(va + vb)
+    if spread == 0:
+        raise UserError("welch_test: both groups are constant")
+    dof = spread**2 / (va**2 / (first.size - 1) + vb**2 / (second.size - 1))
+    return _t_test(float(second.mean() - first.mean()), math.sqrt(spread), float(dof), level)
+
+
+def pooled_seed_test(
+    arms: Mapping[str, Sequence[float]], a: str, b: str, level: float = 0.95
+) -> SeedTest:
+    """Compare arms ``b`` and ``a`` with the variance pooled over all arms of one scale.
+
+    Few seeds per arm say little about the spread; the arms of a study are trained alike, so
+    their squared deviations are added up: dof = sum of (seeds - 1). With two arms this is
+    Student's test.
+
+    Raises:
+        UserError: if no arm has two seeds, or the pooled variance is zero.
+    """
+    groups = {name: _vector(values, f"arm {name!r}") for name, values in arms.items()}
+    dof = sum(group.size - 1 for group in groups.values())
+    squares = sum(float(np.square(group - group.mean()).sum()) for group in groups.values())
+    if dof == 0 or squares == 0:
+        raise UserError("pooled_seed_test: no spread over seeds to pool")
+    scale = math.sqrt(squares / dof * (1 / groups[a].size + 1 / groups[b].size))
+    return _t_test(float(groups[b].mean() - groups[a].mean()), scale, float(dof), level)
+
+
+def _t_test(value: float, stderr: float, dof: float, level: float) -> SeedTest:
+    """Fill in interval and p-value of a difference with a known standard error."""
+    t = value / stderr
+    half = float(scipy.stats.t.ppf(0.5 + level / 2, dof)) * stderr
+    p = 2 * float(scipy.stats.t.sf(abs(t), dof))
+    return SeedTest(value, value - half, value + half, p, t, dof)
+
+
+def holm(p_values: npt.ArrayLike) -> Array:
+    """Return p-values that control the chance of any false positive (Holm 1979)."""
+    p = _vector(p_values, "holm")
+    order = np.argsort(p, kind="stable")
+    scaled = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
+    return _unsort(scaled, order)
+
+
+def benjamini_hochberg(p_values: npt.ArrayLike) -> Array:
+    """Return p-values that control the share of false discoveries (Benjamini-Hochberg 1995)."""
+    p = _vector(p_values, "benjamini_hochberg")
+    order = np.argsort(p, kind="stable")[::-1]
+    scaled = np.minimum.accumulate(p[order] * p.size / np.arange(p.size, 0, -1))
+    return _unsort(scaled, order)
+
+
+def _unsort(values: Array, order: npt.NDArray[np.intp]) -> Array:
+    """Put sorted values back where they came from, capped at 1."""
+    result = np.empty_like(values)
+    result[order] = np.minimum(values, 1.0)
+    return result
+
+
+def centred(score: float, chance: float) -> float:
+    """Rescale a score so that chance is 0 and perfect is 1; below chance is negative."""
+    if not 0 <= chance < 1:
+        raise UserError(f"centred: chance {chance} is not in [0, 1)")
+    return (score - chance) / (1 - chance)

@@ -1,0 +1,198 @@
+"""Statistics against scipy, scikit-learn, brute force and numbers worked out by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from engram_eval import stats
+from engram_eval.errors import UserError
+
+FINITE = st.floats(-100, 100, allow_nan=False)
+P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_mean_stderr_equals_scipy():
+    values = rng().normal(size=31)
+    mean, stderr = stats.mean_stderr(values)
+    assert mean == pytest.approx(values.mean())
+    assert stderr == pytest.approx(scipy_stats.sem(values))
+
+
+@pytest.mark.parametrize(("k", "n", "level"), [(0, 7, 0.95), (3, 10, 0.95), (55, 56, 0.9)])
+def test_wilson_equals_scipy(k, n, level):
+    truth = scipy_stats.binomtest(k, n).proportion_ci(level, method="wilson")
+    assert stats.wilson_interval(k, n, level) == pytest.approx((truth.low, truth.high))
+
+
+@given(st.integers(1, 400), st.floats(0, 1))
+def test_wilson_holds_the_share_and_stays_in_the_unit_interval(n, fraction):
+    k = round(n * fraction)
+    low, high = stats.wilson_interval(k, n)
+    assert 0 <= low <= k / n + 1e-12 and k / n - 1e-12 <= high <= 1
+
+
+def test_clustered_stderr_by_hand():
+    # mean 3; sums of deviations per cluster: (1-3)+(2-3) = -3, (3-3)+(6-3) = 3;
+    # sqrt(2/1 * (9 + 9)) / 4 = 6 / 4
+    assert stats.clustered_stderr([1, 2, 3, 6], ["x", "x", "y", "y"]) == pytest.approx(1.5)
+
+
+def test_clusters_of_one_item_give_the_plain_stderr():
+    values = rng().normal(size=20)
+    assert stats.clustered_stderr(values, range(20)) == pytest.approx(scipy_stats.sem(values))
+
+
+def test_copied_items_in_clusters_do_not_shrink_the_stderr():
+    values = rng().normal(size=12)
+    copies = np.repeat(values, 5)
+    clusters = np.repeat(np.arange(12), 5).tolist()
+    assert stats.clustered_stderr(copies, clusters) == pytest.approx(scipy_stats.sem(values))
+
+
+def test_bootstrap_interval_equals_scipy():
+    a, b = rng(1).normal(size=80), rng(2).normal(0.4, size=80)
+    ours = stats.paired_bootstrap(a, b, rng(3), resamples=20_000, level=0.9)
+    truth = scipy_stats.bootstrap(
+        (b - a,), np.mean, n_resamples=20_000, confidence_level=0.9, method="percentile",
+        rng=rng(4),
+    ).confidence_interval  # fmt: skip
+    assert ours.value == pytest.approx((b - a).mean())
+    assert ours.low == pytest.approx(truth.low, abs=0.015)
+    assert ours.high == pytest.approx(truth.high, abs=0.015)
+
+
+def test_bootstrap_of_three_items_equals_all_27_draws():
+    a, b, w = np.zeros(3), np.array([1.0, 2.0, 6.0]), np.array([1.0, 1.0, 2.0])
+    draws = [
+        b[list(pick)].sum() / w[list(pick)].sum() for pick in itertools.product(range(3), repeat=3)
+    ]
+    ours = stats.paired_bootstrap(a, b, rng(), weights=w, resamples=60_000, level=0.6)
+    assert ours.value == pytest.approx(9 / 4)
+    assert ours.low == pytest.approx(np.quantile(draws, 0.2, method="inverted_cdf"), abs=0.01)
+    assert ours.high == pytest.approx(np.quantile(draws, 0.8, method="inverted_cdf"), abs=0.01)
+
+
+def test_bootstrap_chunks_do_not_change_the_draws(monkeypatch):
+    a, b = rng(1).normal(size=50), rng(2).normal(size=50)
+    whole = stats.paired_bootstrap(a, b, rng(3), resamples=500)
+    monkeypatch.setattr(stats, "_CHUNK_CELLS", 1000)
+    assert stats.paired_bootstrap(a, b, rng(3), resamples=500) == whole
+
+
+def test_bootstrap_over_clusters_is_wider_for_copied_items():
+    a, b = np.zeros(200), np.repeat(rng(5).normal(size=10), 20)
+    clusters = np.repeat(np.arange(10), 20).tolist()
+    items = stats.paired_bootstrap(a, b, rng(6), resamples=2000)
+    grouped = stats.paired_bootstrap(a, b, rng(6), clusters=clusters, resamples=2000)
+    assert grouped.value == pytest.approx(items.value)
+    assert grouped.high - grouped.low > 3 * (items.high - items.low)
+
+
+def test_bootstrap_covers_the_truth_as_often_as_it_says():
+    hits = 0
+    for trial in range(200):
+        noise = rng(trial).normal(0.3, size=60)
+        found = stats.paired_bootstrap(np.zeros(60), noise, rng(trial), resamples=400, level=0.9)
+        hits += found.low <= 0.3 <= found.high
+    assert 0.83 <= hits / 200 <= 0.96
+
+
+@given(st.lists(st.tuples(FINITE, FINITE), min_size=2, max_size=20), st.integers(0, 99))
+def test_swapping_the_models_flips_the_bootstrap(pairs, seed):
+    a, b = np.array(pairs).T
+    forth = stats.paired_bootstrap(a, b, rng(seed), resamples=99)
+    back = stats.paired_bootstrap(b, a, rng(seed), resamples=99)
+    assert back.value == pytest.approx(-forth.value)
+    assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low))
+    assert back.p == forth.p and 0 < forth.p <= 1
+
+
+def test_mcnemar_by_hand():
+    a = [1] * 6 + [0] * 1 + [1] * 5
+    b = [0] * 6 + [1] * 1 + [1] * 5
+    # seven disagreements, one on one side: 2 * (C(7,0) + C(7,1)) / 2^7
+    assert stats.mcnemar(a, b) == pytest.approx(2 * 8 / 128)
+    assert stats.mcnemar([1, 0], [1, 0]) == 1.0
+
+
+def test_welch_equals_scipy():
+    a, b = rng(1).normal(size=4), rng(2).normal(1, 3, size=6)
+    ours = stats.welch_test(a, b, level=0.9)
+    truth = scipy_stats.ttest_ind(b, a, equal_var=False)
+    assert (ours.t, ours.p, ours.dof) == pytest.approx((truth.statistic, truth.pvalue, truth.df))
+    bounds = truth.confidence_interval(0.9)
+    assert (ours.low, ours.high) == pytest.approx((bounds.low, bounds.high))
+
+
+def test_pooled_test_of_two_arms_is_students():
+    a, b = [1.0, 1.3, 0.9], [1.6, 1.5]
+    ours = stats.pooled_seed_test({"a": a, "b": b}, "a", "b", level=0.95)
+    truth = scipy_stats.ttest_ind(b, a)
+    bounds = truth.confidence_interval(0.95)
+    assert (ours.t, ours.p) == pytest.approx((truth.statistic, truth.pvalue))
+    assert (ours.low, ours.high) == pytest.approx((bounds.low, bounds.high))
+
+
+def test_pooled_test_equals_tukeys_ingredients():
+    arms = {"a": [1.0, 1.3], "b": [1.6, 1.5], "c": [2.0, 2.4, 2.1], "d": [5.0]}
+    ours = stats.pooled_seed_test(arms, "a", "b")
+    within = sum(np.var(v) * len(v) for v in arms.values()) / 4
+    assert ours.dof == 4
+    assert ours.t == pytest.approx((1.55 - 1.15) / math.sqrt(within))
+
+
+def test_holm_and_hochberg_by_hand():
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert stats.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, 0.02])
+
+
+@given(P_VALUES)
+def test_hochberg_equals_scipy(p):
+    assert stats.benjamini_hochberg(p) == pytest.approx(scipy_stats.false_discovery_control(p))
+
+
+@given(P_VALUES)
+def test_corrections_never_lower_a_p_value_and_keep_its_rank(p):
+    strict, lenient = stats.holm(p), stats.benjamini_hochberg(p)
+    assert (strict <= 1).all() and (lenient >= np.array(p) - 1e-12).all()
+    assert (strict >= lenient - 1e-12).all()
+    assert (np.diff(strict[np.argsort(p, kind="stable")]) >= -1e-12).all()
+
+
+@given(st.floats(0, 0.9))
+def test_centred_maps_chance_to_zero_and_one_to_one(chance):
+    assert stats.centred(chance, chance) == 0
+    assert stats.centred(1.0, chance) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: stats.mean_stderr([1.0]),
+        lambda: stats.mean_stderr([1.0, math.nan]),
+        lambda: stats.wilson_interval(3, 2),
+        lambda: stats.clustered_stderr([1, 2], ["x"]),
+        lambda: stats.clustered_stderr([1, 2], ["x", "x"]),
+        lambda: stats.paired_bootstrap([1.0, 2.0], [1.0], rng()),
+        lambda: stats.paired_bootstrap([1.0, 2.0], [1.0, 1.0], rng(), weights=[1.0, 0.0]),
+        lambda: stats.paired_bootstrap([1.0, 2.0], [1.0, 1.0], rng(), clusters=["x"]),
+        lambda: stats.paired_bootstrap([1.0], [1.0], rng()),
+        lambda: stats.mcnemar([0.5], [1]),
+        lambda: stats.welch_test([1, 1], [2, 2]),
+        lambda: stats.pooled_seed_test({"a": [1.0], "b": [2.0]}, "a", "b"),
+        lambda: stats.centred(0.5, 1.0),
+    ],
+)
+def test_impossible_input_is_refused(call):
+    with pytest.raises(UserError):
+        call()
