@@ -1,0 +1,255 @@
+"""Counts of the training text's n-grams, and what a token costs by them.
+
+The one measure of how static a token is: slices, probes and the n-gram baseline all use it.
+Probabilities are Witten-Bell, interpolated from order ``n`` down to the uniform distribution
+(Witten and Bell 1991, method C; Chen and Goodman 1998, section 2.5):
+
+    p_n(w | h) = (c(hw) + T(h) p_{n-1}(w | h')) / (c(h) + T(h)),        p_0 = 1 / V
+
+where ``T(h)`` counts the distinct tokens seen after ``h`` and ``h'`` is ``h`` without its oldest
+token. An unseen ``h`` leaves ``p_{n-1}`` as it is.
+
+No history crosses a document: it reaches back to the last token 0 and includes it, because 0 also
+marks the beginning of the next document.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from engram_eval.errors import UserError
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+BOUNDARY = 0
+
+
+def history_starts(tokens: ArrayLike, history_start: ArrayLike | None = None) -> Ints:
+    """Return for each position the first one that its history may include, (T,).
+
+    Args:
+        tokens: (T,).
+        history_start: (T,), non-decreasing: a further limit, for example the start of the
+            sequence where several lie behind each other. None: the beginning of ``tokens``.
+    """
+    tokens = np.asarray(tokens)
+    positions = np.arange(len(tokens))
+    boundary = np.maximum.accumulate(np.where(tokens == BOUNDARY, positions, 0))
+    starts = np.concatenate([[0], boundary[:-1]])[: len(tokens)]
+    return starts if history_start is None else np.maximum(starts, np.asarray(history_start))
+
+
+@dataclass(frozen=True)
+class NGramModel:
+    """Counts of all n-grams up to an order.
+
+    An n-gram is a key: (index of its first n-1 tokens in the table of order n-1) x V + last token.
+    This is exact for every vocabulary and order, and continuations of a history lie side by side.
+
+    Attributes:
+        vocab_size: V.
+        keys: per order (1 first) the sorted keys, int64.
+        counts: per order the number of times that each was seen.
+    """
+
+    vocab_size: int
+    keys: tuple[Ints, ...]
+    counts: tuple[Ints, ...]
+
+    @classmethod
+    def count(cls, tokens: ArrayLike, vocab_size: int, max_order: int = 5) -> "NGramModel":
+        """Count the n-grams of a token stream whose documents end with token 0.
+
+        Raises:
+            UserError: no tokens, a token outside the vocabulary, or an order below 1.
+        """
+        tokens = _checked(tokens, vocab_size)
+        if not len(tokens) or max_order < 1:
+            raise UserError(f"cannot count {len(tokens)} tokens to order {max_order}")
+        reach = np.arange(len(tokens)) - history_starts(tokens)
+        keys, counts = [], []
+        ids = np.zeros_like(tokens)
+        for order in range(1, max_order + 1):
+            here = _keys(ids, tokens, vocab_size, order)
+            seen = reach >= order - 1
+            unique, inverse, number = np.unique(here[seen], return_inverse=True, return_counts=True)
+            ids = np.full_like(tokens, -1)
+            ids[seen] = inverse
+            keys.append(unique)
+            counts.append(number)
+        return cls(vocab_size, tuple(keys), tuple(counts))
+
+    def save(self, folder: Path) -> None:
+        """Write one ``order<n>.keys.npy`` and ``order<n>.counts.npy`` per order."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "vocab_size.npy", np.int64(self.vocab_size))
+        for order, (keys, counts) in enumerate(zip(self.keys, self.counts, strict=True), start=1):
+            np.save(folder / f"order{order}.keys.npy", keys)
+            np.save(folder / f"order{order}.counts.npy", counts)
+
+    @classmethod
+    def load(cls, folder: Path) -> "NGramModel":
+        """Open what ``save`` wrote, as memory maps."""
+        orders = len(list(folder.glob("order*.keys.npy")))
+        if not orders:
+            raise UserError(f"{folder}: no n-gram counts here")
+        tables = [
+            tuple(
+                np.load(folder / f"order{order}.{name}.npy", mmap_mode="r")
+                for order in range(1, orders + 1)
+            )
+            for name in ("keys", "counts")
+        ]
+        return cls(int(np.load(folder / "vocab_size.npy")), *tables)
+
+    @property
+    def max_order(self) -> int:
+        """Longest n-gram that was counted."""
+        return len(self.keys)
+
+    @cached_property
+    def _continuations(self) -> tuple[tuple[Ints, Ints], ...]:
+        """Per order: c(h) and T(h) of each history h, indexed as in the table below it."""
+        sizes = [1, *(len(keys) for keys in self.keys[:-1])]
+        result = []
+        for size, keys, counts in zip(sizes, self.keys, self.counts, strict=True):
+            history = np.asarray(keys) // self.vocab_size
+            distinct = np.bincount(history, minlength=size)
+            # Sums of counts, exact in float64 up to 2**53.
+            total = np.bincount(history, weights=counts, minlength=size).astype(np.int64)
+            result.append((total, distinct))
+        return tuple(result)
+
+    def frequency(self, tokens: ArrayLike) -> Ints:
+        """Return how often each token occurs in the training text; same shape as ``tokens``."""
+        dense = np.zeros(self.vocab_size, np.int64)
+        dense[self.keys[0]] = self.counts[0]
+        return dense[np.asarray(tokens)]
+
+    def surprisal_bits(
+        self, tokens: ArrayLike, order: int, history_start: ArrayLike | None = None
+    ) -> Floats:
+        """Return -log2 p(x_t | the ``order`` - 1 tokens before it), (T,).
+
+        Args:
+            tokens: (T,); a document's beginning is known by the 0 before it.
+            order: 1 (frequency alone) to ``max_order``.
+            history_start: see ``history_starts``.
+        """
+        self._check_order(order)
+        tokens = _checked(tokens, self.vocab_size)
+        reach = np.arange(len(tokens)) - history_starts(tokens, history_start)
+        p = np.full(len(tokens), 1 / self.vocab_size)
+        ids = np.zeros_like(tokens)
+        for level in range(1, order + 1):
+            if not len(self.keys[level - 1]):
+                break  # no training document is so long
+            history = _previous(ids, level)
+            known = (history >= 0) & (reach >= level - 1)
+            ids = _find(self.keys[level - 1], _keys(ids, tokens, self.vocab_size, level), known)
+            count = np.where(ids >= 0, self.counts[level - 1][ids], 0)
+            total, distinct = (
+                np.where(known, a[history], 0) for a in self._continuations[level - 1]
+            )
+            known &= total > 0
+            p = np.where(known, (count + distinct * p) / np.maximum(total + distinct, 1), p)
+        return -np.log2(p)
+
+    def static_in(
+        self, tokens: ArrayLike, order: int = 3, history_start: ArrayLike | None = None
+    ) -> Floats:
+        """Return how surprising x_t is after its predecessors, in bits, (T,).
+
+        Low: at position t a pattern of the training text has just been completed.
+        """
+        return self.surprisal_bits(tokens, order, history_start)
+
+    def static_out(
+        self, tokens: ArrayLike, order: int = 3, history_start: ArrayLike | None = None
+    ) -> Floats:
+        """Return how surprising x_{t+1} is, in bits, (T,); NaN at the last position.
+
+        Low: what position t has to predict follows from the tokens at hand.
+        """
+        return next_value(self.surprisal_bits(tokens, order, history_start))
+
+    def distribution(self, context: Sequence[int], order: int | None = None) -> Floats:
+        """Return p(w | context) for every token w, (V,): the readable path, one token at a time.
+
+        Args:
+            context: tokens before; what lies before the last 0 has no influence.
+            order: as in ``surprisal_bits``; None: the highest.
+        """
+        order = self.max_order if order is None else order
+        self._check_order(order)
+        history = list(context)[max(0, len(context) - (order - 1)) :]
+        while BOUNDARY in history[1:]:
+            history = history[1:]
+        p = np.full(self.vocab_size, 1 / self.vocab_size)
+        for length in range(len(history) + 1):
+            index = self._index(history[len(history) - length :])
+            if index is None:
+                break
+            keys, counts = self.keys[length], self.counts[length]
+            first, last = np.searchsorted(
+                keys, [index * self.vocab_size, (index + 1) * self.vocab_size]
+            )
+            total, distinct = counts[first:last].sum(), last - first
+            if total:
+                p *= distinct / (total + distinct)
+                p[keys[first:last] % self.vocab_size] += counts[first:last] / (total + distinct)
+        return p
+
+    def log2_prob(self, context: Sequence[int], token: int, order: int | None = None) -> float:
+        """Return log2 p(token | context) by ``distribution``."""
+        return float(np.log2(self.distribution(context, order)[token]))
+
+    def _index(self, ngram: Sequence[int]) -> int | None:
+        """Return an n-gram's index in the table of its order, or None if it was never seen."""
+        index = 0
+        for keys, token in zip(self.keys, ngram, strict=False):
+            key = index * self.vocab_size + token
+            index = int(np.searchsorted(keys, key))
+            if index == len(keys) or keys[index] != key:
+                return None
+        return index
+
+    def _check_order(self, order: int) -> None:
+        if not 1 <= order <= self.max_order:
+            raise UserError(f"n-gram order {order}; counted are 1 to {self.max_order}")
+
+
+def next_value(values: Floats) -> Floats:
+    """Shift values of x_{t+1} to position t; NaN at the last, where there is none."""
+    return np.append(values[1:], np.nan)[: len(values)]
+
+
+def _checked(tokens: ArrayLike, vocab_size: int) -> Ints:
+    """Return tokens as int64; one outside the vocabulary would be taken for another n-gram."""
+    result = np.asarray(tokens).astype(np.int64)
+    if len(result) and not 0 <= result.min() <= result.max() < vocab_size:
+        raise UserError(
+            f"tokens from {result.min()} to {result.max()}; the vocabulary has {vocab_size}"
+        )
+    return result
+
+
+def _previous(ids: Ints, order: int) -> Ints:
+    """Return the history's index at each position, given those of order - 1; -1 where unknown."""
+    return ids if order == 1 else np.concatenate([[-1], ids[:-1]])[: len(ids)]
+
+
+def _keys(ids: Ints, tokens: Ints, vocab_size: int, order: int) -> Ints:
+    """Build the key of the n-gram that ends at each position."""
+    return _previous(ids, order) * vocab_size + tokens
+
+
+def _find(table: Ints, keys: Ints, wanted: NDArray[np.bool_]) -> Ints:
+    """Return the index of each wanted key in a sorted table, -1 where it is not there."""
+    index = np.minimum(np.searchsorted(table, keys), len(table) - 1)
+    return np.where(wanted & (table[index] == keys), index, -1)
