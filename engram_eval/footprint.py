@@ -1,0 +1,87 @@
+"""Roughly how many bytes training a model takes, from its architecture. Builds no model.
+
+Weights, gradients and Adam's two moments are counted exactly. Activations are the tensors that the
+backward pass waits for; which ones those are was read off the modules, so the sum is good to about
+a third. Python and its libraries take some 0.5 GB beside all this.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engram_eval.config import TrainConfig
+from engram_eval.ledger import architecture_config, ledger, moe_layers
+from engram_eval.models.causal_attention import BLOCK
+from engram_eval.models.configuration_engram import EngramConfig
+
+FLOAT32, BFLOAT16 = 4, 2
+AUTOCAST_SHARE = 0.7
+"""Activations' bytes under bf16 autocast over float32: norms and residuals stay wide."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that training takes.
+
+    Attributes:
+        weights: float32, and under autocast the bf16 copies of all but tables and embedding.
+        gradients: float32, tables included unless they are frozen.
+        optimizer: Adam's two moments, float32.
+        activations: estimate for one batch.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def training_footprint(architecture: Mapping[str, Any], train: TrainConfig) -> Footprint:
+    """Estimate the memory of training ``architecture``.
+
+    Raises:
+        UserError: an architecture that ``EngramConfig`` does not allow.
+    """
+    config = architecture_config(architecture)
+    counted = ledger(config, train.seq_len)
+    params = counted.params_total
+    copied = params - counted.params_table - counted.params_embedding
+    values = activations_per_token(config, train.seq_len) * train.seq_len * train.batch_size
+    bytes_per_value = FLOAT32 * (AUTOCAST_SHARE if train.autocast_bf16 else 1.0)
+    return Footprint(
+        weights=FLOAT32 * params + (BFLOAT16 * copied if train.autocast_bf16 else 0),
+        gradients=FLOAT32 * counted.params_trainable,
+        optimizer=2 * FLOAT32 * counted.params_trainable,
+        activations=round(bytes_per_value * values),
+    )
+
+
+def activations_per_token(config: EngramConfig, seq_len: int) -> int:
+    """Count the numbers per token that are kept for the backward pass.
+
+    A block keeps its two norms' results before and after the gain, queries, keys, values and the
+    heads' output, the attention weights of the positions that a block of queries sees, and four
+    inner vectors per SwiGLU; a routed expert also its input and output. The head works in chunks
+    and keeps one vector.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    key_width = config.num_key_value_heads * config.head_dim
+    sparse = moe_layers(config)
+    seen = (seq_len + min(seq_len, BLOCK)) // 2
+    block = 4 * width + 2 * heads + 2 * key_width + config.num_attention_heads * seen
+    dense = 4 * config.intermediate_size
+    expert = 4 * config.moe_intermediate_size + 2 * width
+    routed = config.num_experts_per_tok * expert + 4 * config.shared_expert_intermediate_size
+    memory = config.engram_memory_dim + 11 * width
+    return (
+        config.num_hidden_layers * block
+        + (config.num_hidden_layers - sparse) * dense
+        + sparse * routed
+        + len(config.engram_layers) * memory
+        + 4 * width
+    )

@@ -1,0 +1,156 @@
+"""Rotary positions (arXiv:2104.09864) and grouped-query attention (arXiv:2305.13245)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .causal_attention import rotary_causal_attention
+from .configuration_engram import EngramConfig
+from .precision import as_operand
+
+
+def inverse_frequencies(theta: float, head_dim: int) -> torch.Tensor:
+    """Return ``theta^(-2i/head_dim)`` for each pair i: (head_dim / 2,)."""
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosines and sines of the rotation at each position."""
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, theta: float, head_dim: int) -> None:
+        super().__init__()
+        self.theta, self.head_dim = theta, head_dim
+        self.register_buffer("inv_freq", inverse_frequencies(theta, head_dim), persistent=False)
+
+    @torch.no_grad()
+    def forward(
+        self, x: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (cos, sin), each (B, T, head_dim), in the dtype of ``x``.
+
+        The first half of the sines is negative, so that a rotation is two products.
+        """
+        angles = position_ids[..., None].float() * self.inv_freq.float()
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate ``x`` (B, heads, T, head_dim); pairs are (i, i + head_dim / 2), as in Llama."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend with the weights written out, for those who want to see them.
+
+    Args:
+        module: the attention layer; tells whether dropout applies.
+        query: (B, heads, T, head_dim).
+        key: (B, kv_heads, S, head_dim).
+        value: (B, kv_heads, S, head_dim).
+        attention_mask: added to the scores.
+        scaling: multiplies the scores.
+        dropout: share of the weights left out in training.
+        **kwargs: what other implementations take.
+
+    Returns:
+        output (B, T, heads, head_dim) and weights (B, heads, T, S).
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=wide).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class EngramAttention(nn.Module):
+    """Causal grouped-query attention with rotary positions; no biases."""
+
+    def __init__(self, config: EngramConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        width = config.num_attention_heads * self.head_dim
+        kv_width = config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend over ``hidden_states`` (B, T, D) and the cached past.
+
+        Returns:
+            output (B, T, D), and the weights (B, heads, T, S) where the implementation has them.
+        """
+        batch, length, _ = hidden_states.shape
+        x = as_operand(hidden_states)
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if past_key_values is None and attention_mask is None and self._trains_on_cpu(x, kwargs):
+            output = rotary_causal_attention(query, key, value, *position_embeddings, self.scaling)
+            return self.o_proj(output), None
+        cos, sin = (part.unsqueeze(1) for part in position_embeddings)
+        query, key = rotate(self._heads(query), cos, sin), rotate(self._heads(key), cos, sin)
+        value = self._heads(value)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        output, weights = self._attend(query, key, value, attention_mask, kwargs)
+        return self.o_proj(output.reshape(batch, length, -1)), weights
+
+    def _trains_on_cpu(self, x: torch.Tensor, options: dict[str, Any]) -> bool:
+        """Whether this is the plain causal pass that ``rotary_causal_attention`` is faster at."""
+        return (
+            x.device.type == "cpu"
+            and torch.is_grad_enabled()
+            and self.config._attn_implementation == "sdpa"
+            and options.get("is_causal", True)
+        )
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        options: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend by the implementation that the configuration names: (B, T, heads, head_dim)."""
+        implementation = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        output, weights = implementation(
+            self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **options
+        )
+        return output, weights
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, heads * head_dim) -> (B, heads, T, head_dim)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -1,0 +1,235 @@
+"""Configuration of a decoder whose feed-forward is dense or MoE, with or without Engram memory."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+ROUTER_SCORINGS = ("sigmoid", "softmax")
+GATES = ("plain", "signed_sqrt", "none")
+MEMORY_KINDS = ("engram", "plain", "over_encoding", "per_layer", "product_key")
+INDEXES = ("ngram", "single", "random", "exact")
+
+
+class EngramConfig(PreTrainedConfig):
+    """Architecture of :class:`EngramForCausalLM`; every key has a default, unknown ones are errors.
+
+    Backbone, named as in Llama: ``vocab_size``, ``hidden_size``, ``num_hidden_layers``,
+    ``num_attention_heads``, ``num_key_value_heads`` (0: as many as heads), ``head_dim`` (0:
+    ``hidden_size / num_attention_heads``), ``intermediate_size`` (width of a dense SwiGLU),
+    ``rope_theta``, ``rms_norm_eps``, ``tie_word_embeddings``, ``initializer_range``.
+
+    Mixture of experts, named as in DeepSeek-V3:
+        n_routed_experts: experts per layer; 0 makes every layer dense.
+        num_experts_per_tok: experts that a token visits.
+        moe_intermediate_size: width of a routed expert.
+        shared_expert_intermediate_size: width of the expert that every token visits; 0 for none.
+        first_k_dense_replace: this many first layers stay dense.
+        norm_topk_prob: whether the chosen experts' scores are scaled to sum to one.
+        routed_scaling_factor: multiplies the routed experts' weights.
+        router_scoring: ``sigmoid`` or ``softmax``.
+
+    Memory (arXiv:2601.07372):
+        engram_layers: 0-based layers that begin with a memory; none by default.
+        engram_ngram_orders: lengths of the hashed n-grams, ascending.
+        engram_heads: hash heads per order.
+        engram_rows: least rows per head for each order; a head has the next unused prime.
+        engram_row_dim: width of one row; the memory reads orders x heads x row_dim numbers a token.
+        engram_conv, engram_kernel_size, engram_dilation, engram_conv_zero_init: the short causal
+            convolution; dilation 0 means the largest order; zero weights start it at identity.
+        engram_gate: ``plain`` (the paper's sigmoid), ``signed_sqrt`` (DeepSeek's demo) or ``none``.
+        engram_compression: merge tokens that differ in case, accents or white space only; the map
+            is made from a tokenizer by ``EngramForCausalLM.set_tokenizer``.
+        engram_reset_at_eos: n-grams do not reach over ``eos_token_id``.
+        engram_pad_id: token id that stands before the start of a text.
+        engram_seed: draws the hash multipliers.
+        engram_bias: biases in the key and value projections, as in the demo.
+        engram_table_std: standard deviation of the rows at the start; small, like that of all other
+            weights, so that a memory begins by adding next to nothing.
+
+    Controls and relatives of the memory:
+        engram_memory: ``engram``; ``plain``: the rows themselves are added; ``over_encoding``:
+            n-grams averaged into the input (layer 0); ``per_layer``: a row of width
+            ``engram_row_dim`` for each token; ``product_key``: rows chosen by the hidden state.
+        engram_index: how n-grams find rows: ``ngram``: by hash; ``single``: there is one row per
+            head; ``random``: as n-grams that nobody wrote; ``exact``: listed ones have rows of
+            their own, without heads, and the others share the first of ``engram_rows``; the list
+            is made from tokens by ``EngramForCausalLM.set_ngrams``.
+        engram_frozen_table: rows stay as they are drawn.
+        product_keys: half keys on each side; their pairs have ``product_keys^2`` rows.
+        product_key_dim, product_key_top_k: width of a head's query; rows that a head reads.
+        product_key_replaces_mlp: the memory stands in place of the layer's feed-forward, not
+            beside it.
+
+    Raises:
+        ValueError: naming the value given and what is allowed.
+    """
+
+    model_type = "engram_moe"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - the base class's name
+
+    vocab_size: int = 4096
+    hidden_size: int = 128
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    intermediate_size: int = 192
+    max_position_embeddings: int = 4096
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    bos_token_id: int | None = 0
+    eos_token_id: int | None = 0
+    pad_token_id: int | None = 0
+
+    n_routed_experts: int = 0
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int = 64
+    shared_expert_intermediate_size: int = 64
+    first_k_dense_replace: int = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    router_scoring: str = "sigmoid"
+    output_router_logits: bool = False
+
+    engram_layers: Sequence[int] = ()
+    engram_ngram_orders: Sequence[int] = (2, 3)
+    engram_heads: int = 4
+    engram_rows: Sequence[int] = (1000, 1000)
+    engram_row_dim: int = 16
+    engram_conv: bool = True
+    engram_kernel_size: int = 4
+    engram_dilation: int = 0
+    engram_conv_zero_init: bool = True
+    engram_gate: str = "plain"
+    engram_compression: bool = True
+    engram_reset_at_eos: bool = True
+    engram_pad_id: int = 0
+    engram_seed: int = 0
+    engram_bias: bool = False
+    engram_table_std: float = 0.02
+
+    engram_memory: str = "engram"
+    engram_index: str = "ngram"
+    engram_frozen_table: bool = False
+    product_keys: int = 64
+    product_key_dim: int = 32
+    product_key_top_k: int = 8
+    product_key_replaces_mlp: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill what follows from other keys and check everything."""
+        _reject_misspelt(kwargs, self.__dataclass_fields__)
+        heads = self.num_attention_heads
+        _require(heads >= 1, "num_attention_heads", heads, "at least 1")
+        self.num_key_value_heads = self.num_key_value_heads or heads
+        self.head_dim = self.head_dim or self.hidden_size // heads
+        for name in ("engram_layers", "engram_ngram_orders", "engram_rows"):
+            setattr(self, name, list(getattr(self, name)))
+        _check_backbone(self)
+        _check_memory(self)
+        _check_relatives(self)
+        super().__post_init__(**kwargs)
+
+    @property
+    def engram_memory_dim(self) -> int:
+        """Numbers that a memory reads per token: orders x heads x row_dim."""
+        return len(self.engram_ngram_orders) * self.engram_heads * self.engram_row_dim
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether the 0-based ``layer`` routes its tokens to experts."""
+        if self.mlp_is_memory(layer):
+            return False
+        return self.n_routed_experts > 0 and layer >= self.first_k_dense_replace
+
+    def mlp_is_memory(self, layer: int) -> bool:
+        """Whether a memory stands in place of the feed-forward of the 0-based ``layer``."""
+        replaces = self.engram_memory == "product_key" and self.product_key_replaces_mlp
+        return replaces and layer in self.engram_layers
+
+
+def _require(ok: bool, name: str, given: object, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}={given!r}: must be {allowed}")
+
+
+def _reject_misspelt(extra: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Refuse unknown keys that look like ours; others belong to transformers (``torch_dtype``)."""
+    for key in extra:
+        if hasattr(EngramConfig, key):
+            continue
+        near = difflib.get_close_matches(key, fields, n=1, cutoff=0.85)
+        if near or key.startswith("engram_"):
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"EngramConfig has no key {key!r}{hint}")
+
+
+def _check_backbone(config: EngramConfig) -> None:
+    for name in (
+        *("vocab_size", "hidden_size", "num_hidden_layers"),
+        *("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings"),
+        *("num_experts_per_tok", "moe_intermediate_size", "engram_heads", "engram_row_dim"),
+        *("engram_kernel_size", "product_keys", "product_key_top_k"),
+    ):
+        _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+    for name in (
+        *("n_routed_experts", "shared_expert_intermediate_size", "first_k_dense_replace"),
+        *("engram_dilation", "engram_seed", "engram_table_std", "initializer_range"),
+    ):
+        _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
+    _require(
+        heads % kv == 0, "num_key_value_heads", kv, f"a divisor of num_attention_heads={heads}"
+    )
+    _require(config.head_dim % 2 == 0, "head_dim", config.head_dim, "even (rotary pairs)")
+    scoring = config.router_scoring
+    _require(scoring in ROUTER_SCORINGS, "router_scoring", scoring, f"one of {ROUTER_SCORINGS}")
+    experts, top = config.n_routed_experts, config.num_experts_per_tok
+    at_most = f"at most n_routed_experts={experts}"
+    _require(not experts or top <= experts, "num_experts_per_tok", top, at_most)
+
+
+def _check_memory(config: EngramConfig) -> None:
+    layers, orders = config.engram_layers, config.engram_ngram_orders
+    inside = all(0 <= layer < config.num_hidden_layers for layer in layers)
+    where = f"distinct 0-based layers below num_hidden_layers={config.num_hidden_layers}"
+    _require(inside and len(set(layers)) == len(layers), "engram_layers", layers, where)
+    ascending = bool(orders) and orders[0] >= 1 and orders == sorted(set(orders))
+    _require(ascending, "engram_ngram_orders", orders, "ascending lengths of at least 1")
+    rows = config.engram_rows
+    per_order = len(rows) == len(orders) and all(count >= 1 for count in rows)
+    _require(per_order, "engram_rows", rows, f"one number >= 1 for each order of {orders}")
+    _require(config.engram_gate in GATES, "engram_gate", config.engram_gate, f"one of {GATES}")
+    pad, size = config.engram_pad_id, config.vocab_size
+    _require(0 <= pad < size, "engram_pad_id", pad, f"a token id below vocab_size={size}")
+    _require(
+        not config.engram_reset_at_eos or isinstance(config.eos_token_id, int) or not layers,
+        "engram_reset_at_eos",
+        True,
+        "False where eos_token_id is None",
+    )
+
+
+def _check_relatives(config: EngramConfig) -> None:
+    kind, index = config.engram_memory, config.engram_index
+    _require(kind in MEMORY_KINDS, "engram_memory", kind, f"one of {MEMORY_KINDS}")
+    _require(index in INDEXES, "engram_index", index, f"one of {INDEXES}")
+    of_ngrams = kind in ("engram", "plain", "over_encoding")
+    _require(of_ngrams or index == "ngram", "engram_index", index, f"'ngram' for {kind!r}")
+    width = config.engram_memory_dim
+    as_wide = kind != "plain" or width == config.hidden_size
+    _require(as_wide, "orders x heads x row_dim", width, f"hidden_size={config.hidden_size}")
+    layers = config.engram_layers
+    at_input = kind != "over_encoding" or layers in ([], [0])
+    _require(at_input, "engram_layers", layers, "[0], the input, for 'over_encoding'")
+    longest, size = config.engram_ngram_orders[-1], config.vocab_size
+    countable = index != "exact" or size**longest < 2**63
+    _require(countable, "engram_ngram_orders", longest, f"shorter: {size}^{longest} exceeds int64")
+    half, top = config.product_key_dim, config.product_key_top_k
+    _require(half >= 2 and half % 2 == 0, "product_key_dim", half, "even, for two halves")
+    enough = kind != "product_key" or top <= config.product_keys
+    _require(enough, "product_key_top_k", top, f"at most product_keys={config.product_keys}")

@@ -1,0 +1,172 @@
+"""The n-gram hash: multiplicative XOR of the last token ids, modulo one prime per head.
+
+Source: arXiv:2601.07372 eq. 1 and DeepSeek's demonstration (``engram_demo_v1.py``): one mix per
+order, whose heads differ by their prime moduli only.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+INT64_MAX = 2**63 - 1
+LAYER_SEED_STRIDE = 10007
+
+
+def is_prime(number: int) -> bool:
+    """Trial division; tables have far fewer than 10^12 rows, so this takes microseconds."""
+    if number < 4:
+        return number > 1
+    if number % 2 == 0:
+        return False
+    return all(number % divisor for divisor in range(3, int(number**0.5) + 1, 2))
+
+
+def allot_primes(
+    layers: Sequence[int], rows: Sequence[int], heads: int
+) -> dict[int, tuple[int, ...]]:
+    """Give every hash head the next prime >= its order's ``rows`` that no other head has.
+
+    Primes are handed out layer by layer (in the given order), order by order, head by head.
+
+    Returns:
+        layer -> ``len(rows) * heads`` primes, orders outermost.
+    """
+    used: set[int] = set()
+    primes = {}
+    for layer in layers:
+        mine: list[int] = []
+        for least in rows:
+            candidate = least
+            for _ in range(heads):
+                while candidate in used or not is_prime(candidate):
+                    candidate += 1
+                used.add(candidate)
+                mine.append(candidate)
+        primes[layer] = tuple(mine)
+    return primes
+
+
+def draw_multipliers(layer: int, seed: int, count: int, vocab_size: int) -> tuple[int, ...]:
+    """Draw ``count`` odd multipliers so that id * multiplier never leaves int64.
+
+    Args:
+        layer: 0-based; each layer has multipliers of its own.
+        seed: the model's ``engram_seed``.
+        count: length of the longest n-gram.
+        vocab_size: number of distinct ids after compression.
+    """
+    half = max(1, INT64_MAX // vocab_size // 2)
+    generator = np.random.default_rng(seed + LAYER_SEED_STRIDE * layer)
+    return tuple(int(draw) * 2 + 1 for draw in generator.integers(0, half, size=count))
+
+
+class NgramHash(nn.Module):
+    """Row numbers of a token's n-grams in the concatenated table.
+
+    The constants are saved with the weights, so that a checkpoint does not depend on how they were
+    drawn.
+
+    Args:
+        orders: n-gram lengths, ascending.
+        primes: rows of each head, orders outermost: ``len(orders) * heads``.
+        multipliers: one per look-back position, ``max(orders)`` of them.
+    """
+
+    primes: torch.Tensor
+    multipliers: torch.Tensor
+
+    def __init__(
+        self, orders: Sequence[int], primes: Sequence[int], multipliers: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.orders = tuple(orders)
+        self.constants = {"primes": tuple(primes), "multipliers": tuple(multipliers)}
+        for name, values in self.constants.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.int64))
+
+    def hash_ids(self, history: torch.Tensor) -> torch.Tensor:
+        """Hash ``history`` (N, B, T), where [k] is the id k places back.
+
+        Returns:
+            (B, T, heads over all orders) row numbers within each head's own table.
+        """
+        terms = history * self.multipliers[:, None, None]
+        heads = len(self.primes) // len(self.orders)
+        found, mix = [], terms[0]
+        for length in range(1, self.orders[-1] + 1):
+            if length > 1:
+                mix = mix ^ terms[length - 1]
+            if length in self.orders:
+                first = self.orders.index(length) * heads
+                found.append(mix[..., None] % self.primes[first : first + heads])
+        return torch.cat(found, dim=-1)
+
+    def forward(self, history: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, heads) rows of the concatenated table for ``history`` (N, B, T)."""
+        offsets = self.primes.cumsum(0) - self.primes
+        return self.hash_ids(history) + offsets
+
+
+class TokenHistory(nn.Module):
+    """The compressed ids that each position's n-grams see.
+
+    What lies before the start of the text, is masked, or lies beyond a document end counts as the
+    pad id. The document end itself is not seen either, so that a document after another one reads
+    the same rows as alone.
+
+    Args:
+        vocab_size: V, size of the compression map.
+        length: N, how many ids (the present one included) the longest n-gram has.
+        pad_id: before compression.
+        boundary_id: token that ends a document; None to look across documents.
+        compressed: whether a map must be set; otherwise each id stands for itself.
+    """
+
+    compressed_ids: torch.Tensor
+
+    def __init__(
+        self, vocab_size: int, length: int, pad_id: int, boundary_id: int | None, compressed: bool
+    ) -> None:
+        super().__init__()
+        self.length, self.pad_id, self.boundary_id = length, pad_id, boundary_id
+        self.compressed = compressed
+        self.checked = False
+        self.register_buffer("compressed_ids", self.initial_map(vocab_size))
+
+    def initial_map(self, vocab_size: int) -> torch.Tensor:
+        """Return the identity, or -1 everywhere where a map must be set first."""
+        if self.compressed:
+            return torch.full((vocab_size,), -1, dtype=torch.int64)
+        return torch.arange(vocab_size)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` while the compression map is missing."""
+        if not self.checked and int(self.compressed_ids[0]) < 0:
+            raise ValueError(
+                "engram_compression=True, but the model has no compression map yet: "
+                "call model.set_tokenizer(tokenizer) first, or set engram_compression=False"
+            )
+        self.checked = True
+
+    def forward(self, ids: torch.Tensor, new: int) -> torch.Tensor:
+        """Collect what the last ``new`` positions of ``ids`` (B, S; -1 = absent) look back on.
+
+        Returns:
+            (N, B, new) compressed ids; [k] is the id k places back.
+        """
+        self.check()
+        reach = self.length - 1
+        ids = ids[:, -(new + reach) :]
+        ids = nn.functional.pad(ids, (new + reach - ids.shape[1], 0), value=-1)
+        pad = self.compressed_ids[self.pad_id]
+        seen = torch.where(ids < 0, pad, self.compressed_ids[ids.clamp_min(0)])
+        stop = ids < 0 if self.boundary_id is None else (ids < 0) | (ids == self.boundary_id)
+        history = [seen[:, reach:]]
+        blocked = torch.zeros_like(stop[:, reach:])
+        for back in range(1, self.length):
+            window = slice(reach - back, reach - back + new)
+            blocked = blocked | stop[:, window]
+            history.append(torch.where(blocked, pad, seen[:, window]))
+        return torch.stack(history)

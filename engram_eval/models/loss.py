@@ -1,0 +1,122 @@
+"""Cross-entropy over a vocabulary without keeping the logits.
+
+The float logits of a batch, (N, V), are the largest tensor of a small language model's step. Here
+they exist for one chunk of tokens at a time: loss and both gradients are computed in the forward
+pass, and the backward pass only scales them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORE_INDEX = -100
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, chunk_tokens: int = 512
+) -> Tensor:
+    """Return the mean cross-entropy of ``hidden @ weight.T`` against the labels.
+
+    Equals ``F.cross_entropy(F.linear(hidden, weight).float(), labels)``. Under autocast the three
+    products run in the autocast dtype; softmax, loss and the weight's gradient accumulate in
+    float32 (float64 where the inputs are).
+
+    Args:
+        hidden: (N, D) final hidden states.
+        weight: (V, D) output embedding.
+        labels: (N,) int64 targets; -100 is left out of the mean.
+        chunk_tokens: tokens whose logits exist at once; 512 x 4096 floats stay in the CPU cache.
+
+    Returns:
+        Scalar; NaN where every label is -100, as in ``F.cross_entropy``.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = _LinearCrossEntropy.apply(
+            hidden, weight, labels, chunk_tokens, dtype, torch.is_grad_enabled()
+        )
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Chunked loss; the gradients wait in ``ctx`` for the scale of the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        chunk_tokens: int,
+        dtype: torch.dtype,
+        grad: bool,
+    ) -> Tensor:
+        kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+        # Most batches ignore nothing: they need no copy.
+        dense = len(kept) == len(labels)
+        rows, targets = (hidden, labels) if dense else (hidden[kept], labels[kept])
+        want_hidden, want_weight = (grad and need for need in ctx.needs_input_grad[:2])
+        grad_rows = torch.empty_like(rows) if want_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=_wide(dtype)) if want_weight else None
+        total = _accumulate(
+            rows.to(dtype), weight.to(dtype), targets, chunk_tokens, grad_rows, grad_weight
+        )
+        if grad_rows is not None and not dense:
+            grad_rows = torch.zeros_like(hidden).index_copy_(0, kept, grad_rows)
+        ctx.save_for_backward(grad_rows, grad_weight)
+        ctx.count, ctx.weight_dtype = len(kept), weight.dtype
+        return total / len(kept) if len(kept) else total.new_full((), float("nan"))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grad_rows, grad_weight = ctx.saved_tensors
+        scale = grad_loss / ctx.count
+        hidden = None if grad_rows is None else grad_rows * scale.to(grad_rows.dtype)
+        weight = None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype)
+        return hidden, weight, None, None, None, None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which sums are kept: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _accumulate(
+    rows: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk_tokens: int,
+    grad_rows: Tensor | None,
+    grad_weight: Tensor | None,
+) -> Tensor:
+    """Return the summed loss of all rows and fill the gradients of that sum in place."""
+    total = torch.zeros((), dtype=_wide(rows.dtype), device=rows.device)
+    for start in range(0, len(rows), chunk_tokens):
+        part = slice(start, start + chunk_tokens)
+        loss, probs = _chunk(rows[part] @ weight.T, targets[part])
+        total += loss
+        if grad_rows is None and grad_weight is None:
+            continue
+        probs[torch.arange(len(probs), device=rows.device), targets[part]] -= 1
+        error = probs.to(rows.dtype)
+        if grad_rows is not None:
+            grad_rows[part] = error @ weight
+        if grad_weight is not None:
+            grad_weight += error.T @ rows[part]
+    return total
+
+
+def _chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed loss and the probabilities (C, V) of one chunk.
+
+    log Z is taken at the most probable token, whose probability cannot underflow:
+    log Z = max logit - log max p. This spares a second pass of exponentials.
+    """
+    logits = logits.to(_wide(logits.dtype))
+    probs = torch.softmax(logits, dim=-1)
+    log_z = logits.amax(-1) - probs.amax(-1).log()
+    return (log_z - logits.gather(1, targets[:, None]).squeeze(1)).sum(), probs

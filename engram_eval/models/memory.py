@@ -1,0 +1,172 @@
+"""The Engram memory: gated n-gram rows added to the residual stream (arXiv:2601.07372, eq. 1-6)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .cache import HistoryLayer
+from .configuration_engram import EngramConfig
+from .hashing import NgramHash, draw_multipliers
+from .layout import table_layouts
+from .norm import RMSNorm
+from .precision import as_operand
+from .table import RowTable
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """Everything that fixes the shape and the constants of one memory.
+
+    Attributes:
+        hidden_size: D, width of a residual stream.
+        orders: n-gram lengths, ascending.
+        heads: hash heads per order.
+        row_dim: width of one table row.
+        primes: rows of each head, orders outermost (``len(orders) * heads``); 1 or another number
+            in the controls that waive primes.
+        multipliers: hash multipliers, ``max(orders)``.
+        streams: M, residual streams; one key each, table and value shared (eq. 6).
+        kernel_size, dilation: taps of the short convolution; ``conv`` False leaves it out.
+        gate: ``plain``, ``signed_sqrt`` or ``none``; without a gate there are no keys.
+        bias: of the key and value projections.
+        norm_eps: of key and query norm; conv_norm_eps: of the convolution's.
+    """
+
+    hidden_size: int
+    orders: tuple[int, ...]
+    heads: int
+    row_dim: int
+    primes: tuple[int, ...]
+    multipliers: tuple[int, ...]
+    streams: int = 1
+    conv: bool = True
+    kernel_size: int = 4
+    dilation: int = 3
+    gate: str = "plain"
+    bias: bool = False
+    norm_eps: float = 1e-6
+    conv_norm_eps: float = 1e-6
+
+    @property
+    def memory_dim(self) -> int:
+        """Numbers read per token, d_mem."""
+        return len(self.primes) * self.row_dim
+
+
+def memory_specs(config: EngramConfig) -> dict[int, MemorySpec]:
+    """Return the n-gram memory of each layer in ``engram_layers``."""
+    orders = tuple(config.engram_ngram_orders)
+    return {
+        layer: MemorySpec(
+            hidden_size=config.hidden_size,
+            orders=orders,
+            heads=len(layout.head_rows) // len(orders),
+            row_dim=layout.row_dim,
+            primes=layout.head_rows,
+            multipliers=draw_multipliers(layer, config.engram_seed, orders[-1], config.vocab_size),
+            conv=config.engram_conv,
+            kernel_size=config.engram_kernel_size,
+            dilation=config.engram_dilation or orders[-1],
+            gate=config.engram_gate,
+            bias=config.engram_bias,
+            norm_eps=config.rms_norm_eps,
+            conv_norm_eps=config.rms_norm_eps,
+        )
+        for layer, layout in table_layouts(config).items()
+    }
+
+
+class DepthwiseCausalConv(nn.Module):
+    """Depthwise causal convolution along time: taps t, t - dilation, t - 2 dilation, ...
+
+    ``weight`` is (C, 1, kernel_size) as in ``nn.Conv1d``, the last tap being the present token.
+    Written as shifted products because that is several times faster than ``conv1d`` on a CPU.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, dilation: int) -> None:
+        super().__init__()
+        self.dilation = dilation
+        self.weight = nn.Parameter(torch.zeros(channels, 1, kernel_size))
+
+    def forward(self, x: torch.Tensor, new: int) -> torch.Tensor:
+        """Convolve ``x`` (B, S, C); only the last ``new`` outputs are made, (B, new, C)."""
+        taps = self.weight.squeeze(1).to(x.dtype).unbind(-1)
+        reach = (len(taps) - 1) * self.dilation
+        x = x[:, -(new + reach) :]
+        x = nn.functional.pad(x, (0, 0, new + reach - x.shape[1], 0))
+        output = x[:, :new] * taps[0]
+        for number, tap in enumerate(taps[1:], start=1):
+            start = number * self.dilation
+            output = torch.addcmul(output, x[:, start : start + new], tap)
+        return output
+
+
+class EngramMemory(nn.Module):
+    """Looks up the rows of the last n-grams and writes what the stream asks for.
+
+    Hook taps: ``memory_rows`` sees e_t (B, T, d_mem), ``gate_tap`` the gates (B, T, M); the
+    module's output is what is added to the residual stream.
+    """
+
+    def __init__(self, spec: MemorySpec) -> None:
+        super().__init__()
+        self.spec = spec
+        gain = spec.hidden_size if spec.streams == 1 else (spec.streams, spec.hidden_size)
+        width = spec.streams * spec.hidden_size
+        self.hash = NgramHash(spec.orders, spec.primes, spec.multipliers)
+        self.table = RowTable(sum(spec.primes), spec.row_dim)
+        self.memory_rows = nn.Identity()
+        self.value_proj = nn.Linear(spec.memory_dim, spec.hidden_size, bias=spec.bias)
+        if spec.gate != "none":
+            self.key_proj = nn.Linear(spec.memory_dim, width, bias=spec.bias)
+            self.key_norm = RMSNorm(gain, spec.norm_eps)
+            self.query_norm = RMSNorm(gain, spec.norm_eps)
+        self.gate_tap = nn.Identity()
+        if spec.conv:
+            self.conv_norm = RMSNorm(gain, spec.conv_norm_eps)
+            self.conv = DepthwiseCausalConv(width, spec.kernel_size, spec.dilation)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rows: torch.Tensor,
+        present: torch.Tensor | None = None,
+        history: HistoryLayer | None = None,
+    ) -> torch.Tensor:
+        """Return what is added to the residual stream, in the shape of ``hidden_states``.
+
+        Args:
+            hidden_states: (B, T, D), or (B, T, M, D) with M streams.
+            rows: (B, T, heads) from :class:`NgramHash`.
+            present: (B, T), False at padding, which the convolution must not see.
+            history: the convolution's earlier inputs; the new ones are appended.
+        """
+        one = hidden_states.dim() == 3
+        streams = hidden_states.unsqueeze(2) if one else hidden_states
+        read = as_operand(self.memory_rows(self.table(rows)))
+        gate = self.gate_tap(self._gate(streams, read))
+        gated = gate.unsqueeze(-1) * self.value_proj(read).unsqueeze(2)
+        if present is not None:
+            gated = gated * present[..., None, None].to(gated.dtype)
+        output = gated + self._mix(gated, history) if self.spec.conv else gated
+        return output.squeeze(2) if one else output
+
+    def _gate(self, streams: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        """Return the gate of each stream, (B, T, M): eq. 4."""
+        if self.spec.gate == "none":
+            return streams.new_ones(streams.shape[:3])
+        keys = self.key_proj(read).unflatten(-1, streams.shape[2:])
+        match = self.query_norm(streams) * self.key_norm(keys)
+        score = match.sum(-1) / math.sqrt(self.spec.hidden_size)
+        if self.spec.gate == "signed_sqrt":
+            score = score.sign() * score.abs().clamp_min(1e-6).sqrt()
+        return score.sigmoid()
+
+    def _mix(self, gated: torch.Tensor, history: HistoryLayer | None) -> torch.Tensor:
+        """Return ``silu(conv(norm(gated)))``, (B, T, M, D): eq. 5 without its residual."""
+        normed = self.conv_norm(gated).flatten(2)
+        seen = normed if history is None else history.append(normed)
+        mixed = self.conv(seen, normed.shape[1])
+        return nn.functional.silu(mixed).view_as(gated)

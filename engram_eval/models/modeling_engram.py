@@ -1,0 +1,392 @@
+"""A decoder with dense or MoE feed-forwards and, in chosen layers, a conditional memory."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import EngramAttention, RotaryEmbedding, inverse_frequencies
+from .cache import HistoryLayer, history_layers
+from .compression import compress_vocabulary
+from .configuration_engram import EngramConfig
+from .exact_index import ExactIndex
+from .hashing import NgramHash, TokenHistory, draw_multipliers
+from .loss import IGNORE_INDEX, linear_cross_entropy
+from .masks import default_position_ids, present_positions
+from .memories import MEMORIES, Maker, memory_makers, token_history
+from .memory import DepthwiseCausalConv
+from .moe import Experts, MoE, Router, SwiGLU
+from .norm import RMSNorm
+from .per_layer_embedding import GrowingNorm
+from .product_keys import FeedForwardWithMemory, NoFeedForward, ProductKeyMemory
+from .table import RowTable
+
+# What generic tools may pass on to the attention implementation or to output capturing.
+_FORWARD_KEYS = frozenset(
+    {
+        *("output_hidden_states", "output_attentions", "output_router_logits", "return_dict"),
+        *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "is_causal"),
+    }
+)
+
+
+class EngramDecoderLayer(GradientCheckpointingLayer):
+    """One block: memory (where there is one), attention, feed-forward, each added to the stream."""
+
+    def __init__(self, config: EngramConfig, layer_idx: int, make_memory: Maker | None) -> None:
+        super().__init__()
+        memory = None if make_memory is None else make_memory()
+        self.engram = None if isinstance(memory, ProductKeyMemory) else memory
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = EngramAttention(config, layer_idx)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = _feed_forward(config, layer_idx)
+        if isinstance(memory, ProductKeyMemory):
+            self.mlp = FeedForwardWithMemory(self.mlp, memory)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        lookup: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Transform ``hidden_states`` (B, T, D).
+
+        Args:
+            hidden_states: the residual stream.
+            lookup: what the memory takes beside it; see ``MemoryKind.inputs``.
+            **kwargs: go to the attention.
+        """
+        if self.engram is not None:
+            hidden_states = hidden_states + self.engram(hidden_states, **(lookup or {}))
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+def _feed_forward(config: EngramConfig, layer: int) -> nn.Module:
+    if config.mlp_is_memory(layer):
+        return NoFeedForward()
+    if config.is_moe_layer(layer):
+        return MoE(config)
+    return SwiGLU(config.hidden_size, config.intermediate_size)
+
+
+class EngramPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initial weights."""
+
+    config: EngramConfig
+    config_class = EngramConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EngramDecoderLayer"]  # noqa: RUF012 - transformers' name
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": EngramDecoderLayer,
+        "attentions": OutputRecorder(EngramAttention, index=1),
+        "router_logits": OutputRecorder(Router, index=0),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill one module; transformers builds models without memory and calls this afterwards."""
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, RowTable):
+            init.normal_(module.weight, std=self.config.engram_table_std)
+        elif isinstance(module, Router):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.e_score_correction_bias)
+        elif isinstance(module, Experts):
+            init.normal_(module.gate_up_proj, std=std)
+            init.normal_(module.down_proj, std=std)
+        elif isinstance(module, ProductKeyMemory):
+            init.uniform_(module.keys, -module.key_bound, module.key_bound)
+        elif isinstance(module, GrowingNorm):
+            init.zeros_(module.weight)
+        elif isinstance(module, ExactIndex):
+            init.copy_(module.keys, module.no_keys())
+        elif isinstance(module, DepthwiseCausalConv):
+            init.normal_(module.weight, std=0.0 if self.config.engram_conv_zero_init else std)
+        elif isinstance(module, RotaryEmbedding):
+            init.copy_(module.inv_freq, inverse_frequencies(module.theta, module.head_dim))
+        elif isinstance(module, NgramHash):
+            for name, values in module.constants.items():
+                init.copy_(getattr(module, name), torch.tensor(values))
+        elif isinstance(module, TokenHistory):
+            init.copy_(module.compressed_ids, module.initial_map(self.config.vocab_size))
+
+
+class EngramModel(EngramPreTrainedModel):
+    """The decoder without its head."""
+
+    def __init__(self, config: EngramConfig) -> None:
+        super().__init__(config)
+        makers = memory_makers(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            EngramDecoderLayer(config, layer, makers.get(layer))
+            for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = RotaryEmbedding(config.rope_theta, config.head_dim)
+        self.token_history = token_history(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def memory(self, layer: int) -> Any:
+        """Return the memory of a 0-based layer."""
+        block = self.layers[layer]
+        return block.mlp.memory if block.engram is None else block.engram
+
+    @torch.no_grad()
+    def set_compression(self, compressed_ids: torch.Tensor) -> None:
+        """Set the compression map (V,) and draw the hash multipliers that fit its range."""
+        if self.token_history is None:
+            return
+        size = self.config.vocab_size
+        if compressed_ids.shape != (size,) or int(compressed_ids.min()) < 0:
+            given = f"shape {tuple(compressed_ids.shape)}, least {int(compressed_ids.min())}"
+            raise ValueError(f"compressed_ids: {given}; must be ({size},) numbers >= 0")
+        self.token_history.compressed_ids.copy_(compressed_ids)
+        classes = int(compressed_ids.max()) + 1
+        for layer in self.config.engram_layers:
+            index = self.memory(layer).hash
+            if isinstance(index, NgramHash):
+                count = len(index.multipliers)
+                drawn = draw_multipliers(layer, self.config.engram_seed, count, classes)
+                index.multipliers.copy_(torch.tensor(drawn))
+
+    def set_ngrams(self, ids: torch.Tensor) -> None:
+        """Give the most frequent n-grams of ``ids`` (T,) rows of their own (``exact`` index)."""
+        if self.token_history is None or self.config.engram_index != "exact":
+            return
+        for layer in self.config.engram_layers:
+            self.memory(layer).hash.list_ngrams(self.token_history, ids)
+
+    def ngram_rows(self, input_ids: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Return layer -> (B, T, heads) table rows of ``input_ids`` (B, T); -1 marks padding."""
+        return self._rows(input_ids, input_ids.shape[1])
+
+    def _rows(self, ids: torch.Tensor, new: int) -> dict[int, torch.Tensor]:
+        if self.token_history is None:
+            return {}
+        seen = self.token_history(ids, new)
+        return {layer: self.memory(layer).hash(seen) for layer in self.config.engram_layers}
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        engram_rows: dict[int, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """Return the last hidden states (B, T, D), after the final norm.
+
+        Args:
+            input_ids: (B, T); needed by the memory even where ``inputs_embeds`` (B, T, D) is given.
+            attention_mask: (B, past + T), 0 at padding; or transformers' 4-D mask.
+            position_ids: (B, T); by default counted from the first token that is no padding.
+            past_key_values: cache of earlier positions; holds the memory's look-back too.
+            inputs_embeds: (B, T, D) instead of the ids' embeddings.
+            use_cache: return a cache, making one if none is given.
+            engram_rows: layer -> (B, T, heads), instead of hashing ``input_ids``.
+            **kwargs: ``output_hidden_states``, ``output_attentions``, ``output_router_logits``,
+                and what the attention implementation takes.
+        """
+        _check_keys(kwargs)
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        length = embeds.shape[1]
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        present = present_positions(attention_mask, int(past), length)
+        if position_ids is None:
+            position_ids = default_position_ids(attention_mask, int(past), length, embeds.device)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        rows, histories = self._look_back(input_ids, present, past_key_values, engram_rows)
+        inputs = MEMORIES[self.config.engram_memory].inputs
+        hidden = embeds
+        rotary = self.rotary_emb(hidden, position_ids)
+        for number, layer in enumerate(self.layers):
+            given = {
+                "rows": rows.get(number),
+                "embeds": embeds,
+                "present": present,
+                "history": histories.get(number),
+            }
+            hidden = layer(
+                hidden,
+                lookup={name: given[name] for name in inputs},
+                position_embeddings=rotary,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return MoeModelOutputWithPast(
+            last_hidden_state=self.norm(hidden), past_key_values=past_key_values
+        )
+
+    def _look_back(
+        self,
+        input_ids: torch.Tensor | None,
+        present: torch.Tensor | None,
+        cache: Cache | None,
+        given: dict[int, torch.Tensor] | None,
+    ) -> tuple[dict[int, torch.Tensor], dict[int, HistoryLayer]]:
+        """Return each memory layer's rows and the history of its convolution."""
+        layers = self.config.engram_layers
+        if self.token_history is None:
+            return {}, {}
+        if input_ids is None:
+            if given is None or cache is not None:
+                raise ValueError("the memory hashes token ids: give input_ids beside inputs_embeds")
+            return given, {}
+        ids = input_ids if present is None else input_ids.masked_fill(~present, -1)
+        histories: dict[int, HistoryLayer] = {}
+        if cache is not None:
+            before = int(cache.get_seq_length())
+            first, *others = history_layers(cache, len(self.layers), 1 + len(layers))
+            if first.get_seq_length() != before:
+                raise ValueError(
+                    f"past_key_values holds {before} positions, but the ids of "
+                    f"{first.get_seq_length()}: it must come whole from this model"
+                )
+            ids = first.append(ids.unsqueeze(-1)).squeeze(-1)
+            histories = dict(zip(layers, others, strict=True))
+        if given is not None:
+            return given, histories
+        return self._rows(ids, input_ids.shape[1]), histories
+
+
+class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
+    """The decoder with its language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: EngramConfig) -> None:
+        super().__init__(config)
+        self.model = EngramModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Fill the compression map from ``tokenizer``; nothing to do without compression."""
+        history = self.model.token_history
+        if history is not None and history.compressed:
+            self.model.set_compression(compress_vocabulary(tokenizer, self.config.vocab_size))
+
+    def set_ngrams(self, ids: torch.Tensor) -> None:
+        """List the n-grams of a text, ``ids`` (T,); nothing to do unless the index is exact.
+
+        Call it after ``set_tokenizer``: n-grams are listed as the memory sees them.
+        """
+        self.model.set_ngrams(ids)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        loss_only: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        engram_rows: dict[int, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> MoeCausalLMOutputWithPast:
+        """Return logits (B, T, V) and, with ``labels``, the mean next-token loss in nats.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: see :meth:`EngramModel.forward`, also for the next four.
+            position_ids: (B, T).
+            past_key_values: cache.
+            inputs_embeds: (B, T, D).
+            use_cache: return a cache.
+            labels: (B, T), the input ids; shifted here; -100 is not counted.
+            logits_to_keep: last positions to make logits for (0: all), or their indices.
+            loss_only: with ``labels``, leave the logits out (None) and never build them; by
+                default while training.
+            num_items_in_batch: divide the summed loss by this instead of the counted labels.
+            engram_rows: see :meth:`EngramModel.forward`.
+            **kwargs: see :meth:`EngramModel.forward`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            engram_rows=engram_rows,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        loss = None
+        if labels is not None:
+            loss = self._loss(hidden, labels, num_items_in_batch)
+        logits = None
+        if labels is None or not (self.training if loss_only is None else loss_only):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else None
+            logits = self.lm_head(hidden[:, logits_to_keep if kept is None else kept])
+        return MoeCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits,
+        )
+
+    def _loss(
+        self, hidden: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Return the mean loss of predicting ``labels`` (B, T) one position ahead."""
+        ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).to(hidden.device)
+        loss = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, ahead.flatten())
+        if items is None:
+            return loss
+        return loss * (ahead != IGNORE_INDEX).sum() / items
+
+
+def _check_keys(given: dict[str, Any]) -> None:
+    """Refuse arguments that would have no effect."""
+    unknown = sorted(set(given) - _FORWARD_KEYS)
+    if unknown:
+        raise TypeError(
+            f"EngramModel.forward got {', '.join(unknown)}; beside its own arguments it takes "
+            f"{', '.join(sorted(_FORWARD_KEYS))}"
+        )

@@ -1,0 +1,173 @@
+"""Feed-forward layers: SwiGLU (arXiv:2002.05202) and a dropless mixture of SwiGLU experts.
+
+Routing follows DeepSeek-V3 (arXiv:2412.19437): sigmoid scores, and a bias per expert that is added
+for the choice of experts only and keeps them evenly loaded without a loss (arXiv:2408.15664).
+"""
+
+import torch
+from torch import nn
+
+from .configuration_engram import EngramConfig
+from .grouped_experts import grouped_experts
+from .precision import as_operand
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate(x)) * up(x))``."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform ``x`` (..., D)."""
+        x = as_operand(x)
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Router(nn.Module):
+    """Chooses ``num_experts_per_tok`` experts for each token."""
+
+    e_score_correction_bias: torch.Tensor
+
+    def __init__(self, config: EngramConfig) -> None:
+        super().__init__()
+        self.top_k, self.scoring = config.num_experts_per_tok, config.router_scoring
+        self.norm_topk_prob = config.norm_topk_prob
+        self.routed_scaling_factor = config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.zeros(config.n_routed_experts, config.hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+
+    def forward(
+        self, hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Route ``hidden_states`` (N, D).
+
+        Returns:
+            logits (N, E), weights (N, K) and expert numbers (N, K).
+        """
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
+        # Near-equal scores would flip with half precision, and with them the experts.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits = nn.functional.linear(hidden_states.to(wide), self.weight.to(wide))
+        scores = logits.sigmoid() if self.scoring == "sigmoid" else logits.softmax(dim=-1)
+        chosen = (scores.detach() + self.e_score_correction_bias).topk(self.top_k, dim=-1).indices
+        weights = scores.gather(1, chosen)
+        if self.norm_topk_prob:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return logits, weights * self.routed_scaling_factor, chosen
+
+
+class Experts(nn.Module):
+    """All routed experts, stacked: ``gate_up_proj`` (E, D, 2F) and ``down_proj`` (E, F, D)."""
+
+    is_transposed = True
+
+    def __init__(self, config: EngramConfig) -> None:
+        super().__init__()
+        experts, width = config.n_routed_experts, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.zeros(experts, config.hidden_size, 2 * width))
+        self.down_proj = nn.Parameter(torch.zeros(experts, width, config.hidden_size))
+
+    def forward(
+        self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, counts: torch.Tensor
+    ) -> torch.Tensor:
+        """Send each token of ``x`` (N, D) to its ``chosen`` (N, K) experts and add their outputs.
+
+        Few tokens, and even loads on a GPU, run as one batched product, padded to the fullest
+        expert's load; otherwise each expert multiplies its own slice. Both give the same numbers.
+
+        Args:
+            x: (N, D).
+            weights: (N, K) factors of the outputs.
+            chosen: (N, K) expert numbers.
+            counts: (E,) tokens of each expert.
+        """
+        slots, capacity = chosen.numel(), int(counts.max())
+        few = slots <= 2 * len(counts)
+        if few or (x.device.type != "cpu" and len(counts) * capacity <= 2 * slots):
+            return self._padded(x, weights, chosen, counts, capacity)
+        gate_up, down = as_operand(self.gate_up_proj), as_operand(self.down_proj)
+        return grouped_experts(as_operand(x), weights, chosen, gate_up, down, counts)
+
+    def _padded(
+        self,
+        x: torch.Tensor,
+        weights: torch.Tensor,
+        chosen: torch.Tensor,
+        counts: torch.Tensor,
+        capacity: int,
+    ) -> torch.Tensor:
+        """Run all experts in two batched products over (E, capacity, D)."""
+        order, experts = _by_expert(chosen)
+        place = torch.arange(len(order), device=x.device) - (counts.cumsum(0) - counts)[experts]
+        place = place + experts * capacity
+        source = torch.full((len(counts) * capacity,), len(x), device=x.device)
+        source[place] = order // chosen.shape[1]
+        rows = nn.functional.embedding(source, nn.functional.pad(as_operand(x), (0, 0, 0, 1)))
+        inner = _swiglu(torch.bmm(rows.unflatten(0, (len(counts), capacity)), self.gate_up_proj))
+        outer = torch.bmm(inner, self.down_proj).flatten(0, 1)
+        back = torch.empty_like(order).index_copy_(0, order, place)
+        return _combine(outer.index_select(0, back), weights)
+
+
+def _by_expert(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the flat (token, choice) pairs sorted by expert, and each one's expert."""
+    experts, order = chosen.flatten().sort(stable=True)
+    return order, experts
+
+
+def _swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return nn.functional.silu(gate) * up
+
+
+def _combine(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Add a token's K expert outputs: (N * K, D) and (N, K) -> (N, D)."""
+    return (outputs.unflatten(0, weights.shape) * weights.unsqueeze(-1)).sum(dim=1)
+
+
+class MoE(nn.Module):
+    """Routed experts plus one shared expert (none where its width is 0).
+
+    Attributes:
+        last_expert_counts: (E,) int64, tokens that each expert got in the last forward pass.
+    """
+
+    def __init__(self, config: EngramConfig) -> None:
+        super().__init__()
+        self.gate, self.experts = Router(config), Experts(config)
+        shared = config.shared_expert_intermediate_size
+        self.shared_experts = SwiGLU(config.hidden_size, shared) if shared else None
+        self.last_expert_counts: torch.Tensor | None = None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Transform ``hidden_states`` (B, T, D)."""
+        flat = hidden_states.flatten(0, -2)
+        _, weights, chosen = self.gate(flat)
+        counts = torch.bincount(chosen.flatten(), minlength=len(self.gate.weight))
+        self.last_expert_counts = counts
+        x = as_operand(flat)
+        output = self.experts(x, weights, chosen, counts)
+        if self.shared_experts is not None:
+            output = output + self.shared_experts(x)
+        return output.view_as(hidden_states).to(hidden_states.dtype)
+
+
+@torch.no_grad()
+def update_router_bias(model: nn.Module, rate: float) -> None:
+    """Raise the bias of experts below the mean load by ``rate``, lower the others'.
+
+    Uses the last forward pass; call it after each optimiser step (arXiv:2408.15664 algorithm 1).
+
+    Raises:
+        ValueError: a MoE layer has not run yet.
+    """
+    for module in model.modules():
+        if isinstance(module, MoE):
+            if module.last_expert_counts is None:
+                raise ValueError("update_router_bias needs a forward pass first")
+            load = module.last_expert_counts.float()
+            module.gate.e_score_correction_bias += rate * torch.sign(load.mean() - load)
