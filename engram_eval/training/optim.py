@@ -1,0 +1,100 @@
+"""AdamW in three groups, its schedule, and clipping.
+
+The memory's table has its own rate and no weight decay (arXiv:2601.07372 App. A: Adam, rate x5).
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engram_eval.config import TrainConfig
+from engram_eval.models.memory import DepthwiseCausalConv
+
+UNDECAYED = (nn.Embedding, nn.Conv1d, DepthwiseCausalConv)
+TABLE_SUFFIX = "table.weight"
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Split the parameters; every trainable one is in exactly one group.
+
+    - ``matrices``: weights of linear layers, experts, router and output head; weight decay.
+    - ``vectors``: norms, biases, the depthwise convolution and the token embedding; no decay.
+    - ``table``: the n-gram memory's rows; no decay, ``lr * table_lr_multiplier``.
+    """
+    plain = {id(p) for p in _undecayed(model)}
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "table": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.endswith(TABLE_SUFFIX):
+            groups["table"].append(parameter)
+        else:
+            groups["vectors" if id(parameter) in plain else "matrices"].append(parameter)
+    decay = {"matrices": config.weight_decay, "vectors": 0.0, "table": 0.0}
+    scale = {"matrices": 1.0, "vectors": 1.0, "table": config.table_lr_multiplier}
+    return [
+        {"params": params, "name": name, "weight_decay": decay[name], "lr_scale": scale[name]}
+        for name, params in groups.items()
+        if params
+    ]
+
+
+def _undecayed(model: nn.Module) -> Iterable[nn.Parameter]:
+    for module in model.modules():
+        whole = isinstance(module, UNDECAYED)
+        for parameter in module.parameters(recurse=False):
+            if whole or parameter.ndim < 2:
+                yield parameter
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW over ``parameter_groups``; fused: one pass over each tensor."""
+    return torch.optim.AdamW(
+        parameter_groups(model, config),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Return the backbone's rate of a 0-based step.
+
+    Linear warm-up over ``warmup_fraction`` of the steps, then a half cosine that reaches
+    ``lr * min_lr_ratio`` at the last step.
+    """
+    warmup = math.ceil(config.warmup_fraction * steps)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of the backbone's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> tuple[float, float]:
+    """Scale all gradients down to a global norm; return the norms before it.
+
+    Returns:
+        Norm of all gradients, and of the tables' alone (0 without a table).
+    """
+    named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
+    total = _norm([grad for _, grad in named])
+    table = _norm([grad for name, grad in named if name.endswith(TABLE_SUFFIX)])
+    if total > max_norm:
+        torch._foreach_mul_([grad for _, grad in named], max_norm / (total + 1e-6))
+    return total, table
+
+
+def _norm(grads: list[Tensor]) -> float:
+    if not grads:
+        return 0.0
+    return float(torch.stack(torch._foreach_norm(grads)).norm())

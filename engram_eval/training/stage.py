@@ -1,0 +1,202 @@
+"""The training stage: from a corpus and an architecture to a Hugging Face folder and its curves."""
+
+import functools
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engram_eval.allocator import keep_freed_memory
+from engram_eval.config import TrainConfig, TrainStage, to_dict
+from engram_eval.corpus.store import Corpus, load_corpus
+from engram_eval.errors import UserError
+from engram_eval.evaluation.heldout import heldout_rows
+from engram_eval.ledger import architecture_config, ledger_of
+from engram_eval.models.modeling_engram import EngramForCausalLM
+from engram_eval.models.register import register
+from engram_eval.progress import Reporter
+from engram_eval.records import (
+    MetricRow,
+    content_hash,
+    file_sha256,
+    read_jsonl,
+    row_from_dict,
+    row_to_dict,
+)
+from engram_eval.training.checkpoint import delete_resume_points
+from engram_eval.training.data import Batches
+from engram_eval.training.folder import write_model_folder
+from engram_eval.training.loop import Run, train_model
+from engram_eval.training.watch import peak_memory_mb, reset_peak_memory
+
+EVAL_BATCH = 16
+
+
+def train(
+    inputs: Mapping[str, Path],
+    config: TrainStage,
+    seed: int | None,
+    out: Path,
+    report: Reporter,
+) -> list[MetricRow]:
+    """Train one model, going on from a resume point if there is one.
+
+    Writes ``model/``, ``checkpoints/<step>/``, ``train.jsonl`` (reproducible), ``timing.jsonl``
+    and ``validation.jsonl`` (the validation rows so far).
+
+    Args:
+        inputs: ``corpus``, a corpus folder.
+        config: architecture and training settings.
+        seed: draws the initial weights and the order of the text.
+        out: the stage's own folder.
+        report: shows progress.
+
+    Raises:
+        UserError: an impossible setting, or a damaged resume point.
+        TrainingError: a loss or gradient that is not finite.
+        KeyboardInterrupt, SystemExit: asked to end by a signal; the same call goes on later.
+    """
+    if seed is None:
+        raise UserError("training needs a seed")
+    corpus, settings = load_corpus(inputs["corpus"]), config.train
+    steps = n_steps(settings)
+    batches = Batches(corpus.tokens("train"), settings.seq_len, settings.batch_size, seed)
+    keep_freed_memory()
+    reset_peak_memory()
+    with _threads(settings.threads):
+        model = build_model(config.architecture, seed, corpus)
+        keep_at = checkpoint_steps(settings.checkpoints, steps)
+        keep = functools.partial(_keep, model, corpus, config, seed, out)
+        name = _run_name(config, seed, inputs["corpus"])
+        run = Run(model, batches, settings, steps, frozenset(keep_at), keep, out, name)
+        train_model(run, report)
+    rows = _rows(out, config, keep_at, batches.epochs(steps))
+    delete_resume_points(out)
+    return rows
+
+
+def n_steps(config: TrainConfig) -> int:
+    """Return the optimiser steps that read at least ``config.tokens`` tokens.
+
+    Raises:
+        UserError: tokens, seq_len or batch_size below 1.
+    """
+    for name in ("tokens", "seq_len", "batch_size"):
+        if getattr(config, name) < 1:
+            raise UserError(f"train.{name}={getattr(config, name)}: at least 1 is needed")
+    return math.ceil(config.tokens / (config.seq_len * config.batch_size))
+
+
+def checkpoint_steps(shares: Sequence[float], steps: int) -> list[int]:
+    """Return the steps at which weights are kept, ascending; the last one always is.
+
+    Raises:
+        UserError: a share outside (0, 1].
+    """
+    for share in shares:
+        if not 0 < share <= 1:
+            raise UserError(f"train.checkpoints: {share} is not a share of the tokens in (0, 1]")
+    return sorted({max(1, round(share * steps)) for share in (*shares, 1.0)})
+
+
+def build_model(architecture: Mapping[str, Any], seed: int, corpus: Corpus) -> EngramForCausalLM:
+    """Build a model with weights drawn from ``seed``; the global generator is left as it was.
+
+    Raises:
+        UserError: an impossible architecture, or a vocabulary smaller than the corpus's.
+    """
+    register()
+    config = architecture_config(architecture)
+    if config.vocab_size < corpus.vocab_size:
+        raise UserError(
+            f"architecture: vocab_size={config.vocab_size}, but the corpus's tokenizer has "
+            f"{corpus.vocab_size} tokens"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = EngramForCausalLM(config)
+    model.set_tokenizer(corpus.tokenizer())
+    if config.engram_index == "exact":
+        model.set_ngrams(torch.from_numpy(corpus.tokens("train").astype(np.int64)))
+    return model
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Set torch's threads (0: leave them, one per core) and put them back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_name(config: TrainStage, seed: int, corpus: Path) -> str:
+    """Return a hash over all that the numbers of this run depend on."""
+    manifest = file_sha256(corpus / "manifest.json")
+    return content_hash({"config": to_dict(config), "seed": seed, "corpus": manifest})
+
+
+def _keep(
+    model: EngramForCausalLM, corpus: Corpus, config: TrainStage, seed: int, out: Path, step: int
+) -> list[dict[str, Any]]:
+    """Write a checkpoint and return its validation rows."""
+    settings = config.train
+    tokens = step * settings.seq_len * settings.batch_size
+    place = out / "checkpoints" / f"{step:06d}"
+    last = step == n_steps(settings)
+    facts = {"step": step, "seed": seed, "peak learning rate": settings.lr}
+    write_model_folder(out / "model" if last else place, model, corpus.tokenizer(), tokens, facts)
+    if last:
+        place.parent.mkdir(exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to("../model")
+    rows = heldout_rows(model, corpus, settings.seq_len, settings.val_sequences, EVAL_BATCH)
+    return [row_to_dict(replace(row, name="train", step=step)) for row in rows]
+
+
+def _rows(out: Path, config: TrainStage, keep_at: Sequence[int], epochs: float) -> list[MetricRow]:
+    """Return the run's metric rows, from its logs."""
+    log = list(read_jsonl(out / "train.jsonl"))
+    rows = [row_from_dict(row) for row in read_jsonl(out / "validation.jsonl")]
+    for start, end in itertools.pairwise([0, *keep_at]):
+        loss = statistics.fmean(line["loss_nats"] for line in log[start:end])
+        rows.append(MetricRow("train", "loss_nats", loss, split="train", step=end, n=end - start))
+    counts = ledger_of(config.architecture, config.train.seq_len)
+    totals = {
+        "tokens": log[-1]["tokens"],
+        "epochs": epochs,
+        "tokens_seen_per_parameter": log[-1]["tokens"] / counts.params_total,
+        "params_total": counts.params_total,
+        "params_active": counts.params_active,
+        "params_table": counts.params_table,
+        "flops_per_token": counts.flops_per_token,
+        **_last_interval(log, keep_at),
+        **_speed(out, log[-1]["tokens"]),
+    }
+    return rows + [MetricRow("train", name, value) for name, value in totals.items()]
+
+
+def _last_interval(log: Sequence[Mapping[str, Any]], keep_at: Sequence[int]) -> dict[str, float]:
+    """Return router load and gate, averaged since the last but one checkpoint; rows read so far."""
+    recent = log[keep_at[-2] if len(keep_at) > 1 else 0 :]
+    means = {
+        name: statistics.fmean(line[name] for line in recent)
+        for name in ("router_load_max", "gate_mean")
+        if name in recent[-1]
+    }
+    touched = {name: log[-1][name] for name in ("rows_touched",) if name in log[-1]}
+    return means | touched
+
+
+def _speed(out: Path, tokens: int) -> dict[str, float | None]:
+    seconds = sum(line["seconds"] for line in read_jsonl(out / "timing.jsonl"))
+    return {"tokens_per_s": tokens / seconds, "peak_memory_mb": peak_memory_mb()}
