@@ -1,0 +1,1 @@
+"""Scoring: lm-eval tasks, held-out loss, and the rows that both give."""

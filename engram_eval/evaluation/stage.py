@@ -1,0 +1,144 @@
+"""The evaluation stages: a trained model, or a baseline, on the tasks and on held-out text."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lm_eval.api.model import LM
+from transformers import AutoTokenizer
+
+from engram_eval.api import load_model
+from engram_eval.baselines.registry import load_baseline
+from engram_eval.config import BaselineStage, EvalConfig
+from engram_eval.corpus.store import Corpus, load_corpus
+from engram_eval.errors import UserError
+from engram_eval.evaluation.fast_lm import FastLM
+from engram_eval.evaluation.heldout import (
+    Documents,
+    document_rows,
+    per_document,
+    scored_tokens,
+    token_bits,
+)
+from engram_eval.evaluation.quiet import quiet_lm_eval
+from engram_eval.evaluation.runner import load_tasks, run_tasks
+from engram_eval.evaluation.scores import task_rows
+from engram_eval.progress import Reporter
+from engram_eval.records import MetricRow, write_jsonl
+
+Floats = npt.NDArray[np.float64]
+
+TOKENS_PER_REQUEST = 64
+
+
+def evaluate(
+    inputs: Mapping[str, Path],
+    config: EvalConfig,
+    seed: int | None,
+    out: Path,
+    report: Reporter,
+) -> list[MetricRow]:
+    """Score a trained model.
+
+    Writes ``results.json`` (lm-eval's form), ``samples/<task>.jsonl`` and ``heldout.jsonl`` (sums
+    per document). Tasks that an interrupted run finished are not run again.
+
+    Args:
+        inputs: ``corpus``, ``items``, and ``train`` with the folder ``model``.
+        config: tasks, and the window of the held-out loss.
+        seed: of the training run; nothing here is random.
+        out: the folder to fill.
+        report: where progress goes.
+
+    Raises:
+        UserError: an impossible setting or an unknown task (before the model is loaded), or no
+            model.
+    """
+    _check(config)
+    loaded = load_tasks(config.tasks, inputs["items"])
+    lm = hf_lm(inputs["train"] / "model", config.batch_size)
+
+    def cost(tokens: npt.NDArray[np.int64]) -> Floats:
+        # As many tokens per pass as a batch of requests of moderate length has.
+        batch = max(1, config.batch_size // 4)
+        return token_bits(lm.model, tokens, config.seq_len, batch, lm.device)
+
+    return _score(lm, cost, loaded, load_corpus(inputs["corpus"]), config, out, report)
+
+
+def evaluate_baseline(
+    inputs: Mapping[str, Path],
+    config: BaselineStage,
+    seed: int | None,
+    out: Path,
+    report: Reporter,
+) -> list[MetricRow]:
+    """Score a baseline on the same items and the same held-out text; see ``evaluate``."""
+    _check(config.evaluate)
+    loaded = load_tasks(config.evaluate.tasks, inputs["items"])
+    corpus = load_corpus(inputs["corpus"])
+    lm: Any = load_baseline(config.name, corpus)
+    return _score(lm, lm.token_bits, loaded, corpus, config.evaluate, out, report)
+
+
+def _check(config: EvalConfig) -> None:
+    least = {"limit": 0, "batch_size": 1, "seq_len": 1, "heldout_sequences": 0}
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise UserError(f"evaluate.{name} {getattr(config, name)}: must be at least {bound}")
+
+
+def hf_lm(folder: Path, batch_size: int) -> FastLM:
+    """Load a model folder for lm-eval.
+
+    Args:
+        folder: in Hugging Face form, with its tokenizer.
+        batch_size: requests of moderate length that are scored at once.
+
+    Raises:
+        UserError: the folder holds no model.
+    """
+    model = load_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    with quiet_lm_eval():
+        return FastLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            tokens_per_batch=batch_size * TOKENS_PER_REQUEST,
+        )
+
+
+def _score(
+    lm: LM,
+    cost: Callable[[npt.NDArray[np.int64]], Floats],
+    loaded: Mapping[str, Any],
+    corpus: Corpus,
+    config: EvalConfig,
+    out: Path,
+    report: Reporter,
+) -> list[MetricRow]:
+    """Run the tasks, then the held-out text; ``cost`` gives the bits of each of its tokens."""
+    samples = run_tasks(lm, loaded, out, report, config.limit)
+    rows = [
+        row
+        for task, found in samples.items()
+        for row in task_rows(task, loaded["tasks"][task].config.metadata, found)
+    ]
+    if not config.heldout:
+        return rows
+    with report.task("held-out text", 1) as bar:
+        tokens = scored_tokens(corpus, "val", config.seq_len, config.heldout_sequences)
+        documents = per_document(corpus, "val", cost(tokens))
+        bar.advance()
+    write_jsonl(out / "heldout.jsonl", _document_lines(documents, corpus))
+    return rows + document_rows(documents, corpus)
+
+
+def _document_lines(documents: Documents, corpus: Corpus) -> Iterator[dict[str, Any]]:
+    """Yield each document's sums, for comparisons between models."""
+    for entry in zip(*(array.tolist() for array in documents), strict=True):
+        values = dict(zip(Documents._fields, entry, strict=True))
+        yield {**values, "domain": corpus.domains[values["domain"]]}

@@ -1,0 +1,142 @@
+"""Items of the knowledge tasks: facts asked for in the one wording that training never used.
+
+Dials: ``LIMIT`` items a task; ``FLOOR``, the number up to which facts that the corpus has no
+room to teach fill a task (only in very small corpora); ``NEIGHBOURS``, from how many people
+wrong choices come; ``PER_OBJECT``, most facts of a relation with the same object; ``RELATIONS``,
+what each task asks.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from engram_eval.config import CorpusConfig
+from engram_eval.corpus import entities, facts
+from engram_eval.corpus.facts import Fact
+from engram_eval.evaluation.choices import Draft, finish, near_length, spread, task_rng
+
+LIMIT = 200
+FLOOR = 24
+NEIGHBOURS = 24
+PER_OBJECT = 6
+
+# Left out: relations in which another object may be true as well (a country's second language).
+RELATIONS = {
+    "knowledge_capitals": ("capital", "state_capital"),
+    "knowledge_symbols": (
+        "demonym",
+        "internet_domain",
+        "element_symbol",
+        "state_abbreviation",
+        "unit_symbol",
+    ),
+    "knowledge_elements": (
+        "atomic_number",
+        "element_category",
+        "element_group",
+        "element_period",
+    ),
+    "knowledge_geography": (
+        "continent",
+        "currency",
+        "longest_border",
+        "highest_point",
+    ),
+    "knowledge_culture": ("author", "nationality", "moon_of"),
+}
+
+
+def items(config: CorpusConfig) -> dict[str, list[dict[str, Any]]]:
+    """Return the items of each task for a corpus."""
+    made = {}
+    for task, relations in RELATIONS.items():
+        rng = task_rng(config.seed, task)
+        made[task] = finish(task, list(_facts(relations, config, rng)), rng, LIMIT)
+    rng = task_rng(config.seed, "knowledge_people")
+    people = spread(list(_people(config, rng)), ("exposures",), rng)
+    made["knowledge_people"] = finish("knowledge_people", people, rng, LIMIT)
+    return made
+
+
+def _facts(
+    relations: tuple[str, ...], config: CorpusConfig, rng: np.random.Generator
+) -> Iterator[Draft]:
+    """Yield taught facts, relations by turns, then others up to ``FLOOR``."""
+    everything = [fact for fact in facts.load_facts() if fact.relation in relations]
+    told = set(facts.taught_facts(config))
+    taught = [fact for fact in everything if fact in told]
+    untaught = [fact for fact in everything if fact not in told]
+    filler = [untaught[i] for i in rng.permutation(len(untaught))][: max(0, FLOOR - len(taught))]
+    drafts = [_fact(fact, taught, everything, config, rng) for fact in _varied(taught, rng)]
+    yield from spread([draft for draft in drafts if draft.distractors], ("relation",), rng)
+    yield from (_fact(fact, everything, everything, config, rng) for fact in filler)
+
+
+def _varied(taught: list[Fact], rng: np.random.Generator) -> list[Fact]:
+    """Keep at most ``PER_OBJECT`` facts with the same object: no answer is right by default."""
+    seen: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for fact in (taught[index] for index in rng.permutation(len(taught))):
+        seen[fact.relation, fact.object] += 1
+        if seen[fact.relation, fact.object] <= PER_OBJECT:
+            kept.append(fact)
+    return kept
+
+
+def _fact(
+    fact: Fact,
+    told: list[Fact],
+    everything: list[Fact],
+    config: CorpusConfig,
+    rng: np.random.Generator,
+) -> Draft:
+    """Ask for a fact's object; wrong choices are objects of other facts of the relation.
+
+    They come from facts that are ``told`` and kept from the same wording: were they trained in
+    it, the gold object alone would be new after its last words, and who knows nothing would score
+    below chance. Where those are too few, other facts serve.
+    """
+    template = facts.held_out_template(fact, config.seed)
+    end = facts.RELATIONS[fact.relation][template].split("{o}")[1]
+    related = [other for other in told if other.relation == fact.relation]
+    alike = [f for f in related if facts.held_out(f, template, config.seed)]
+    for known in (alike, related, [f for f in everything if f.relation == fact.relation]):
+        pool = sorted({f"{f.object}{end}" for f in known if f.object != fact.object})
+        wrong = near_length(f"{fact.object}{end}", pool, rng)
+        if wrong:
+            break
+    return Draft(
+        facts.question(fact, template),
+        f" {fact.object}{end}",
+        tuple(f" {text}" for text in wrong),
+        {"relation": fact.relation},
+    )
+
+
+def _people(config: CorpusConfig, rng: np.random.Generator) -> Iterator[Draft]:
+    """Ask for what people are; wrong choices are what others are.
+
+    Those others are told about as often and kept from the same wording, for the reason above.
+    """
+    paraphrases = config.entities.n_paraphrases
+    people = entities.make_people(config.entities, config.seed)
+    for index, attribute in enumerate(entities.ATTRIBUTES):
+        kept_back = [
+            entities.held_out_template(person, attribute, paraphrases, config.seed)
+            for person in people
+        ]
+        for person, template in zip(people, kept_back, strict=True):
+            end = attribute.templates[template].split("{o}")[1]
+            alike = [p for p, t in zip(people, kept_back, strict=True) if t == template]
+            alike.sort(key=lambda other: abs(other.rank - person.rank))
+            pool = [f"{other.values[index]}{end}" for other in alike[:NEIGHBOURS]]
+            pool = pool if len(set(pool)) > 3 else [f"{value}{end}" for value in attribute.values]
+            gold = f"{person.values[index]}{end}"
+            yield Draft(
+                entities.question(person, index, template),
+                f" {gold}",
+                tuple(f" {text}" for text in near_length(gold, pool, rng)),
+                {"exposures": person.bucket, "attribute": attribute.name},
+            )

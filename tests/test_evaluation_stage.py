@@ -1,0 +1,187 @@
+"""The stages: items for a corpus, and the evaluation of a model and of a baseline on them."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_tools import QUIET, SMALL, VOCAB, small_corpus, tiny_llama
+from lm_eval.api.instance import Instance
+
+from engram_eval.baselines.ngram import NgramLM
+from engram_eval.config import BaselineStage, EvalConfig, from_dict, to_dict
+from engram_eval.corpus.store import Corpus
+from engram_eval.errors import UserError
+from engram_eval.evaluation.items import LOCAL_ORDER, build_items, choice_bits, label_local
+from engram_eval.evaluation.stage import evaluate, evaluate_baseline
+from engram_eval.paths import tasks_dir
+from engram_eval.records import MetricRow, read_jsonl, row_to_dict
+
+CONFIG = EvalConfig(
+    tasks=("math_comparison", "context_presence"),
+    limit=10,
+    batch_size=8,
+    seq_len=32,
+    heldout_sequences=20,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return small_corpus(tmp_path_factory.mktemp("stage") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def inputs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    build_items({"corpus": corpus.folder}, SMALL, None, folder / "items", QUIET)
+    tiny_llama().save_pretrained(folder / "train" / "model")
+    corpus.tokenizer().save_pretrained(folder / "train" / "model")
+    return {"corpus": corpus.folder, "items": folder / "items", "train": folder / "train"}
+
+
+def tasks_of(rows: list[MetricRow]) -> set[str]:
+    return {row.name for row in rows}
+
+
+def test_items_are_made_for_every_task_and_labelled(inputs: Mapping[str, Path]) -> None:
+    files = sorted(inputs["items"].glob("*.jsonl"))
+    domains = {path.stem.split("_")[0] for path in files}
+    assert domains == {"knowledge", "code", "math", "context"}
+    for path in files:
+        items = list(read_jsonl(path))
+        assert len(items) >= 12
+        assert {item["slices"]["local"] for item in items} <= {"resolved", "unresolved"}
+
+
+def test_items_follow_the_corpus_configuration(inputs: Mapping[str, Path]) -> None:
+    people = list(read_jsonl(inputs["items"] / "knowledge_people.jsonl"))
+    assert len(people) == 12 * 6
+    assert {item["slices"]["exposures"] for item in people} == {"low"}
+
+
+def test_choices_cost_what_the_ngram_model_says(inputs: Mapping[str, Path], corpus: Corpus) -> None:
+    ngrams, tokenizer = corpus.ngrams(), corpus.tokenizer()
+    lm = NgramLM(ngrams, tokenizer, LOCAL_ORDER)
+    items = list(read_jsonl(inputs["items"] / "knowledge_people.jsonl"))[:8]
+    for item, bits in zip(items, choice_bits(items, tokenizer, ngrams, LOCAL_ORDER), strict=True):
+        requests = [
+            Instance("loglikelihood", item, (item["query"], choice), index)
+            for index, choice in enumerate(item["choices"])
+        ]
+        expected = [-nats / math.log(2) for nats, _ in lm.loglikelihood(requests, True)]
+        assert bits == pytest.approx(expected)
+        label = "resolved" if int(np.argmin(bits)) == item["gold"] else "unresolved"
+        assert item["slices"]["local"] == label
+
+
+def test_what_training_told_three_tokens_back_is_resolved(corpus: Corpus) -> None:
+    # Nothing but a colon ever follows this word in the training text.
+    item = {"query": "Pairs: ox pin. Asked", "choices": [":", ".", ",", "x"], "gold": 0}
+    (found,) = label_local([{**item, "slices": {}}], corpus.tokenizer(), corpus.ngrams())
+    assert found["slices"] == {"local": "resolved"}
+    (found,) = label_local([{**item, "gold": 2, "slices": {}}], corpus.tokenizer(), corpus.ngrams())
+    assert found["slices"] == {"local": "unresolved"}
+
+
+def test_a_model_is_evaluated(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    rows = evaluate(inputs, CONFIG, 0, tmp_path, QUIET)
+    assert tasks_of(rows) == {*CONFIG.tasks, "heldout"}
+    whole = [row for row in rows if row.name == "math_comparison" and len(row.slice) == 1]
+    assert {row.metric for row in whole} == {"acc", "acc_centered", "bits_per_byte"}
+    assert {(row.n, row.slice["domain"], row.split) for row in whole} == {(10, "math", "test")}
+    (loss,) = [row for row in rows if row.metric == "loss_nats" and not row.slice]
+    assert loss.value is not None and 0.8 * math.log(VOCAB) < loss.value < 3 * math.log(VOCAB)
+    assert json.loads((tmp_path / "results.json").read_text())["n-samples"]
+    documents = list(read_jsonl(tmp_path / "heldout.jsonl"))
+    assert len(documents) == loss.n
+    scored = sum(document["tokens"] for document in documents)
+    assert scored == CONFIG.seq_len * CONFIG.heldout_sequences
+
+
+def test_evaluation_twice_or_after_an_interruption_gives_the_same(
+    inputs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    first = evaluate(inputs, CONFIG, 0, tmp_path / "a", QUIET)
+    evaluate(inputs, dataclasses.replace(CONFIG, tasks=CONFIG.tasks[:1]), 0, tmp_path, QUIET)
+    second = evaluate(inputs, CONFIG, 0, tmp_path, QUIET)
+    assert list(map(row_to_dict, first)) == list(map(row_to_dict, second))
+    for path in (tmp_path / "a").rglob("*.json*"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_held_out_text_can_be_left_out(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, heldout=False)
+    assert tasks_of(evaluate(inputs, config, 0, tmp_path, QUIET)) == set(CONFIG.tasks)
+    assert not (tmp_path / "heldout.jsonl").exists()
+
+
+def test_the_batch_size_does_not_matter(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    alone = dataclasses.replace(CONFIG, batch_size=1)
+    rows = [evaluate(inputs, c, 0, tmp_path / str(c.batch_size), QUIET) for c in (CONFIG, alone)]
+    for a, b in zip(*rows, strict=True):
+        assert (a.name, a.metric, a.slice) == (b.name, b.metric, b.slice)
+        assert a.value == pytest.approx(b.value, abs=1e-4)
+
+
+def test_a_baseline_is_evaluated_on_the_same_items(
+    inputs: Mapping[str, Path], corpus: Corpus, tmp_path: Path
+) -> None:
+    rows = evaluate_baseline(inputs, BaselineStage("ngram", CONFIG), None, tmp_path, QUIET)
+    assert tasks_of(rows) == {*CONFIG.tasks, "heldout"}
+    (loss,) = [row for row in rows if row.metric == "loss_nats" and not row.slice]
+    tokens = np.asarray(corpus.tokens("val"))[: CONFIG.seq_len * CONFIG.heldout_sequences]
+    stream = np.concatenate([[0], tokens])
+    bits = corpus.ngrams().surprisal_bits(stream, corpus.ngrams().max_order)[1:]
+    assert loss.value == pytest.approx(bits.mean() * math.log(2))
+    ids = [s["doc"]["id"] for s in read_jsonl(tmp_path / "samples" / "math_comparison.jsonl")]
+    items = list(read_jsonl(inputs["items"] / "math_comparison.jsonl"))
+    assert ids == [item["id"] for item in items[:10]]
+
+
+def test_mistakes_are_found_before_a_model_is_loaded(
+    inputs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    without_model = {**inputs, "train": tmp_path / "nowhere"}
+    wrong = EvalConfig(tasks=("math_comparision",))
+    with pytest.raises(UserError, match="math_comparison"):
+        evaluate(without_model, wrong, 0, tmp_path, QUIET)
+    with pytest.raises(UserError, match="nowhere"):
+        evaluate(without_model, CONFIG, 0, tmp_path, QUIET)
+    with pytest.raises(UserError, match=r"baseline 'ngrams'.*'ngram'"):
+        evaluate_baseline(inputs, BaselineStage("ngrams", CONFIG), None, tmp_path, QUIET)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("limit", -1), ("batch_size", 0), ("seq_len", 0), ("heldout_sequences", -1)],
+)
+def test_impossible_settings_are_named(
+    inputs: Mapping[str, Path], tmp_path: Path, name: str, value: int
+) -> None:
+    config = from_dict(EvalConfig, {**to_dict(CONFIG), name: value})
+    with pytest.raises(UserError, match=f"{name} {value}"):
+        evaluate(inputs, config, 0, tmp_path, QUIET)
+    with pytest.raises(UserError, match=f"{name} {value}"):
+        evaluate_baseline(inputs, BaselineStage("ngram", config), None, tmp_path, QUIET)
+
+
+@pytest.mark.slow
+def test_the_stock_command_runs_the_tasks(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    model = inputs["train"] / "model"
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
+    command += ["--model_args", f"pretrained={model}", "--include_path", str(tasks_dir())]
+    command += ["--tasks", "pocket", "--limit", "2", "--output_path", str(tmp_path)]
+    environment = dict(os.environ, PYTHONPATH=str(tasks_dir().parent), HF_HUB_OFFLINE="1")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = tmp_path.rglob("results_*.json")
+    results = json.loads(path.read_text())["results"]
+    assert 0 <= results["pocket"]["acc,none"] <= 1
+    assert len(results) == 5 + len(list(tasks_dir().glob("*/data/*.jsonl")))

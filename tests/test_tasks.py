@@ -1,0 +1,286 @@
+"""The tasks as committed: well-formed, fair, right, held out, and what the generators make."""
+
+import ast
+import csv
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engram_eval.config import CorpusConfig
+from engram_eval.corpus import facts
+from engram_eval.corpus.arithmetic import (
+    answer,
+    arithmetic_documents,
+    problems,
+    question,
+)
+from engram_eval.corpus.entities import entity_documents
+from engram_eval.corpus.facts import facts_documents
+from engram_eval.corpus.recall import recall_documents
+from engram_eval.corpus.stdlib import stdlib_documents
+from engram_eval.corpus.tokenizer import train_tokenizer
+from engram_eval.evaluation.choices import Draft, fair
+from engram_eval.evaluation.committed import LIBRARY, committed_items, library
+from engram_eval.evaluation.runner import load_tasks
+from engram_eval.paths import tasks_dir
+from engram_eval.records import read_jsonl
+
+DOMAINS = {"knowledge": 3, "code": 3, "math": 3, "context": 2}
+FILES = {path.stem: path for path in sorted(tasks_dir().glob("*/data/*.jsonl"))}
+DATA = {task: list(read_jsonl(path)) for task, path in FILES.items()}
+
+
+def gold(item: dict) -> str:
+    return item["choices"][item["gold"]]
+
+
+def numbers(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", text)]
+
+
+def of_domain(domain: str) -> list[tuple[str, dict]]:
+    return [(t, i) for t, items in DATA.items() if t.startswith(domain) for i in items]
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_each_domain_has_its_tasks_and_a_description(domain: str) -> None:
+    folder = tasks_dir() / domain
+    readme = (folder / "README.md").read_text()
+    tasks = [task for task, path in FILES.items() if path.parent.parent == folder]
+    assert len(tasks) >= DOMAINS[domain]
+    assert all(f"`{task}`" in readme for task in tasks)
+    group = yaml.safe_load((folder / f"pocket_{domain}.yaml").read_text())
+    assert sorted(group["task"]) == sorted(tasks)
+
+
+def test_every_task_loads_and_tells_domain_version_and_chance() -> None:
+    loaded = load_tasks(("pocket",))["tasks"]
+    assert set(loaded) == set(FILES)
+    for name, task in loaded.items():
+        metadata = task.config.metadata
+        assert metadata["domain"] == FILES[name].parent.parent.name
+        assert metadata["version"] >= 1
+        sizes = {len(item["choices"]) for item in DATA[name]}
+        assert {1 / size for size in sizes} == {metadata["chance"]}
+        assert len(task.eval_docs) == len(DATA[name])
+
+
+@pytest.mark.parametrize("task", DATA)
+def test_items_are_unique_fair_and_balanced(task: str) -> None:
+    items = DATA[task]
+    assert 150 <= len(items) <= 400
+    assert len({item["id"] for item in items}) == len(items)
+    assert len({(item["query"], gold(item)) for item in items}) == len(items)
+    positions = Counter(item["gold"] for item in items)
+    assert max(positions.values()) - min(positions.values()) <= 1
+    assert len({tuple(item["slices"]) for item in items}) == 1
+    for item in items:
+        wrong = tuple(choice for choice in item["choices"] if choice != gold(item))
+        assert fair(Draft(item["query"], gold(item), wrong, {}))
+
+
+@pytest.mark.parametrize("task", DATA)
+@pytest.mark.parametrize("pick", [min, max])
+def test_length_does_not_tell_the_right_choice(task: str, pick: Callable[[list[int]], int]) -> None:
+    shares = []
+    for item in DATA[task]:
+        lengths = [len(choice) for choice in item["choices"]]
+        best = [i for i, length in enumerate(lengths) if length == pick(lengths)]
+        shares.append((item["gold"] in best) / len(best))
+    chance = 1 / len(DATA[task][0]["choices"])
+    assert sum(shares) / len(shares) < chance + 0.12
+
+
+def test_a_token_ends_with_every_query() -> None:
+    texts = [item["query"] + gold(item) for items in DATA.values() for item in items]
+    tokenizer = train_tokenizer(texts, 1500)
+    for items in DATA.values():
+        for item in items:
+            query = tokenizer.encode(item["query"]).ids
+            for choice in item["choices"]:
+                whole = tokenizer.encode(item["query"] + choice).ids
+                assert whole[: len(query)] == query and len(whole) > len(query)
+
+
+@cache
+def regenerated() -> dict[Path, list[dict]]:
+    return committed_items()
+
+
+def need_the_same_library() -> None:
+    quoted = json.loads((tasks_dir() / LIBRARY).read_text())
+    if quoted != library():
+        pytest.skip(f"the items quote the library of Python {quoted['python']}")
+
+
+@pytest.mark.parametrize("task", DATA)
+def test_the_generator_makes_the_committed_items(task: str) -> None:
+    if task.startswith("code") or task == "context_reuse":
+        need_the_same_library()
+    assert regenerated()[FILES[task]] == DATA[task]
+
+
+def test_another_seed_makes_other_items() -> None:
+    from engram_eval.evaluation.items import load_generator
+
+    for domain in ("math", "context", "knowledge"):
+        made = load_generator(tasks_dir() / domain / "generate.py").items(CorpusConfig(seed=1))
+        assert all(items != DATA[task] for task, items in made.items())
+        assert set(made) == {task for task in DATA if task.startswith(domain)}
+
+
+@cache
+def training_text(domain: str) -> str:
+    config = CorpusConfig()
+    documents = {
+        "math": arithmetic_documents,
+        "facts": facts_documents,
+        "entities": entity_documents,
+        "recall": recall_documents,
+    }[domain](config)
+    return "\n".join(d.text for d in documents if d.split == "train") + "\n"
+
+
+def test_problems_and_contexts_are_not_in_the_training_text() -> None:
+    for domain, source in (("math", "math"), ("context", "recall")):
+        lines = "\n" + training_text(source)
+        for item in [i for t, i in of_domain(domain) if t != "context_reuse"]:
+            assert f"\n{item['query']}{gold(item)}\n" not in lines
+            assert item["query"] + gold(item) not in lines or domain == "math"
+
+
+def test_problems_that_are_not_held_out_are_found_by_the_same_search() -> None:
+    config = CorpusConfig()
+    trained = problems("sequence", "train", config.seed, config.val_fraction)
+    told = [f"\n{question(p, 0)} {answer(p)}\n" in training_text("math") for p in trained]
+    assert sum(told) > len(told) / 2
+
+
+def test_facts_are_known_from_other_wordings_only() -> None:
+    text = training_text("facts") + training_text("entities")
+    for task, item in of_domain("knowledge"):
+        told = item["query"] + gold(item)
+        # "South Sudan's money ..." is not a line about Sudan.
+        assert f"\n{told}" not in f"\n{text}" and f". {told}" not in text
+        assert gold(item).rstrip(".") in text or task != "knowledge_people"
+
+
+def test_code_and_prose_come_from_modules_that_are_held_out() -> None:
+    need_the_same_library()
+    texts: dict[str, list[str]] = defaultdict(list)
+    for document in stdlib_documents(CorpusConfig().val_fraction):
+        texts[document.split or ""].append(document.text)
+    held_out, trained = "\n".join(texts["val"]), "\n".join(texts["train"])
+    in_both = 0
+    for item in [item for _, item in of_domain("code")] + DATA["context_reuse"]:
+        whole = (item["query"] + gold(item)).rstrip("\n")
+        assert whole in held_out
+        in_both += whole in trained
+    # Modules share boilerplate, such as a file's last lines.
+    assert in_both <= 0.03 * len(of_domain("code"))
+
+
+def test_sums_are_right() -> None:
+    for item in DATA["math_addition"]:
+        a, b = numbers(item["query"])
+        assert numbers(gold(item)) == [a + b]
+    for item in DATA["math_subtraction"]:
+        a, b = numbers(item["query"])
+        assert numbers(gold(item)) == [b - a if item["query"].startswith("take") else a - b]
+    for item in DATA["math_comparison"]:
+        assert numbers(gold(item)) == [max(numbers(item["query"]))]
+        assert sorted(numbers("".join(item["choices"]))) == sorted(numbers(item["query"]))
+    for item in DATA["math_sequence"]:
+        *_, last = asked = numbers(item["query"])
+        step = asked[-1] - asked[-2] if len(asked) == 3 else 1
+        assert numbers(gold(item)) == [last + step]
+
+
+def test_rank_does_not_tell_the_right_number() -> None:
+    for task in ("math_addition", "math_subtraction", "math_sequence"):
+        ranks = Counter(sorted(item["choices"], key=int).index(gold(item)) for item in DATA[task])
+        assert max(ranks.values()) < 0.4 * len(DATA[task])
+
+
+def test_facts_are_those_of_the_tables_and_wrong_choices_are_not() -> None:
+    table: dict[str, dict[str, str]] = defaultdict(dict)
+    for path in facts.TABLES.glob("*.csv"):
+        for relation, subject, value in csv.reader(path.open(encoding="utf-8")):
+            table[relation][subject] = value
+    for task, item in of_domain("knowledge"):
+        if task == "knowledge_people":
+            continue
+        known = table[item["slices"]["relation"]]
+        subjects = [s for s in known if re.search(rf"(?<!\w){re.escape(s)}(?!\w)", item["query"])]
+        truth = known[max(subjects, key=len)]
+        assert gold(item).strip(" ").removesuffix(".") == truth
+        wrong = [c for c in item["choices"] if c != gold(item)]
+        assert all(c.strip(" ").removesuffix(".") in known.values() for c in wrong)
+
+
+def test_context_alone_answers_the_context_tasks() -> None:
+    for item in DATA["context_recall"]:
+        told, asked = item["query"].removeprefix("Pairs: ").split(". Asked: ")
+        pairs = dict(pair.split() for pair in told.split(", "))
+        assert gold(item).strip() == pairs[asked.split(", ")[-1]]
+        assert all(choice.strip() in pairs.values() for choice in item["choices"])
+    for item in DATA["context_copy"]:
+        told, again = item["query"].removeprefix("Say: ").split("; ")
+        assert told.startswith(again + gold(item))
+        assert all(choice.strip() in told.split() for choice in item["choices"])
+    for item in DATA["context_reuse"]:
+        words = re.findall(r"[a-z]+", item["query"])
+        assert [re.findall(r"[a-z]+", choice)[-1] in words for choice in item["choices"]] == [
+            choice == gold(item) for choice in item["choices"]
+        ]
+    for item in DATA["context_presence"]:
+        told = item["query"].removeprefix("Pairs: ").removesuffix(". Asked:")
+        keys = {pair.split()[0] for pair in told.split(", ")}
+        assert [choice.strip() in keys for choice in item["choices"]] == [
+            choice == gold(item) for choice in item["choices"]
+        ]
+
+
+def parses(line: str) -> bool:
+    """Whether a line is Python anywhere: alone, as a block, after ``if`` or ``try``."""
+    before = ("", "if x: pass\n", "try: pass\n")
+    after = ("", " pass", "\ndef f(): pass")
+    frames = [f"{b}{{}}{a}" for b in before for a in after]
+    return any(_compiles(frame.replace("{}", line.strip())) for frame in frames)
+
+
+def _compiles(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+def test_only_the_right_line_is_python() -> None:
+    for item in DATA["code_syntax"]:
+        lines = [choice.rstrip("\n").rsplit("\n", 1)[-1] for choice in item["choices"]]
+        assert [parses(line) for line in lines] == [
+            index == item["gold"] for index in range(len(lines))
+        ]
+
+
+def test_names_occur_before_and_attributes_belong_to_the_module() -> None:
+    for item in DATA["code_names"]:
+        names = [re.findall(r"\w+", choice)[-1] for choice in item["choices"]]
+        assert all(re.search(rf"\b{name}\b", item["query"]) for name in names)
+    for item in DATA["code_attribute"]:
+        module = re.findall(r"\w+", item["query"])[-1]
+        wrong = [choice for choice in item["choices"] if choice != gold(item)]
+        assert not any(f"{module}{choice}" in item["query"] for choice in wrong)
+
+
+def test_committed_data_are_small() -> None:
+    assert sum(path.stat().st_size for path in FILES.values()) < 1_500_000
