@@ -1,0 +1,213 @@
+"""What an analysis may ask of a language model, whatever its family.
+
+Every tensor that can be read or edited has a name and a layer (0-based):
+
+| site        | what it is                                                  | shape           |
+|-------------|-------------------------------------------------------------|-----------------|
+| resid_pre   | residual stream entering the block, before its memory       | (B, T, D)       |
+| memory_rows | rows that the memory looked up, concatenated                | (B, T, d_mem)   |
+| memory_gate | the memory's gate, between 0 and 1                          | (B, T, streams) |
+| memory_out  | what the memory adds to the residual stream                 | (B, T, D)       |
+| attn_out    | what attention adds to the residual stream                  | (B, T, D)       |
+| mlp_out     | what the feed-forward layer or the experts add              | (B, T, D)       |
+| resid_post  | residual stream leaving the block, before any final norm    | (B, T, D)       |
+
+Plain torch hooks do the work, and the model is as before when a context ends.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from engram_eval.errors import UserError, unknown
+
+SITES = (
+    "resid_pre",
+    "memory_rows",
+    "memory_gate",
+    "memory_out",
+    "attn_out",
+    "mlp_out",
+    "resid_post",
+)
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class Tap(NamedTuple):
+    """The address of a tensor: site and 0-based layer."""
+
+    site: str
+    layer: int
+
+
+class Place(NamedTuple):
+    """Where a tap sits in the module tree: what enters or what leaves a module."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A causal language model with its parts under common names.
+
+    Attributes:
+        model: the whole model, in evaluation mode.
+        backbone: the part that ends with the final norm; it builds no logits.
+        embedding: token ids to vectors.
+        final_norm: what stands between the last residual stream and the unembedding.
+        unembedding: vectors to logits.
+        places: where each tap is.
+        n_layers: number of blocks.
+        max_positions: the longest sequence that the model is made for.
+    """
+
+    model: nn.Module
+    backbone: nn.Module
+    embedding: nn.Module
+    final_norm: nn.Module
+    unembedding: nn.Module
+    places: Mapping[Tap, Place]
+    n_layers: int
+    max_positions: int
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self._unembedding_weight().shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return int(self._unembedding_weight().shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self._unembedding_weight().device
+
+    @property
+    def memory_layers(self) -> tuple[int, ...]:
+        """Layers at which a conditional memory writes; empty for a model without one."""
+        return tuple(sorted(tap.layer for tap in self.places if tap.site == "memory_out"))
+
+    def _unembedding_weight(self) -> Tensor:
+        weight = self.unembedding.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Run the model on token ids (B, T) and return logits (B, T, V)."""
+        logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
+        return logits
+
+    def run(self, tokens: Tensor) -> None:
+        """Run the model on token ids (B, T) for its hooks' sake; no logits are built."""
+        self.backbone(input_ids=tokens, use_cache=False)
+
+    def unembed(self, residual: Tensor) -> Tensor:
+        """Return ``unembedding(final_norm(residual))``: the LogitLens of (..., D) as (..., V)."""
+        logits: Tensor = self.unembedding(self.final_norm(residual))
+        return logits
+
+    def place(self, site: str, layer: int) -> Place:
+        """Find a tap.
+
+        Raises:
+            UserError: the site does not exist, or not at that layer of this model.
+        """
+        if site not in SITES:
+            raise unknown("site", site, SITES)
+        found = self.places.get(Tap(site, layer))
+        if found is None:
+            layers = [tap.layer for tap in self.places if tap.site == site]
+            raise UserError(f"no {site} at layer {layer} of this model; layers with one: {layers}")
+        return found
+
+    @contextmanager
+    def edit(self, site: str, layer: int, function: Edit) -> Iterator[None]:
+        """Replace the tensor at a tap by ``function`` of it, as long as the block runs."""
+        handle = _hook(self.place(site, layer), function)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def ablate(self, site: str, layer: int) -> Iterator[None]:
+        """Put zeros in the place of the tensor at a tap."""
+        with self.edit(site, layer, torch.zeros_like):
+            yield
+
+    @contextmanager
+    def memory_off(self) -> Iterator[None]:
+        """Zero what every conditional memory adds to the residual stream."""
+        with ExitStack() as stack:
+            for layer in self.memory_layers:
+                stack.enter_context(self.ablate("memory_out", layer))
+            yield
+
+    @contextmanager
+    def start_at(self, layer: int, residual: Tensor) -> Iterator[None]:
+        """Skip the blocks before ``layer``, which then reads ``residual`` (B, T, D)."""
+        with ExitStack() as stack:
+            for earlier in range(layer):
+                stack.enter_context(_skip(self.place("resid_pre", earlier).module))
+            stack.enter_context(self.edit("resid_pre", layer, lambda _: residual))
+            yield
+
+    @contextmanager
+    def record(self, taps: Iterable[Tap]) -> Iterator[dict[Tap, Tensor]]:
+        """Collect the tensors at taps; the dictionary is overwritten by each forward pass."""
+        found: dict[Tap, Tensor] = {}
+        with ExitStack() as stack:
+            for tap in taps:
+                stack.enter_context(self.edit(*tap, _keep(found, tap)))
+            yield found
+
+
+def _keep(found: dict[Tap, Tensor], tap: Tap) -> Edit:
+    def keep(tensor: Tensor) -> Tensor:
+        found[tap] = tensor
+        return tensor
+
+    return keep
+
+
+@contextmanager
+def _skip(block: nn.Module) -> Iterator[None]:
+    """Let a block hand on what it is given."""
+
+    def hand_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
+
+    block.forward = hand_on
+    try:
+        yield
+    finally:
+        # Removes the instance's attribute, so that the class's method shows again.
+        del block.forward
+
+
+def _hook(place: Place, function: Edit) -> RemovableHandle:
+    """Register ``function`` on the first tensor that enters or leaves a module."""
+
+    def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return function(output)
+        return (function(output[0]), *output[1:])
+
+    def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (function(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": function(kwargs["hidden_states"])}
+
+    if place.side == "output":
+        return place.module.register_forward_hook(on_output)
+    return place.module.register_forward_pre_hook(on_input, with_kwargs=True)

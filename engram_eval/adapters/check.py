@@ -1,0 +1,67 @@
+"""The adapter checks itself: a wrong name must end in an error, never in a wrong number."""
+
+import torch
+from torch import Tensor
+
+from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.errors import UserError
+
+# Relative to the largest value of what is compared; float32 rounding stays far below.
+TOLERANCE = 1e-3
+
+ADDED = ("memory_out", "attn_out", "mlp_out")
+
+
+def self_check(adapter: Adapter, length: int = 12) -> None:
+    """Compare what the adapter says about a model with what the model does.
+
+    1. ``unembedding(final_norm(last resid_post))`` is the logits.
+    2. ``resid_pre`` plus all that is added is ``resid_post``, which enters the next block.
+    3. Passing every tap through unchanged leaves the logits unchanged.
+    4. Starting at the last block from its ``resid_pre`` gives the same logits.
+    5. Editing what a memory adds changes the logits.
+
+    Raises:
+        UserError: the first of these that does not hold.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(adapter.vocab_size, (2, length), generator=generator)
+    tokens = tokens.to(adapter.device)
+    with torch.no_grad():
+        plain = adapter.logits(tokens)
+        with adapter.record(adapter.places) as found:
+            _same(adapter.logits(tokens), plain, "reading the taps changes the logits")
+        end = adapter.n_layers - 1
+        last = found[Tap("resid_post", end)]
+        _same(adapter.unembed(last), plain, "unembedding(final_norm(last residual)) != logits")
+        for layer in range(adapter.n_layers):
+            _check_block(adapter, found, layer)
+        with adapter.start_at(end, found[Tap("resid_pre", end)]):
+            _same(adapter.logits(tokens), plain, "the last block alone gives other logits")
+        for layer in adapter.memory_layers:
+            with adapter.edit("memory_out", layer, lambda x: x + 1 + x.abs()):
+                if torch.equal(adapter.logits(tokens), plain):
+                    raise UserError(
+                        f"editing the memory at layer {layer} does not reach the logits"
+                    )
+
+
+def _check_block(adapter: Adapter, found: dict[Tap, Tensor], layer: int) -> None:
+    total = found[Tap("resid_pre", layer)]
+    for site in ADDED:
+        if Tap(site, layer) in found:
+            total = total + found[Tap(site, layer)]
+    post = found[Tap("resid_post", layer)]
+    _same(total, post, f"block {layer}: the parts' outputs do not sum to its residual stream")
+    if layer + 1 < adapter.n_layers:
+        after = found[Tap("resid_pre", layer + 1)]
+        _same(after, post, f"between block {layer} and the next, the residual stream changes")
+
+
+def _same(given: Tensor, expected: Tensor, complaint: str) -> None:
+    if given.shape != expected.shape:
+        raise UserError(f"{complaint}: shapes {tuple(given.shape)} and {tuple(expected.shape)}")
+    error = float((given - expected).abs().max())
+    # A comparison that is False for NaN as well.
+    if not error <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise UserError(f"this model cannot be opened: {complaint} (off by {error:.3g})")

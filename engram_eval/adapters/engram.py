@@ -1,0 +1,35 @@
+"""Our own models: Llama's names, and in some blocks a memory that writes to the stream."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from engram_eval.adapters.base import Adapter, Place, Tap
+from engram_eval.adapters.hf import hf_adapter
+
+
+def engram_adapter(model: PreTrainedModel) -> Adapter:
+    """Describe an ``EngramForCausalLM``, with the taps of its memories of any kind."""
+    plain = hf_adapter(model)
+    places = dict(plain.places)
+    for layer in range(plain.n_layers):
+        block: Any = plain.place("resid_pre", layer).module
+        memory = block.engram
+        if hasattr(block.mlp, "memory"):
+            memory = block.mlp.memory
+            places[Tap("mlp_out", layer)] = Place(block.mlp.feed_forward, "output")
+        if memory is not None:
+            places |= _taps(memory, layer)
+    return replace(plain, places=places)
+
+
+def _taps(memory: nn.Module, layer: int) -> dict[Tap, Place]:
+    """Return the taps of a memory; only an Engram memory has gates of its whole output."""
+    found = {Tap("memory_out", layer): Place(memory, "output")}
+    for site, name in (("memory_rows", "memory_rows"), ("memory_gate", "gate_tap")):
+        tap = getattr(memory, name, None)
+        if tap is not None:
+            found[Tap(site, layer)] = Place(tap, "output")
+    return found

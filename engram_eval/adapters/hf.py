@@ -1,0 +1,74 @@
+"""Decoders of the ``transformers`` library: one layout of names per family."""
+
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from engram_eval.adapters.base import Adapter, Place, Tap
+from engram_eval.errors import UserError
+
+
+class Layout(NamedTuple):
+    """How a family calls the parts of its backbone and of its blocks.
+
+    Attributes:
+        attn_scaled, mlp_scaled: norms that some families (OLMo 2, Gemma 2) put behind attention
+            and feed-forward layer; where they exist, *their* output is what is added.
+    """
+
+    blocks: str = "layers"
+    norm: str = "norm"
+    attn: str = "self_attn"
+    mlp: str = "mlp"
+    attn_scaled: str = "post_attention_layernorm"
+    mlp_scaled: str = "post_feedforward_layernorm"
+
+
+LLAMA = Layout()
+GPT_NEOX = Layout(norm="final_layer_norm", attn="attention")
+GPT2 = Layout(blocks="h", norm="ln_f", attn="attn")
+
+
+def hf_adapter(model: PreTrainedModel, layout: Layout = LLAMA) -> Adapter:
+    """Describe a decoder whose parts are called as in ``layout``.
+
+    Raises:
+        UserError: a part is missing.
+    """
+    backbone = model.base_model
+    blocks = list(_part(backbone, layout.blocks).children())
+    places: dict[Tap, Place] = {}
+    for layer, block in enumerate(blocks):
+        attn, mlp = _writers(block, layout)
+        places[Tap("resid_pre", layer)] = Place(block, "input")
+        places[Tap("attn_out", layer)] = Place(attn, "output")
+        places[Tap("mlp_out", layer)] = Place(mlp, "output")
+        places[Tap("resid_post", layer)] = Place(block, "output")
+    return Adapter(
+        model=model,
+        backbone=backbone,
+        embedding=model.get_input_embeddings(),
+        final_norm=_part(backbone, layout.norm),
+        unembedding=model.get_output_embeddings(),
+        places=places,
+        n_layers=len(blocks),
+        max_positions=int(model.config.max_position_embeddings),
+    )
+
+
+def _writers(block: nn.Module, layout: Layout) -> tuple[nn.Module, nn.Module]:
+    """Return the modules whose outputs are added for attention and for the feed-forward layer."""
+    if hasattr(block, layout.mlp_scaled):
+        return _part(block, layout.attn_scaled), _part(block, layout.mlp_scaled)
+    return _part(block, layout.attn), _part(block, layout.mlp)
+
+
+def _part(module: nn.Module, name: str) -> nn.Module:
+    part = getattr(module, name, None)
+    if not isinstance(part, nn.Module):
+        raise UserError(
+            f"{type(module).__name__} has no part {name!r}: this family needs an entry in "
+            "engram_eval.adapters.registry"
+        )
+    return part

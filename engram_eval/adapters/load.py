@@ -1,0 +1,97 @@
+"""Open a model for analysis: from a folder, from the hub, or already in memory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.check import self_check
+from engram_eval.adapters.registry import adapt
+from engram_eval.errors import UserError
+
+OWN_TYPE = "engram_moe"
+
+
+def open_model(
+    source: str | Path | PreTrainedModel,
+    trust_remote_code: bool = False,
+    device: str | torch.device = "cpu",
+) -> Adapter:
+    """Open a causal language model in float32 and check that its parts are where they should be.
+
+    Args:
+        source: a folder, a hub name, or a loaded model, which is moved and set to evaluation.
+        trust_remote_code: run Python files that lie beside the weights.
+        device: where to compute.
+
+    Raises:
+        UserError: nothing there, no safetensors, weights missing, or a failed self-check.
+    """
+    is_path = isinstance(source, str | Path)
+    model: PreTrainedModel = load_causal_lm(source, trust_remote_code) if is_path else source
+    model.to(device)
+    model.eval()
+    adapter = adapt(model)
+    self_check(adapter)
+    return adapter
+
+
+def load_causal_lm(source: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model in float32, from safetensors only.
+
+    Args:
+        source: a folder or a hub name.
+        trust_remote_code: run Python files that lie beside the weights.
+
+    Raises:
+        UserError: nothing there, no safetensors, or weights missing.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        _check_folder(folder)
+    elif isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"{source}: no such folder")
+    try:
+        if _is_own(folder):
+            from engram_eval.models.modeling_engram import EngramForCausalLM
+            from engram_eval.models.register import register
+
+            # So that the folder's tokenizer opens without asking for the code beside it.
+            register()
+            loader: Any = EngramForCausalLM
+            options: dict[str, Any] = {}
+        else:
+            loader, options = AutoModelForCausalLM, {"trust_remote_code": trust_remote_code}
+            AutoConfig.from_pretrained(source, **options)
+        model, info = loader.from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "custom code" in reason:
+            reason = "it brings Python code of its own; allow it with trust_remote_code=True"
+        raise UserError(f"cannot open {source}: {reason}") from error
+    absent = sorted(info["missing_keys"])
+    if absent:
+        raise UserError(f"{source}: {len(absent)} weights are missing, the first is {absent[0]}")
+    opened: PreTrainedModel = model
+    return opened
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder without configuration, or with pickled weights alone."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: no config.json; expected a folder saved by save_pretrained")
+    if not any(folder.glob("*.safetensors")):
+        pickled = [p.name for suffix in ("bin", "pt", "pth") for p in folder.glob(f"*.{suffix}")]
+        found = f"; {pickled[0]} is pickled, which can run code when read" if pickled else ""
+        raise UserError(f"{folder}: no *.safetensors{found}")
+
+
+def _is_own(folder: Path) -> bool:
+    """Tell whether a folder holds one of our models, which need no remote code."""
+    path = folder / "config.json"
+    return path.exists() and json.loads(path.read_text()).get("model_type") == OWN_TYPE

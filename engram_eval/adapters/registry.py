@@ -1,0 +1,22 @@
+"""Which adapter describes which family (``config.model_type``); the rest have Llama's names."""
+
+from collections.abc import Callable
+from functools import partial
+
+from transformers import PreTrainedModel
+
+from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.engram import engram_adapter
+from engram_eval.adapters.hf import GPT2, GPT_NEOX, LLAMA, hf_adapter
+
+ADAPTERS: dict[str, Callable[[PreTrainedModel], Adapter]] = {
+    "engram_moe": engram_adapter,
+    "gpt2": partial(hf_adapter, layout=GPT2),
+    "gpt_neox": partial(hf_adapter, layout=GPT_NEOX),
+    "llama": partial(hf_adapter, layout=LLAMA),
+}
+
+
+def adapt(model: PreTrainedModel) -> Adapter:
+    """Describe a loaded model; families that are not listed are read as Llama-like."""
+    return ADAPTERS.get(model.config.model_type, ADAPTERS["llama"])(model)

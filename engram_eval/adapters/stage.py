@@ -1,0 +1,49 @@
+"""The stage that opens a trained model instead of training one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from engram_eval.config import LoadStage
+from engram_eval.errors import UserError
+from engram_eval.progress import Reporter
+from engram_eval.records import MetricRow, content_hash, file_sha256
+
+
+def model_sha256(folder: Path) -> str:
+    """Hash a model's configuration and weights.
+
+    Raises:
+        UserError: the folder holds no model with safetensors.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise UserError(f"{folder}: no model here; expected config.json and *.safetensors")
+    return content_hash([file_sha256(path) for path in (folder / "config.json", *weights)])
+
+
+def load(
+    inputs: Mapping[str, Path],
+    config: LoadStage,
+    seed: int | None,
+    out: Path,
+    report: Reporter,
+) -> list[MetricRow]:
+    """Point ``out/model`` at the folder, where later stages look for a trained model.
+
+    Args:
+        inputs: none.
+        config: the folder, and the hash that it had when the study was planned.
+        seed: not used; nothing here is random.
+        out: the folder to fill.
+        report: not used.
+
+    Raises:
+        UserError: the model is not the one that was planned with.
+    """
+    folder = Path(config.path)
+    if model_sha256(folder) != config.sha256:
+        raise UserError(f"{folder}: the model has changed since the study was planned")
+    link = out / "model"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.resolve(), target_is_directory=True)
+    return []

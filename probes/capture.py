@@ -1,0 +1,91 @@
+"""Stream a model over a sample: activations come batch by batch and are not kept."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.errors import UserError
+from engram_eval.progress import Reporter
+from probes.sample import Sample
+
+
+class Batch(NamedTuple):
+    """One forward pass; n = B * T tokens, in the order of ``Sample.inputs``.
+
+    Attributes:
+        part: which of the sample's N * T places these are.
+        tokens: ids that were read, (B, T).
+        targets: ids to be predicted, (n,).
+        taps: tensors that were asked for, each (n, width).
+        logits: (n, V), or None where they were not asked for.
+    """
+
+    part: slice
+    tokens: Tensor
+    targets: Tensor
+    taps: dict[Tap, Tensor]
+    logits: Tensor | None
+
+
+def batches(
+    adapter: Adapter,
+    sample: Sample,
+    taps: Sequence[Tap] = (),
+    logits: bool = False,
+    tokens_per_batch: int = 4096,
+    report: Reporter | None = None,
+    title: str = "reading",
+) -> Iterator[Batch]:
+    """Yield activations of the whole sample, a few windows at a time.
+
+    Args:
+        adapter: the model.
+        sample: what it reads.
+        taps: which tensors to collect.
+        logits: also build the logits.
+        tokens_per_batch: bounds the memory; has no influence on the numbers beyond rounding.
+        report: where to show progress.
+        title: what the progress is called.
+
+    Raises:
+        UserError: the windows are too long, or have tokens that the model does not know.
+    """
+    check_fit(adapter, sample)
+    count, length = sample.shape
+    step = max(1, tokens_per_batch // length)
+    tokens = torch.from_numpy(sample.token).to(adapter.device)
+    with (report or Reporter(quiet=True)).task(title, count * length) as progress:
+        for start in range(0, count, step):
+            rows = tokens[start : start + step]
+            part = slice(start * length, (start + len(rows)) * length)
+            yield _pass(adapter, rows, part, taps, logits)
+            progress.advance(rows.shape[0] * length)
+
+
+def _pass(adapter: Adapter, rows: Tensor, part: slice, taps: Sequence[Tap], logits: bool) -> Batch:
+    """Run one batch of windows (B, T + 1)."""
+    inputs, targets = rows[:, :-1], rows[:, 1:].reshape(-1)
+    with torch.no_grad(), adapter.record(taps) as found:
+        scores = adapter.logits(inputs).flatten(0, 1) if logits else None
+        if not logits:
+            adapter.run(inputs)
+    flat = {tap: tensor.flatten(0, 1) for tap, tensor in found.items()}
+    return Batch(part, inputs, targets, flat, scores)
+
+
+def check_fit(adapter: Adapter, sample: Sample) -> None:
+    """Refuse a sample that the model was not made for."""
+    length, highest = sample.shape[1], int(sample.token.max())
+    if length > adapter.max_positions:
+        raise UserError(
+            f"windows of {length} tokens, but the model takes {adapter.max_positions}: "
+            "lower probe.seq_len"
+        )
+    if highest >= adapter.vocab_size:
+        raise UserError(
+            f"the corpus has token id {highest}, the model {adapter.vocab_size} tokens: "
+            "they do not share a tokenizer"
+        )

@@ -1,0 +1,84 @@
+"""What a probe returns: metric rows with errors over documents, and the arrays behind them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engram_eval.records import MetricRow
+from engram_eval.stats import clustered_stderr
+from probes.sample import Floats, Ints, Mask, Slice
+
+
+class Findings(NamedTuple):
+    """Rows and named arrays; a row's ``artifact`` gives the ``key`` of the array behind it."""
+
+    rows: list[MetricRow]
+    arrays: Mapping[str, npt.NDArray[Any]]
+
+
+class Ratio(NamedTuple):
+    """A ratio of sums with its standard error over documents; None where it is not defined."""
+
+    value: float | None
+    stderr: float | None
+
+
+def ratio(top: Floats, bottom: Floats, documents: Ints) -> Ratio:
+    """Return sum(top) / sum(bottom) over tokens, with tokens of one document kept together.
+
+    The standard error linearises the ratio (Cochran 1977, eq. 6.13), so that it equals the
+    clustered standard error of the mean where ``bottom`` is 1. A denominator that is not
+    positive gives None, as does the error of a single document.
+    """
+    below = float(bottom.sum())
+    if below <= 0:
+        return Ratio(None, None)
+    value = float(top.sum()) / below
+    if top.size < 2 or (documents == documents[0]).all():
+        return Ratio(value, None)
+    error = clustered_stderr(top - value * bottom, documents.tolist())
+    return Ratio(value, error * top.size / below)
+
+
+def ratio_rows(
+    top: Floats, bottom: Floats, documents: Ints, slices: Iterable[Slice], **fields: Any
+) -> list[MetricRow]:
+    """Return one row per slice with the ratio of sums over its tokens.
+
+    Args:
+        top: per token, (n,).
+        bottom: per token, (n,).
+        documents: which document each token is from, (n,).
+        slices: which tokens; their labels join ``fields["slice"]``.
+        fields: the rest of ``MetricRow``; a ``baseline`` may be per token, (n,).
+    """
+    own, baseline = fields.pop("slice", {}), fields.pop("baseline", None)
+    rows = []
+    for labels, mask in slices:
+        value, stderr = ratio(top[mask], bottom[mask], documents[mask])
+        rows.append(
+            MetricRow(
+                value=value,
+                stderr=stderr,
+                n=int(mask.sum()),
+                slice={**own, **labels},
+                split="val",
+                baseline=_baseline(baseline, mask),
+                **fields,
+            )
+        )
+    return rows
+
+
+def _baseline(given: npt.NDArray[Any] | float | None, mask: Mask) -> float | None:
+    return float(given[mask].mean()) if isinstance(given, np.ndarray) else given
+
+
+def mean_rows(
+    values: npt.ArrayLike, documents: Ints, slices: Iterable[Slice], **fields: Any
+) -> list[MetricRow]:
+    """Return one row per slice with the mean of a value per token, as ``ratio_rows``."""
+    array = np.asarray(values, dtype=np.float64)
+    return ratio_rows(array, np.ones_like(array), documents, slices, **fields)

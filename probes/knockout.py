@@ -1,0 +1,113 @@
+"""Knock-outs: how much worse does the model predict when a part of it adds nothing?
+
+The memory's output is set to zero, and beside it, as a control of equal place and size, the output
+of attention or of the feed-forward layer of every block (arXiv:2601.07372 Fig. 6 has the memory
+alone). It measures how much the rest has come to *depend* on a part at inference, not where
+knowledge lies: a model trained without the part may do as well.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.progress import Reporter
+from engram_eval.records import MetricRow
+from probes.capture import batches
+from probes.findings import Findings, mean_rows, ratio_rows
+from probes.sample import Floats, Sample
+
+NAME = "knockout"
+
+
+class Knockout(NamedTuple):
+    """What is set to zero: a site at ``layers``, ascending; ``layer`` is the only one, or None."""
+
+    condition: str
+    site: str
+    layer: int | None
+    layers: tuple[int, ...]
+
+
+def knockouts(adapter: Adapter) -> list[Knockout]:
+    """List the parts of a model: each memory, all memories together, attention, feed-forward."""
+    memory = adapter.memory_layers
+    found = [Knockout("memory_zeroed", "memory_out", i, (i,)) for i in memory]
+    if len(memory) > 1:
+        found.append(Knockout("memory_zeroed", "memory_out", None, memory))
+    for layer in range(adapter.n_layers):
+        found.append(Knockout("attn_zeroed", "attn_out", layer, (layer,)))
+        found.append(Knockout("mlp_zeroed", "mlp_out", layer, (layer,)))
+    return found
+
+
+def losses(
+    adapter: Adapter, sample: Sample, cuts: list[Knockout], report: Reporter | None = None
+) -> Floats:
+    """Return the loss of each target in nats, (1 + cuts, n): intact, then with each part cut.
+
+    A cut leaves what comes before it as it was, so that the blocks before it are run once.
+    """
+    count, length = sample.shape
+    values = np.empty((1 + len(cuts), count * length))
+    taps = [Tap("resid_pre", layer) for layer in range(adapter.n_layers)]
+    for batch in batches(adapter, sample, taps, logits=True, report=report, title=NAME):
+        assert batch.logits is not None
+        values[0, batch.part] = _cross_entropy(batch.logits, batch.targets)
+        for number, cut in enumerate(cuts, start=1):
+            first = Tap("resid_pre", cut.layers[0])
+            before = batch.taps[first].unflatten(0, batch.tokens.shape)
+            with adapter.start_at(first.layer, before), _zeroed(adapter, cut):
+                logits = adapter.logits(batch.tokens).flatten(0, 1)
+            values[number, batch.part] = _cross_entropy(logits, batch.targets)
+    return values
+
+
+@contextmanager
+def _zeroed(adapter: Adapter, cut: Knockout) -> Iterator[None]:
+    with ExitStack() as stack, torch.no_grad():
+        for layer in cut.layers:
+            stack.enter_context(adapter.ablate(cut.site, layer))
+        yield
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Floats:
+    return F.cross_entropy(logits, targets, reduction="none").cpu().double().numpy()
+
+
+def knockout(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> Findings:
+    """Knock out each part and compare the loss, per domain and per static third.
+
+    Rows: ``loss_nats`` of the intact model; per knock-out ``loss_increase_nats`` and ``retained``:
+    the share of what the model gains over unigram frequencies that is left. It is 1 where nothing
+    is lost, 0 where frequencies do as well, negative below; None where the intact model gains
+    nothing. Standard errors are over documents.
+    """
+    cuts = knockouts(adapter)
+    table = losses(adapter, sample, cuts, report)
+    intact = table[0]
+    documents, slices = sample.targets.document, sample.slices("static_out")
+    gain = sample.targets.unigram_bits * math.log(2) - intact
+    rows: list[MetricRow] = mean_rows(
+        intact, documents, slices, name=NAME, metric="loss_nats", artifact={"key": "loss_nats"}
+    )
+    for cut, loss in zip(cuts, table[1:], strict=True):
+        increase = loss - intact
+        fields = {
+            "name": NAME,
+            "condition": cut.condition,
+            "site": cut.site,
+            "layer": cut.layer,
+            "artifact": {"key": "loss_nats"},
+        }
+        rows += mean_rows(increase, documents, slices, metric="loss_increase_nats", **fields)
+        rows += ratio_rows(
+            gain - increase, gain, documents, slices, metric="retained", baseline=0.0, **fields
+        )
+    return Findings(rows, {"loss_nats": table.astype(np.float32), **sample.index()})

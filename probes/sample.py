@@ -1,0 +1,174 @@
+"""Which validation tokens the probes look at, and what is known about each of them.
+
+A window holds T + 1 tokens of the packed validation stream: T inputs, and T targets one place
+further. "Static" is measured on text alone, by an n-gram model of the training text:
+
+- ``static_in`` of an input x_t: how predictable x_t was from its two predecessors, hence how
+  firmly the pattern that has just ended is known;
+- ``static_out`` of the same place: how predictable the *next* token is.
+
+Both are cut into thirds of surprisal (order 3): ``high`` is the most static third, with the
+lowest surprisal, ``low`` the least static one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engram_eval.config import ProbeConfig
+from engram_eval.corpus.store import Corpus
+from engram_eval.errors import UserError
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+STATIC_ORDER = 3
+
+
+class Labels(NamedTuple):
+    """What is known about n tokens, each of shape (n,).
+
+    Attributes:
+        token: ids.
+        position: index in the validation stream.
+        document, domain: indices.
+        surprisal_bits: at order 3, by the n-gram model of the training text.
+        unigram_bits: at order 1: what knowing nothing but frequencies costs.
+    """
+
+    token: Ints
+    position: Ints
+    document: Ints
+    domain: Ints
+    surprisal_bits: Floats
+    unigram_bits: Floats
+
+
+class Slice(NamedTuple):
+    """A part of the tokens: its labels in a metric row, and which tokens belong to it."""
+
+    labels: Mapping[str, str]
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Windows of validation text; every array but ``texts`` has shape (N, T + 1).
+
+    Attributes:
+        domains: names of the domains by index.
+        texts: what each token id spells; shape (V,).
+        seed: drew the windows; draws splits and control tasks.
+    """
+
+    token: Ints
+    position: Ints
+    document: Ints
+    domain: Ints
+    surprisal_bits: Floats
+    unigram_bits: Floats
+    domains: tuple[str, ...]
+    texts: tuple[str, ...]
+    seed: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, T): windows and inputs per window."""
+        return self.token.shape[0], self.token.shape[1] - 1
+
+    @property
+    def inputs(self) -> Labels:
+        """Labels of the tokens that are read, flat: (N * T,)."""
+        return self._labels(slice(None, -1))
+
+    @property
+    def targets(self) -> Labels:
+        """Labels of the tokens that are predicted, flat: (N * T,)."""
+        return self._labels(slice(1, None))
+
+    def _labels(self, part: slice) -> Labels:
+        return Labels(*(getattr(self, name)[:, part].reshape(-1) for name in Labels._fields))
+
+    def index(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Return the arrays that tell which target a column of an artifact is about, (n,)."""
+        targets = self.targets
+        names = ("document", "domain", "position", "token")
+        return {name: getattr(targets, name) for name in names}
+
+    def slices(self, side: str, domains: bool = True) -> list[Slice]:
+        """Return all tokens, each domain, and the most and the least static third.
+
+        Args:
+            side: ``static_out`` labels places by the token that is predicted, ``static_in`` by
+                the one that is read.
+            domains: whether to include the domains.
+        """
+        labels = self.targets if side == "static_out" else self.inputs
+        found = [Slice({}, np.ones(labels.token.size, dtype=bool))]
+        for index, name in enumerate(self.domains if domains else ()):
+            found.append(Slice({"domain": name}, labels.domain == index))
+        low, high = np.quantile(labels.surprisal_bits, [1 / 3, 2 / 3])
+        bits = labels.surprisal_bits
+        found.append(Slice({side: "high"}, bits <= low))
+        found.append(Slice({side: "low"}, (bits >= high) & (bits > low)))
+        return [part for part in found if part.mask.any()]
+
+
+def draw_sample(corpus: Corpus, options: ProbeConfig | None = None) -> Sample:
+    """Choose whole windows of the validation text at random, without overlap.
+
+    Args:
+        corpus: a built corpus.
+        options: number of tokens, window length and seed; all of the text where it is shorter.
+
+    Raises:
+        UserError: the validation text is shorter than two tokens.
+    """
+    options = options or ProbeConfig()
+    stream = corpus.tokens("val")
+    length = min(options.seq_len, len(stream) - 1)
+    if length < 1:
+        raise UserError(f"{corpus.folder}: {len(stream)} validation tokens, at least 2 are needed")
+    starts = np.arange(0, len(stream) - length, length)
+    count = min(len(starts), max(1, options.tokens // length))
+    rng = np.random.default_rng(options.seed)
+    chosen = np.sort(rng.choice(starts, size=count, replace=False))
+    return _read(corpus, chosen, length, options.seed)
+
+
+def _read(corpus: Corpus, starts: Ints, length: int, seed: int) -> Sample:
+    stream, docs = corpus.tokens("val"), corpus.docs("val")
+    position = starts[:, None] + np.arange(length + 1)
+    document = np.searchsorted(docs[:, 0], position, side="right") - 1
+    return Sample(
+        token=np.asarray(stream)[position].astype(np.int64),
+        position=position,
+        document=document,
+        domain=docs[document, 2],
+        surprisal_bits=_surprisal(corpus, position, STATIC_ORDER),
+        unigram_bits=_surprisal(corpus, position, 1),
+        domains=tuple(corpus.domains),
+        texts=token_texts(corpus),
+        seed=seed,
+    )
+
+
+def _surprisal(corpus: Corpus, position: Ints, order: int) -> Floats:
+    """Score each window with the tokens before it as history."""
+    model, stream = corpus.ngrams(), corpus.tokens("val")
+    rows = []
+    for row in position:
+        begin = max(0, int(row[0]) - (order - 1))
+        bits = model.surprisal_bits(np.asarray(stream[begin : int(row[-1]) + 1]), order)
+        rows.append(bits[int(row[0]) - begin :])
+    return np.stack(rows)
+
+
+def token_texts(corpus: Corpus) -> tuple[str, ...]:
+    """Return what each token id spells; an incomplete UTF-8 sequence gives U+FFFD."""
+    tokenizer = corpus.tokenizer()
+    return tuple(tokenizer.batch_decode([[token] for token in range(len(tokenizer))]))

@@ -1,0 +1,74 @@
+"""The study's stages that run a probe: open the models, draw the text, keep rows and arrays."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from pkgutil import resolve_name
+
+import numpy as np
+from safetensors.numpy import save
+
+from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.load import open_model
+from engram_eval.config import PairStage, ProbeStage
+from engram_eval.corpus.store import Corpus, load_corpus
+from engram_eval.errors import UserError
+from engram_eval.progress import Reporter
+from engram_eval.records import MetricRow, file_sha256, write_atomic
+from probes.findings import Findings
+from probes.registry import find_probe
+from probes.sample import draw_sample
+
+
+def probe(
+    inputs: Mapping[str, Path], config: ProbeStage, seed: int | None, out: Path, report: Reporter
+) -> list[MetricRow]:
+    """Run one probe on one model: ``inputs`` has ``corpus`` and ``train``; ``seed`` is unused."""
+    entry = find_probe(config.probe)
+    if entry.kind != "single":
+        raise UserError(f"probe {config.probe!r} compares two models; it cannot run on one")
+    corpus = load_corpus(inputs["corpus"])
+    adapter = _open(inputs["train"], corpus)
+    sample = draw_sample(corpus, config.options)
+    return keep(resolve_name(entry.function)(adapter, sample, report), config.probe, out)
+
+
+def probe_pair(
+    inputs: Mapping[str, Path], config: PairStage, seed: int | None, out: Path, report: Reporter
+) -> list[MetricRow]:
+    """Run one probe on two models: ``inputs`` has ``corpus``, ``a`` and ``b``."""
+    entry = find_probe(config.probe)
+    if entry.kind != "pair":
+        raise UserError(f"probe {config.probe!r} looks at one model; it cannot compare two")
+    corpus = load_corpus(inputs["corpus"])
+    pair = _open(inputs["a"], corpus), _open(inputs["b"], corpus)
+    sample = draw_sample(corpus, config.options)
+    rows = keep(resolve_name(entry.function)(*pair, sample, report), config.probe, out)
+    return [dataclasses.replace(row, other={**config.other, **(row.other or {})}) for row in rows]
+
+
+def keep(findings: Findings, name: str, out: Path) -> list[MetricRow]:
+    """Write a probe's arrays to ``<name>.safetensors`` and complete the rows that refer to it."""
+    if not findings.arrays:
+        return findings.rows
+    path = out / f"{name}.safetensors"
+    arrays = {key: np.ascontiguousarray(array) for key, array in findings.arrays.items()}
+    write_atomic(path, save(arrays))
+    where = {"file": path.name, "sha256": file_sha256(path)}
+    return [
+        dataclasses.replace(row, artifact={**where, **row.artifact}) if row.artifact else row
+        for row in findings.rows
+    ]
+
+
+def _open(train: Path, corpus: Corpus) -> Adapter:
+    """Open a trained model and refuse one that reads another vocabulary than the corpus has."""
+    folder = train / "model"
+    saved = folder / "tokenizer.json"
+    if saved.exists():
+        vocabulary = json.loads(saved.read_text())["model"]["vocab"]
+        own = json.loads((corpus.folder / "tokenizer" / "tokenizer.json").read_text())
+        if vocabulary != own["model"]["vocab"]:
+            raise UserError(f"{folder} and {corpus.folder} have different tokenizers")
+    return open_model(folder)

@@ -1,0 +1,172 @@
+"""Knock-outs on memories that are provably ignored or provably decisive."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from probes_fixture import VOCAB, engram, llama, noise_sample, silence
+from transformers import PreTrainedModel
+
+from engram_eval.adapters.load import open_model
+from engram_eval.records import MetricRow
+from probes.findings import Ratio, mean_rows, ratio
+from probes.knockout import Knockout, knockout, knockouts, losses
+from probes.sample import Slice
+
+
+def value(rows: list[MetricRow], metric: str, condition: str | None, **labels: str) -> float | None:
+    """Return the value of the first layer's row of a knock-out."""
+    return next(
+        r.value
+        for r in rows
+        if (r.metric, r.condition) == (metric, condition) and dict(r.slice) == labels
+    )
+
+
+def only_memory(seed: int = 0) -> PreTrainedModel:
+    """Make a model whose logits come from the memory alone."""
+    model = silence(engram(n_routed_experts=0, seed=seed), range(3))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.zero_()
+    return model
+
+
+def test_an_ignored_memory_shows_nothing() -> None:
+    model = engram()
+    with torch.no_grad():
+        model.model.layers[1].engram.value_proj.weight.zero_()
+    found = noise_sample()
+    # A floor that even random weights beat, so that there is something to retain.
+    found = replace(found, unigram_bits=np.full_like(found.unigram_bits, 50))
+    rows = knockout(open_model(model), found).rows
+    cut = [r for r in rows if r.condition == "memory_zeroed"]
+    assert cut
+    for row in cut:
+        assert row.value == (0 if row.metric == "loss_increase_nats" else pytest.approx(1))
+        assert row.stderr == pytest.approx(0, abs=1e-12)
+    assert abs(value(rows, "loss_increase_nats", "mlp_zeroed") or 0) > 1e-3
+
+
+def test_a_decisive_memory_shows_everything() -> None:
+    """Without it, the logits are flat: the loss is log V, and nothing else matters."""
+    findings = knockout(open_model(only_memory()), noise_sample())
+    intact, cut = findings.arrays["loss_nats"][:2]
+    np.testing.assert_allclose(cut, math.log(VOCAB), rtol=1e-5)
+    increase = value(findings.rows, "loss_increase_nats", "memory_zeroed")
+    assert increase == pytest.approx(math.log(VOCAB) - intact.mean(), rel=1e-4)
+    for condition in ("attn_zeroed", "mlp_zeroed"):
+        assert value(findings.rows, "loss_increase_nats", condition) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_decisive_memory_that_predicts_retains_nothing() -> None:
+    """The unembedding is fitted to the memory: all gain over unigrams goes with it."""
+    model, found = only_memory(), noise_sample(windows=4, length=16)
+    adapter = open_model(model)
+    tokens = torch.from_numpy(found.token)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(60):
+        optimiser.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        # Keep all but the memory silent.
+        model.model.embed_tokens.weight.grad = None
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.grad = layer.mlp.down_proj.weight.grad = None
+        optimiser.step()
+    rows = knockout(adapter, found).rows
+    assert (value(rows, "loss_increase_nats", "memory_zeroed") or 0) > 1
+    for labels in ({}, {"domain": "even"}, {"static_out": "high"}):
+        # The floor of this sample is log V, which is what flat logits cost.
+        assert value(rows, "retained", "memory_zeroed", **labels) == pytest.approx(0, abs=1e-5)
+        assert value(rows, "retained", "attn_zeroed", **labels) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("make", [llama, engram])
+def test_losses_equal_a_plain_ablation(make) -> None:
+    """Starting at the cut changes nothing: the whole model with hooks gives the same losses."""
+    model, found = make(), noise_sample()
+    adapter = open_model(model)
+    cuts = knockouts(adapter)
+    table = losses(adapter, found, cuts)
+    tokens = torch.from_numpy(found.token)
+    for loss, cut in zip(table, [None, *cuts], strict=True):
+        with torch.no_grad():
+            if cut is None:
+                logits = adapter.logits(tokens[:, :-1])
+            else:
+                with adapter.ablate(cut.site, cut.layers[0]):
+                    logits = adapter.logits(tokens[:, :-1])
+        expected = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+        )
+        np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_memories_are_also_cut_together() -> None:
+    adapter, found = open_model(engram(engram_layers=[0, 2])), noise_sample()
+    cuts = knockouts(adapter)
+    assert cuts[:3] == [
+        Knockout("memory_zeroed", "memory_out", 0, (0,)),
+        Knockout("memory_zeroed", "memory_out", 2, (2,)),
+        Knockout("memory_zeroed", "memory_out", None, (0, 2)),
+    ]
+    table = losses(adapter, found, cuts[2:3])
+    with torch.no_grad(), adapter.memory_off():
+        logits = adapter.logits(torch.from_numpy(found.token[:, :-1]))
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.from_numpy(found.targets.token), reduction="none"
+    )
+    np.testing.assert_allclose(table[1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_off_is_a_model_without_memory() -> None:
+    with_memory, without = engram(), engram(engram_layers=[])
+    without.load_state_dict(with_memory.state_dict(), strict=False)
+    adapter, tokens = open_model(with_memory), torch.from_numpy(noise_sample().token)
+    with torch.no_grad(), adapter.memory_off():
+        torch.testing.assert_close(adapter.logits(tokens), without(input_ids=tokens).logits)
+
+
+def test_rows() -> None:
+    findings = knockout(open_model(engram()), noise_sample())
+    slices = 5
+    cuts = [("memory_zeroed", 1)] + [(f"{s}_zeroed", i) for i in range(3) for s in ("attn", "mlp")]
+    assert len(findings.rows) == slices * (1 + 2 * len(cuts))
+    assert {(r.condition, r.layer) for r in findings.rows} == {*cuts, (None, None)}
+    assert findings.arrays["loss_nats"].shape == (1 + len(cuts), 16 * 32)
+    intact = next(r for r in findings.rows if r.metric == "loss_nats" and not r.slice)
+    assert intact.value == pytest.approx(findings.arrays["loss_nats"][0].mean(), rel=1e-5)
+
+
+def test_a_model_without_memory_has_no_memory_rows() -> None:
+    rows = knockout(open_model(llama()), noise_sample()).rows
+    assert {r.condition for r in rows} == {None, "attn_zeroed", "mlp_zeroed"}
+
+
+def test_nothing_is_retained_of_no_gain() -> None:
+    rows = knockout(open_model(llama()), noise_sample()).rows
+    assert (value(rows, "loss_nats", None) or 0) > math.log(VOCAB)
+    assert value(rows, "retained", "mlp_zeroed") is None
+
+
+def test_ratio_by_hand() -> None:
+    top, bottom = np.array([1.0, 2, 3, 6]), np.array([2.0, 2, 2, 4])
+    documents = np.array([0, 0, 1, 1])
+    # Sums per document: (3, 4) and (9, 6); ratio 1.2; residuals -1.8 and 1.8.
+    expected = math.sqrt(2 / 1 * (1.8**2 + 1.8**2)) / 10
+    found = ratio(top, bottom, documents)
+    assert found.value == pytest.approx(1.2)
+    assert found.stderr == pytest.approx(expected)
+    assert ratio(top, np.zeros(4), documents) == Ratio(None, None)
+    assert ratio(top, bottom, np.zeros(4)) == Ratio(1.2, None)
+    assert ratio(top[:1], bottom[:1], documents[:1]) == Ratio(0.5, None)
+
+
+def test_rows_join_slice_labels() -> None:
+    part = Slice({"domain": "code"}, np.array([True, False, True]))
+    (row,) = mean_rows(
+        [1, 2, 5], np.arange(3), [part], name="x", metric="acc", slice={"task": "t"}, layer=2
+    )
+    assert (row.value, row.n, row.layer, row.split) == (3, 2, 2, "val")
+    assert row.slice == {"task": "t", "domain": "code"}
