@@ -1,0 +1,175 @@
+"""The answer to the study's question in one sentence, from recorded held-out losses alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engram_eval.records import MetricRow
+from reports.load import Model, Study
+from reports.numbers import count, fixed, listing
+from reports.query import (
+    asked,
+    domain_of,
+    headline_pair,
+    heldout,
+    ordered,
+    pick,
+    pooled_comparisons,
+    values,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the first screen says.
+
+    Attributes:
+        text: the sentence.
+        scale: at which size that holds, and how much trust seeds allow.
+        verdict: ``lower`` (the candidate's loss is: it is better), ``higher``, ``mixed`` or
+            ``unknown``.
+        domains: per domain the points of both models, by seed.
+    """
+
+    text: str
+    scale: str
+    verdict: str
+    reference: str | None = None
+    candidate: str | None = None
+    domains: Mapping[str, Mapping[str, Sequence[float]]] | None = None
+
+
+def answer(study: Study) -> Answer:
+    """Say which of the two headline models predicts held-out text better, and how surely."""
+    pair = headline_pair(study)
+    if pair is None:
+        return Answer("No answer yet: fewer than two models are recorded.", "", "unknown")
+    a, b = pair
+    found = _points(heldout(study), a.name, b.name)
+    if not found:
+        verdict, text = _from_tasks(study, a.name, b.name)
+        return Answer(text, scale_text(study, a, b), verdict, a.name, b.name)
+    sides = {domain: _side(points[a.name], points[b.name]) for domain, points in found.items()}
+    verdict = sides.get("all") or _common(list(sides.values()))
+    text = _sentence(a.name, b.name, verdict, sides, _example(a.name, b.name, found))
+    scale = scale_text(study, a, b) + baseline_text(study, a)
+    return Answer(text, scale, verdict, a.name, b.name, found)
+
+
+def _from_tasks(study: Study, a: str, b: str) -> tuple[str, str]:
+    """Answer from the recorded task comparisons, where held-out text was not asked for."""
+    found = [
+        c
+        for c in pooled_comparisons(study, "acc")
+        if c.informative is not False and c.name != "tasks" and set(c.slice) <= {"domain"}
+    ]
+    if asked(study, "evaluate", "heldout", True):
+        return "unknown", f"No answer yet: held-out loss of both {a} and {b} is not recorded."
+    if not found and any(c.informative is False for c in study.comparisons):
+        return "mixed", f"No clear difference: no task tells {b} and {a} apart."
+    if not found:
+        return "unknown", f"No answer yet: no comparison of {b} with {a} is recorded."
+    ahead = sum(c.ci_low is not None and c.ci_low > 0 for c in found)
+    behind = sum(c.ci_high is not None and c.ci_high < 0 for c in found)
+    verdict = "mixed" if (ahead > 0) == (behind > 0) else ("lower" if ahead else "higher")
+    told = (
+        f"Of {len(found)} informative tasks, {b} answers more items rightly than {a} in {ahead} "
+        f"and fewer in {behind}; in {len(found) - ahead - behind} the interval over items spans "
+        "no difference."
+    )
+    return verdict, told
+
+
+def _points(rows: Sequence[MetricRow], a: str, b: str) -> dict[str, dict[str, list[float]]]:
+    """Return the points of both models for each domain that both have."""
+    found = {}
+    for domain in ordered(domain_of(row) for row in rows):
+        here = [row for row in rows if domain_of(row) == domain]
+        points = {name: values(pick(here, model=name)) for name in (a, b)}
+        if all(points.values()):
+            found[domain] = points
+    return found
+
+
+def _side(a: Sequence[float], b: Sequence[float]) -> str:
+    """Tell on which side of all points of ``a`` all points of ``b`` lie."""
+    if max(b) < min(a):
+        return "lower"
+    return "higher" if min(b) > max(a) else "mixed"
+
+
+def _common(sides: Sequence[str]) -> str:
+    return sides[0] if len(set(sides)) == 1 else "mixed"
+
+
+def _sentence(a: str, b: str, verdict: str, sides: Mapping[str, str], example: str) -> str:
+    """Word the verdict; "better" means that every point is, which is no test."""
+    domains = {domain: side for domain, side in sides.items() if domain != "all"}
+    uniform = len(domains) > 1 and _common(list(domains.values())) == verdict
+    if verdict == "mixed":
+        lead = f"No clear difference: the points of {b} and {a} overlap on held-out text"
+    else:
+        word = {"lower": "better", "higher": "worse"}[verdict]
+        scope = "In every domain" if uniform else "Overall"
+        lead = f"{scope} {b} predicts held-out text {word} than {a}"
+    return f"{lead}: {example}." + ("" if uniform or not domains else _by_domain(domains))
+
+
+def _by_domain(sides: Mapping[str, str]) -> str:
+    words = (("lower", "better in"), ("higher", "worse in"), ("mixed", "overlapping in"))
+    parts = []
+    for side, word in words:
+        names = [domain for domain, found in sides.items() if found == side]
+        parts += [f"{word} {listing(names)}"] if names else []
+    return f" By domain: {'; '.join(parts)}."
+
+
+def _example(a: str, b: str, found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Quote the points of one domain: all text where that is recorded, else the first."""
+    domain = "all" if "all" in found else next(iter(found))
+    where = "all text" if domain == "all" else domain
+    both = [listing([fixed(v) for v in found[domain][name]]) for name in (b, a)]
+    return f"{both[0]} against {both[1]} bits per byte on {where}"
+
+
+def scale_text(study: Study, a: Model, b: Model) -> str:
+    """Say at which scale the answer holds and what was not done to make it sure."""
+    parts = []
+    if b.params_total:
+        parts.append(f"{count(b.params_total)} parameters".replace(" M p", " million p"))
+    if b.tokens:
+        parts.append(f"{count(b.tokens)} training tokens".replace(" M t", " million t"))
+    parts.append(seeds_text([a, b]))
+    if b.tokens and not (a.tuned and b.tuned):
+        parts.append("learning rates untuned")
+    scale = study.text("scale")
+    return f"At this scale only{f' ({scale})' if scale else ''}: {'; '.join(parts)}."
+
+
+def baseline_text(study: Study, reference: Model) -> str:
+    """Say whether the reference beats the model without experts that is matched to it.
+
+    A mixture of experts that does not beat its dense twin is no established baseline; empty
+    where there is no such twin.
+    """
+    for twin in study.models:
+        if twin.matched_to == reference.name and not twin.params_table:
+            points = _points(heldout(study), twin.name, reference.name)
+            if "all" not in points:
+                return ""
+            example = _example(twin.name, reference.name, {"all": points["all"]})
+            if _side(points["all"][twin.name], points["all"][reference.name]) == "lower":
+                return f" {reference.name} beats its twin {twin.name}: {example}."
+            return (
+                f" No established baseline: {reference.name} does not beat its twin {twin.name}: "
+                f"{example}."
+            )
+    return ""
+
+
+def seeds_text(models: Sequence[Model]) -> str:
+    """Say how many seeds there are and whether that bears an interval."""
+    counts = sorted({len(model.seeds) for model in models})
+    number = listing([str(c) for c in counts], "or")
+    noun = "seed" if counts == [1] else "seeds"
+    caution = " (every point is shown; no interval over seeds)" if counts[0] < 3 else ""
+    return f"{number} {noun} per model{caution}"

@@ -1,0 +1,160 @@
+"""What a section is made of: figures, tables and notes, ready for the templates."""
+
+import base64
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from markupsafe import Markup
+
+from engram_eval.records import MetricRow
+from reports.draw import Canvas
+from reports.svg import clean, to_svg
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a figure; ``narrow`` replaces it on a phone."""
+
+    title: str
+    canvas: Canvas
+    narrow: Canvas | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """One of the ways to look at a figure, such as one choice of its axis."""
+
+    label: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A figure: what it is, what it means in one sentence, and the rows behind it.
+
+    Attributes:
+        ident: unique in the page and usable as an id; also the name of the CSV file.
+        finding: the sentence; screen readers hear it as well, or ``alt`` where that is given.
+        legend: names of the models drawn, in order.
+        key: what dashes or hollow points stand for.
+        rows: the data behind, one mapping per line of the CSV.
+    """
+
+    ident: str
+    title: str
+    finding: str
+    views: Sequence[View]
+    rows: Sequence[Mapping[str, Any]]
+    legend: Sequence[str] = ()
+    key: str = ""
+    alt: str = ""
+
+    def svg(self, view: int, panel: int, narrow: bool = False) -> Markup:
+        """Return one picture as inline SVG."""
+        chosen = self.views[view].panels[panel]
+        drawn = chosen.narrow if narrow and chosen.narrow else chosen.canvas
+        ident = f"{self.ident}-{view}-{panel}{'n' if narrow else ''}"
+        finding = self.alt or self.finding
+        label = f"{self.title}, {chosen.title}. {finding}" if chosen.title else finding
+        return to_svg(drawn.figure, ident, clean(label, 600), drawn.tips)
+
+    def csv_href(self) -> str:
+        """Return the rows as a ``data:`` link."""
+        raw = to_csv(self.rows).encode(errors="replace")
+        return "data:text/csv;charset=utf-8;base64," + base64.b64encode(raw).decode()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, the value it sorts by, and a mark explained in the caption."""
+
+    text: str
+    sort: float | str | None = None
+    mark: str = ""
+    chip: int | None = None
+    strong: bool = False
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's header; neighbouring columns of one ``group`` share a header above."""
+
+    label: str
+    group: str = ""
+    numeric: bool = True
+    chip: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of each row is its header."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    ident: str = ""
+    note: str = ""
+    sortable: bool = True
+
+    def groups(self) -> list[tuple[str, int, int | None]]:
+        """Return (label, columns spanned, chip) of the upper header, or [] where none is named."""
+        merged: list[tuple[str, int, int | None]] = []
+        for column in self.columns:
+            if merged and column.group and merged[-1][0] == column.group:
+                merged[-1] = (column.group, merged[-1][1] + 1, column.chip)
+            else:
+                merged.append((column.group, 1, column.chip))
+        return merged if any(group for group, _, _ in merged) else []
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the report; the template of its name renders ``content``.
+
+    Attributes:
+        missing: why something that belongs here is absent, told where it would have been.
+    """
+
+    ident: str
+    title: str
+    lead: str = ""
+    blocks: Sequence[Block] = ()
+    tables: Sequence[Table] = ()
+    missing: Sequence[str] = ()
+    template: str = "section.html"
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+def flat_row(row: MetricRow) -> dict[str, Any]:
+    """Return a metric row for a CSV file: slices and partner as columns of their own."""
+    flat = {k: v for k, v in asdict(row).items() if not isinstance(v, Mapping)}
+    for name in ("slice", "other"):
+        for key, value in (getattr(row, name) or {}).items():
+            flat[f"{name}.{key}"] = value
+    return {key: value for key, value in flat.items() if value is not None and key != "schema"}
+
+
+def flat_rows(rows: Iterable[MetricRow]) -> list[dict[str, Any]]:
+    """Return metric rows for a CSV file."""
+    return [flat_row(row) for row in rows]
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write mappings as CSV with the union of their keys as the header."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_inert(name) for name in names])
+    writer.writerows([[_inert(row.get(name)) for name in names] for row in rows])
+    return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """Keep a spreadsheet from running a recorded text as a formula."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value

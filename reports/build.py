@@ -1,0 +1,137 @@
+"""Builds the report: one HTML file that needs nothing else, and ``summary.json`` beside it.
+
+Everything shown was recorded before; nothing is estimated here. What is missing or damaged is
+said where it would have stood.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import jinja2
+import matplotlib
+from markupsafe import Markup
+
+from engram_eval.records import write_atomic, write_json
+from reports.blocks import Section
+from reports.load import Study, load_study
+from reports.sections import heldout, mechanism, method, overview, samples, scores, training
+from reports.summary import summary
+from reports.svg import RC
+from reports.theme import looks, palette_css
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+HERE = Path(__file__).resolve().parent
+
+SECTIONS: tuple[Callable[[Study], Section], ...] = (
+    overview.section,
+    scores.section,
+    heldout.section,
+    training.section,
+    mechanism.section,
+    samples.section,
+    method.section,
+)
+
+
+def build_report(study_dir: Path, out_file: Path) -> Path:
+    """Render a study folder, finished or not, into ``out_file`` and return its path.
+
+    ``summary.json`` is written beside it.
+
+    Args:
+        study_dir: holds study.json, ledger.json, stages.json, metrics.jsonl, comparisons.jsonl.
+        out_file: the HTML file.
+    """
+    study = load_study(study_dir)
+    with matplotlib.rc_context(RC):
+        html = render(study)
+    write_atomic(out_file, printable(html).encode())
+    write_json(out_file.with_name("summary.json"), summary(study))
+    return out_file
+
+
+def render(study: Study) -> str:
+    """Return the whole page."""
+    script, style = _static("report.js"), _static("report.css") + palette_css()
+    look = looks(study)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            study=study,
+            title=f"{study.text('name') or study.folder.name}, {study.text('scale')}".strip(", "),
+            sections=[build(study) for build in SECTIONS],
+            look=look,
+            policy=content_security_policy(script, style),
+            script=Markup(script),
+            style=Markup(style),
+        )
+    )
+
+
+def printable(text: str) -> str:
+    """Replace what HTML or UTF-8 cannot hold: control characters and lone surrogates."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def content_security_policy(script: str, style: str) -> str:
+    """Allow the page's own script and style by hash, inline attributes of SVG, nothing else."""
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src '{_source_hash(script)}'",
+            f"style-src '{_source_hash(style)}'",
+            "style-src-attr 'unsafe-inline'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def _source_hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _static(name: str) -> str:
+    return (HERE / "static" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["marker"] = marker
+    return environment
+
+
+_SHAPES: dict[int, str] = {
+    0: '<rect x="2" y="2" width="8" height="8"/>',
+    1: '<circle cx="6" cy="6" r="4.5"/>',
+    2: '<path d="M6 .8 11.2 6 6 11.2 .8 6z"/>',
+    3: '<path d="M6 1 11 10.5H1z"/>',
+    4: '<path d="M6 11 1 1.5h10z"/>',
+    5: '<path d="M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z"/>',
+    6: '<path d="M3 1 6 4l3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z"/>',
+    7: '<path d="M6 .8 10.8 3.4v5.2L6 11.2 1.2 8.6V3.4z"/>',
+}
+
+
+def marker(index: int) -> Markup:
+    """Return a model's sign as in the figures: its shape in its colour (a bar for references)."""
+    shape = _SHAPES.get(index, '<rect x="5" y="1" width="2.5" height="10"/>')
+    color = f"var(--m{index})" if index in _SHAPES else "var(--muted)"
+    return Markup(
+        '<svg class="chip" viewBox="0 0 12 12" aria-hidden="true" style="fill:{}">{}</svg>'
+    ).format(color, Markup(shape))

@@ -1,0 +1,128 @@
+"""Reads recorded JSON leniently: what cannot be understood becomes a message, the rest is kept."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from engram_eval.errors import UserError
+from engram_eval.records import MetricRow, row_from_dict
+
+T = TypeVar("T")
+
+
+class Problem(NamedTuple):
+    """Something recorded that could not be read: where, and why."""
+
+    where: str
+    message: str
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Tell whether plain JSON data have the shape of a type hint."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, arg) for arg in args)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is None:
+        return isinstance(value, hint)
+    if issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            fits(k, args[0]) and fits(v, args[1]) for k, v in value.items()
+        )
+    return isinstance(value, list | tuple) and all(fits(item, args[0]) for item in value)
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def check(instance: Any) -> None:
+    """Raise ``ValueError`` where a field of a dataclass has not the type it declares."""
+    cls: Any = type(instance)
+    hints = _hints(cls)
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if not fits(value, hints[field.name]):
+            raise ValueError(f"{field.name}: unexpected {value!r}")
+
+
+def decode(cls: type[T], data: Any) -> T:
+    """Build a dataclass from an object of JSON, ignoring keys that it does not know.
+
+    Raises:
+        ValueError: if the data are no object, lack a needed key or hold a wrong type.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"expected an object, got {data!r}")
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    try:
+        instance = cls(**{key: value for key, value in data.items() if key in names})
+    except TypeError as error:
+        raise ValueError(str(error).partition("() ")[2] or str(error)) from error
+    check(instance)
+    return instance
+
+
+def metric_row(data: Any) -> MetricRow:
+    """Rebuild a metric row and check the type of each field; raises ``ValueError``."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("schema", 0), int):
+        raise ValueError(f"expected a metric row, got {data!r}")
+    try:
+        row = row_from_dict(data)
+    except TypeError as error:
+        raise ValueError(f"a field has the wrong type ({error})") from error
+    check(row)
+    return row
+
+
+def read_json(path: Path, kind: type[T], problems: list[Problem]) -> T:
+    """Return what a JSON file holds, or an empty ``kind`` (with a problem noted) on failure."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, kind):
+            return value
+        problems.append(Problem(path.name, f"expected {kind.__name__}, got {str(value)[:80]}"))
+    except FileNotFoundError:
+        problems.append(Problem(path.name, "the file is missing"))
+    except (OSError, ValueError) as error:
+        problems.append(Problem(path.name, f"cannot be read: {error}"))
+    return kind()
+
+
+def _told(error: Exception) -> str:
+    """Say in a few words what is wrong with a line."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return (
+        f"not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else str(error)[:300]
+    )
+
+
+def read_lines(
+    path: Path, build: Callable[[Any], T], problems: list[Problem], needed: bool = True
+) -> Iterator[T]:
+    """Yield what ``build`` makes of each line of a JSON-lines file; bad lines become problems."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        if needed or path.exists():
+            missing = isinstance(error, FileNotFoundError)
+            what = "the file is missing" if missing else f"cannot be read: {error}"
+            problems.append(Problem(path.name, what))
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            yield build(json.loads(line))
+        except (UserError, ValueError, RecursionError) as error:
+            problems.append(Problem(f"{path.name}, line {number}", _told(error)))

@@ -1,0 +1,205 @@
+"""The three kinds of picture: dots by category, lines, and a heat map. Nothing is computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from reports.numbers import count, fixed
+from reports.svg import clean
+from reports.theme import GRID, INK, MUTED, PAPER, Look
+
+# Drawing units are CSS pixels at the narrowest screen, so 11 stays readable on a phone.
+PANEL_WIDTH = 320
+
+
+class Dot(NamedTuple):
+    """One value of one category, with its interval if any; ``tip`` appears under the pointer."""
+
+    category: int
+    value: float
+    look: Look
+    tip: str
+    hollow: bool = False
+    low: float | None = None
+    high: float | None = None
+
+
+class Line(NamedTuple):
+    """One curve; ``dash`` is a matplotlib line style, ``marked`` shows the points."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    look: Look
+    tip: str
+    dash: str = "-"
+    marked: bool = True
+    faint: bool = False
+
+
+@dataclass
+class Canvas:
+    """A figure with one pair of axes, and the tooltips of its artists."""
+
+    figure: Figure
+    axes: Axes
+    tips: list[str] = field(default_factory=list)
+
+    def tip(self, text: str) -> str:
+        """Register a tooltip and return the gid that carries it."""
+        self.tips.append(text)
+        return f"tip{len(self.tips) - 1}"
+
+
+def canvas(width: int, height: int, left: int, bottom: int = 42, top: int = 14) -> Canvas:
+    """Return empty axes with margins in drawing units."""
+    figure = Figure(figsize=(width / 72, height / 72))
+    axes = figure.add_axes(
+        (
+            left / width,
+            bottom / height,
+            (width - left - 12) / width,
+            (height - bottom - top) / height,
+        )
+    )
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(colors=MUTED, labelcolor=INK, length=0, pad=5)
+    axes.set_axisbelow(True)
+    return Canvas(figure, axes)
+
+
+def dots(
+    categories: Sequence[str], values: Sequence[Dot], xlabel: str, width: int = PANEL_WIDTH
+) -> Canvas:
+    """Draw one row per category; models are set apart a little, seeds are not."""
+    names = [clean(name, 26) for name in categories]
+    left = min(width // 2, 16 + max((len(name) for name in names), default=0) * 7)
+    row = 34 if width > PANEL_WIDTH else 38
+    result = canvas(width, 60 + row * len(names), left)
+    axes = result.axes
+    lanes = _lanes(values)
+    for dot in values:
+        _dot(result, dot, dot.category + lanes[dot.look])
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(xlabel, color=MUTED)
+    axes.xaxis.set_major_locator(MaxNLocator(5 if width > PANEL_WIDTH else 4))
+    axes.margins(x=0.06)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    for y in range(1, len(names)):
+        axes.axhline(y - 0.5, color=GRID, linewidth=0.8)
+    return result
+
+
+def zero_line(target: Canvas) -> None:
+    """Mark where there is no difference."""
+    target.axes.axvline(0, color=INK, linewidth=1)
+
+
+def share_axis(panels: Sequence[Canvas], axis: Literal["x", "y"]) -> None:
+    """Give panels one common range, so that they can be compared by eye."""
+    bounds = [getattr(panel.axes, f"get_{axis}lim")() for panel in panels]
+    for panel in panels:
+        low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+        getattr(panel.axes, f"set_{axis}lim")(low, high)
+
+
+def _lanes(values: Sequence[Dot]) -> dict[Look, float]:
+    """Give each look its height within a row, the first on top."""
+    order = list(dict.fromkeys(sorted({dot.look for dot in values}, key=lambda look: look.number)))
+    step = 0.62 / max(len(order), 1)
+    return {look: (i - (len(order) - 1) / 2) * step for i, look in enumerate(order)}
+
+
+def _dot(target: Canvas, dot: Dot, y: float) -> None:
+    if dot.low is not None and dot.high is not None:
+        target.axes.plot([dot.low, dot.high], [y, y], color=dot.look.color, linewidth=1.6)
+    target.axes.plot(
+        [dot.value],
+        [y],
+        linestyle="none",
+        marker=dot.look.marker,
+        markersize=9 if dot.look.marker == "|" else 6.5,
+        markeredgewidth=2 if dot.look.marker == "|" else 1.2,
+        markeredgecolor=dot.look.color,
+        markerfacecolor=PAPER if dot.hollow else dot.look.color,
+        gid=target.tip(dot.tip),
+    )
+
+
+def lines(
+    curves: Sequence[Line],
+    xlabel: str,
+    ylabel: str,
+    width: int = PANEL_WIDTH,
+    height: int = 250,
+    integer_x: bool = False,
+) -> Canvas:
+    """Draw curves over one axis; the y label stands above the axes, horizontally."""
+    result = canvas(width, height, left=46, top=30)
+    axes = result.axes
+    for curve in curves:
+        _curve(result, curve)
+    axes.set_xlabel(xlabel, color=MUTED)
+    axes.set_title(ylabel, loc="left", x=-0.02, fontsize=11, color=MUTED, pad=9)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.spines["bottom"].set(visible=True, color=GRID)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=integer_x))
+    if not integer_x:
+        axes.xaxis.set_major_formatter(lambda value, _: count(value) if value else "0")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.03, y=0.08)
+    return result
+
+
+def _curve(target: Canvas, curve: Line) -> None:
+    target.axes.plot(
+        curve.x,
+        curve.y,
+        color=curve.look.color,
+        linestyle=curve.dash,
+        linewidth=1 if curve.faint else 1.8,
+        alpha=0.35 if curve.faint else 1,
+        marker=curve.look.marker if curve.marked else None,
+        markersize=4.5,
+        markeredgewidth=1,
+        gid=target.tip(curve.tip),
+    )
+
+
+def heat_map(
+    matrix: Sequence[Sequence[float | None]], xlabel: str, ylabel: str, size: int = PANEL_WIDTH
+) -> Canvas:
+    """Draw values between 0 and 1 as cells with their number; row 0 is at the bottom."""
+    result = canvas(size, size, left=44, bottom=44, top=28)
+    axes, colors = result.axes, matplotlib.colormaps["cividis"]
+    width = max((len(row) for row in matrix), default=0)
+    for y, row in enumerate(matrix):
+        for x, value in enumerate(row):
+            if value is not None:
+                _cell(result, x, y, value, colors, numbered=width <= 12)
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(-0.5, len(matrix) - 0.5)
+    axes.set_xticks(range(width))
+    axes.set_yticks(range(len(matrix)))
+    axes.set_xlabel(clean(xlabel, 40), color=MUTED)
+    axes.set_title(clean(ylabel, 40), loc="left", x=-0.02, fontsize=11, color=MUTED, pad=9)
+    return result
+
+
+def _cell(target: Canvas, x: int, y: int, value: float, colors: Colormap, numbered: bool) -> None:
+    shade = min(max(value, 0.0), 1.0)
+    patch = matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colors(shade), linewidth=0)
+    patch.set_gid(target.tip(f"block {y} against block {x}: {fixed(value, 3)}"))
+    target.axes.add_patch(patch)
+    if numbered:
+        # Fixed black or white, because the cell's own colour is the same in both themes.
+        ink = "#000000" if shade > 0.5 else "#ffffff"
+        text = fixed(value, 2).removeprefix("0")
+        target.axes.text(x, y, text, ha="center", va="center", fontsize=9, color=ink)

@@ -1,0 +1,103 @@
+"""Saves every figure of a report for papers: PNG, SVG and PDF in light colours, with its CSV."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from engram_eval.records import write_atomic
+from reports.blocks import Block, to_csv
+from reports.build import SECTIONS
+from reports.load import Study, load_study
+from reports.svg import RC, clean
+from reports.theme import Look, looks, print_colors
+
+FORMATS = ("png", "svg", "pdf")
+_PROPERTIES = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor")
+_NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def save_figures(
+    study_dir: Path, folder: Path, formats: Sequence[str] = FORMATS, dpi: int = 200
+) -> list[Path]:
+    """Draw all figures of a study's report into ``folder`` and return the files.
+
+    Args:
+        study_dir: a study folder, as for ``build_report``.
+        folder: is made where it does not exist; files of the same names are replaced.
+        formats: endings that matplotlib can write.
+        dpi: resolution of bitmaps.
+    """
+    study = load_study(study_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context({**RC, "svg.fonttype": "path", "pdf.fonttype": 42}):
+        for block in (block for build in SECTIONS for block in build(study).blocks):
+            path = folder / f"{block.ident}.csv"
+            write_atomic(path, to_csv(block.rows).encode(errors="replace"))
+            written += [path, *_save_block(study, block, folder, formats, dpi)]
+    return written
+
+
+def _save_block(
+    study: Study, block: Block, folder: Path, formats: Sequence[str], dpi: int
+) -> list[Path]:
+    look = looks(study)
+    written = []
+    for view in block.views:
+        for panel in view.panels:
+            parts = [view.label] if len(block.views) > 1 else []
+            parts += [panel.title] if panel.title else []
+            stem = "-".join([block.ident, *map(slug, parts)])
+            figure = panel.canvas.figure
+            _legend(figure, {name: look[name] for name in block.legend if name in look})
+            recolor(figure)
+            for ending in formats:
+                path = folder / f"{stem}.{ending}"
+                options: dict[str, Any] = {"metadata": _NO_DATES.get(ending)}
+                raw = io.BytesIO()
+                figure.savefig(raw, format=ending, dpi=dpi, bbox_inches="tight", **options)
+                write_atomic(path, raw.getvalue())
+                written.append(path)
+    return written
+
+
+def slug(text: str) -> str:
+    """Turn any recorded text into a part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "figure"
+
+
+def _legend(figure: Figure, models: dict[str, Look]) -> None:
+    """Name the models below the axes; on the page HTML does that."""
+    handles = [
+        Line2D([], [], linestyle="none", marker=look.marker, color=look.color, label=clean(name))
+        for name, look in models.items()
+    ]
+    if handles:
+        figure.legend(
+            handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False
+        )
+
+
+def recolor(figure: Figure) -> None:
+    """Replace the stand-in colours by those of the light theme."""
+    table = print_colors()
+    # Ticks and their labels exist only after a first layout.
+    figure.draw_without_rendering()
+    for artist in figure.findobj():
+        for name in _PROPERTIES:
+            getter: Callable[[], Any] | None = getattr(artist, f"get_{name}", None)
+            value: Any = getter() if getter else None
+            known = table.get(to_hex(value)) if _is_color(value) else None
+            if known:
+                getattr(artist, f"set_{name}")(known)
+
+
+def _is_color(value: Any) -> bool:
+    return isinstance(value, str | tuple) and bool(matplotlib.colors.is_color_like(value))

@@ -1,0 +1,168 @@
+"""Everything that a study folder records, as plain data for the sections."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engram_eval.records import MetricRow
+from reports.decode import Problem, decode, metric_row, read_json, read_lines
+
+
+@dataclass(frozen=True)
+class Model:
+    """One line of the ledger; None where a quantity was not recorded."""
+
+    name: str
+    seeds: list[int] = field(default_factory=list)
+    tokens: int | None = None
+    tuned: bool = False
+    matched_to: str | None = None
+    params_total: float | None = None
+    params_active: float | None = None
+    params_table: float | None = None
+    params_total_backbone: float | None = None
+    flops_per_token: float | None = None
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model b against model a; a positive effect means that b is better."""
+
+    model_a: str
+    model_b: str
+    name: str
+    metric: str
+    effect: float | None
+    slice: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
+    test: str | None = None
+    n: int | None = None
+    seeds_a: list[int] = field(default_factory=list)
+    seeds_b: list[int] = field(default_factory=list)
+    units: str | None = None
+    informative: bool | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the study and how it ended."""
+
+    stage: str
+    label: str
+    status: str
+    folder: str = ""
+    key: str = ""
+    model: str | None = None
+    seed: int | None = None
+    error: str | None = None
+    seconds: float | None = None
+    started: str | None = None
+    commit: str | None = None
+    device: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage ended well."""
+        return self.status == "ok"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study folder in memory.
+
+    Attributes:
+        config: ``study.json`` as it is.
+        problems: what could not be read, in the order in which it was met.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    models: tuple[Model, ...]
+    rows: tuple[MetricRow, ...]
+    comparisons: tuple[Comparison, ...]
+    stages: tuple[Stage, ...]
+    problems: list[Problem]
+
+    def text(self, key: str) -> str:
+        """Return a text of ``study.json``, or "" where there is none."""
+        value = self.config.get(key)
+        return value if isinstance(value, str) else ""
+
+    def baselines(self) -> list[str]:
+        """Return the names that have rows but no line in the ledger, such as ``ngram``."""
+        known = {model.name for model in self.models}
+        return sorted({r.model for r in self.rows if r.model is not None} - known)
+
+    def path_of(self, stage: Stage) -> Path:
+        """Return the folder of a stage."""
+        return self.folder / stage.folder
+
+
+def load_study(folder: Path) -> Study:
+    """Read a study folder, finished or not; nothing that it holds can make this fail."""
+    problems: list[Problem] = []
+    config = read_json(folder / "study.json", dict, problems)
+    ledger = read_json(folder / "ledger.json", dict, problems)
+    stages = read_json(folder / "stages.json", list, problems)
+    rows = read_lines(folder / "metrics.jsonl", metric_row, problems)
+    comparisons = read_lines(
+        folder / "comparisons.jsonl", partial(decode, Comparison), problems, needed=False
+    )
+    return Study(
+        folder=folder,
+        config=config,
+        models=_in_order(_models(ledger, problems), _listed(config)),
+        rows=tuple(rows),
+        comparisons=tuple(comparisons),
+        stages=_stages(stages, problems),
+        problems=problems,
+    )
+
+
+def _listed(config: Mapping[str, Any]) -> dict[str, Model]:
+    """Return the models that ``study.json`` lists, with nothing known about their cost."""
+    entries = config.get("models")
+    found = {}
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
+            seeds = entry.get("seeds")
+            known = [s for s in seeds if isinstance(s, int)] if isinstance(seeds, list) else []
+            found[entry["name"]] = Model(entry["name"], seeds=known)
+    return found
+
+
+def _in_order(ledger: tuple[Model, ...], listed: Mapping[str, Model]) -> tuple[Model, ...]:
+    """Take models in the study's order; loaded ones have no line in the ledger."""
+    counted = {model.name: model for model in ledger}
+    return tuple({**listed, **counted}.values())
+
+
+def _models(ledger: Mapping[str, Any], problems: list[Problem]) -> tuple[Model, ...]:
+    models = []
+    for name, entry in ledger.items():
+        try:
+            models.append(decode(Model, {**entry, "name": name}))
+        except (TypeError, ValueError) as error:
+            problems.append(Problem(f"ledger.json, {name}", str(error)))
+            models.append(Model(name))
+    return tuple(models)
+
+
+def _stages(entries: Sequence[Any], problems: list[Problem]) -> tuple[Stage, ...]:
+    stages = []
+    for position, entry in enumerate(entries):
+        try:
+            stages.append(decode(Stage, entry))
+        except ValueError as error:
+            problems.append(Problem(f"stages.json, entry {position}", str(error)))
+    return tuple(stages)

@@ -1,0 +1,88 @@
+"""The key results as Markdown, for a README: the numbers of ``summary.json``, nothing else."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reports.load import load_study
+from reports.numbers import MISSING, count, fixed
+from reports.summary import summary
+
+Values = Mapping[str, Mapping[str, float | None]]
+
+
+def results(study_dir: Path) -> str:
+    """Return the key results of a study folder; see ``markdown``."""
+    return markdown(summary(load_study(study_dir)))
+
+
+def markdown(told: Mapping[str, Any]) -> str:
+    """Return a study's answer and a table of its ledger, held-out text and tasks.
+
+    Seeds stand side by side, joined by a slash. Tasks that tell nobody apart are named below.
+
+    Args:
+        told: what ``summary.json`` holds.
+    """
+    models = list(told["models"])
+    others = [name for name in _scored(told) if name not in models]
+    columns = [*models, *others]
+    lines = [
+        told["answer"]["text"],
+        "",
+        _line(["", *columns]),
+        _line(["---", *("---:" for _ in columns)]),
+        *_ledger_lines(told["models"], columns),
+        *_lines("held-out {}, bits/byte", told["heldout_bits_per_byte"], columns, 1, 3),
+        *_lines("{}, accuracy in %", _informative(told), columns, 100, 1),
+        "",
+        told["answer"]["scale"],
+    ]
+    if told["uninformative"]:
+        lines.append(f"Uninformative here: {', '.join(sorted(told['uninformative']))}.")
+    return "\n".join(lines) + "\n"
+
+
+def _scored(told: Mapping[str, Any]) -> list[str]:
+    """Name what was scored, models and baselines."""
+    found = [*told["heldout_bits_per_byte"].values(), *told["accuracy"].values()]
+    return list(dict.fromkeys(name for values in found for name in values))
+
+
+def _informative(told: Mapping[str, Any]) -> dict[str, Values]:
+    return {
+        task: values
+        for task, values in sorted(told["accuracy"].items())
+        if task not in told["uninformative"]
+    }
+
+
+def _ledger_lines(models: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    kinds = {
+        "parameters": "params_total",
+        "... in the memory table": "params_table",
+        "FLOPs per token": "flops_per_token",
+        "training tokens": "tokens",
+    }
+    return [
+        _line([label, *(count(models[c][key]) if c in models else "" for c in columns)])
+        for label, key in kinds.items()
+    ]
+
+
+def _lines(
+    label: str, table: Mapping[str, Values], columns: Sequence[str], factor: float, digits: int
+) -> list[str]:
+    def cell(seeds: Mapping[str, float | None]) -> str:
+        values = [seeds[seed] for seed in sorted(seeds)]
+        shown = [MISSING if v is None else fixed(factor * v, digits) for v in values]
+        return " / ".join(shown)
+
+    return [
+        _line([label.format(name), *(cell(values.get(c, {})) for c in columns)])
+        for name, values in table.items()
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

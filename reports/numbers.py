@@ -1,0 +1,56 @@
+"""Numbers as people read them."""
+
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+MISSING = "–"
+MINUS = "\N{MINUS SIGN}"
+
+
+def fixed(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """Write a number with fixed decimals and a real minus sign; None becomes a dash."""
+    if value is None:
+        return MISSING
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    if not float(text):
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def percent(value: float | None, sign: bool = False) -> str:
+    """Write a share as a percentage without the sign (the header carries it)."""
+    return fixed(None if value is None else 100 * value, 1, sign)
+
+
+def count(value: float | None) -> str:
+    """Write a large number with three digits and a prefix: ``4.78 M``."""
+    if value is None:
+        return MISSING
+    for size, prefix in _PREFIXES:
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time span: ``3 min 12 s``."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def p_value(p: float | None) -> str:
+    """Write a p-value: ``0.032``, or ``< 0.001``."""
+    if p is None:
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def listing(items: list[str], last: str = "and") -> str:
+    """Join items as in a sentence: ``a, b and c``."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} {last} {items[-1]}"

@@ -1,0 +1,88 @@
+"""Picks recorded rows; adds nothing to them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from engram_eval.records import MetricRow
+from reports.load import Comparison, Model, Study
+
+
+def asked(study: Study, part: str, key: str, otherwise: Any) -> Any:
+    """Return what the study's configuration asks for, or ``otherwise`` where it does not say."""
+    config = study.config.get(part)
+    return config.get(key, otherwise) if isinstance(config, Mapping) else otherwise
+
+
+def pick(rows: Iterable[MetricRow], **wanted: Any) -> list[MetricRow]:
+    """Return the rows whose fields equal the wanted values and that have a value of their own."""
+    return [
+        row
+        for row in rows
+        if row.value is not None and all(getattr(row, k) == v for k, v in wanted.items())
+    ]
+
+
+def value_of(row: MetricRow) -> float:
+    """Return the value of a row that ``pick`` returned."""
+    assert row.value is not None
+    return float(row.value)
+
+
+def values(rows: Iterable[MetricRow]) -> list[float]:
+    """Return the values in the order of their seeds."""
+    return [value_of(row) for row in sorted(rows, key=lambda row: row.seed or 0)]
+
+
+def domain_of(row: MetricRow) -> str:
+    """Return the domain that a row is about, ``all`` where it names none."""
+    return row.slice.get("domain", "all")
+
+
+def only_domain(row: MetricRow) -> bool:
+    """Tell whether a row's slice names a domain, or nothing, and not some finer group."""
+    return set(row.slice) <= {"domain"}
+
+
+def ordered(names: Iterable[str], first: Sequence[str] = ()) -> list[str]:
+    """Return distinct names in order of appearance, those of ``first`` in front."""
+    seen = list(dict.fromkeys(names))
+    return [n for n in first if n in seen] + [n for n in seen if n not in first]
+
+
+def heldout(study: Study, metric: str = "bits_per_byte") -> list[MetricRow]:
+    """Return the held-out rows per domain of the trained models and the baselines."""
+    rows = pick(study.rows, name="heldout", metric=metric, condition=None)
+    return [row for row in rows if only_domain(row)]
+
+
+def headline_pair(study: Study) -> tuple[Model, Model] | None:
+    """Return (reference, candidate): the models that the study's question sets side by side.
+
+    The candidate is the last model matched to another one that is not plain dense where there
+    is a choice; without a match, the last two models.
+    """
+    by_name = {model.name: model for model in study.models}
+    matched = [m for m in study.models if m.matched_to in by_name]
+    memory = [m for m in matched if m.architecture.get("engram_layers")]
+    for model in (memory or matched)[-1:]:
+        return by_name[str(model.matched_to)], model
+    return (study.models[-2], study.models[-1]) if len(study.models) > 1 else None
+
+
+def pooled_comparisons(study: Study, metric: str) -> list[Comparison]:
+    """Return the headline pair's comparisons, each over as many seeds as there is one for."""
+    pair = headline_pair(study)
+    names = None if pair is None else (pair[0].name, pair[1].name)
+    widest: dict[tuple[str, str | None, tuple[tuple[str, str], ...]], Comparison] = {}
+    for c in study.comparisons:
+        if c.metric != metric or (c.model_a, c.model_b) != names:
+            continue
+        key = (c.name, c.split, tuple(sorted(c.slice.items())))
+        if key not in widest or _weight(c) > _weight(widest[key]):
+            widest[key] = c
+    return list(widest.values())
+
+
+def _weight(found: Comparison) -> tuple[int, bool]:
+    """Prefer what covers more seeds, and a test over seeds to one over items."""
+    return len(found.seeds_b), found.units == "seeds"

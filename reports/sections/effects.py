@@ -1,0 +1,123 @@
+"""Forest plot: paired differences of the headline pair with their intervals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from reports.blocks import Block, Panel, View
+from reports.draw import Canvas, Dot, dots, zero_line
+from reports.load import Comparison, Study
+from reports.numbers import fixed, listing, percent
+from reports.query import domain_of, headline_pair, heldout, ordered, pooled_comparisons
+from reports.theme import looks
+
+
+def heldout_differences(study: Study) -> list[Block]:
+    """Draw the recorded differences on held-out text, by domain; empty without any."""
+    return _block(study, "heldout", [("held-out text", "bits_per_byte", _texts(study))])
+
+
+def task_differences(study: Study) -> list[Block]:
+    """Draw the recorded differences on informative tasks and on domains of tasks."""
+    return _block(
+        study,
+        "task",
+        [
+            ("accuracy", "acc", _tasks(study, "acc")),
+            ("bits per byte of the answer", "bits_per_byte", _tasks(study, "bits_per_byte")),
+        ],
+    )
+
+
+def _block(study: Study, ident: str, kinds: list[tuple[str, str, list[Comparison]]]) -> list[Block]:
+    pair = headline_pair(study)
+    drawn = [kind for kind in kinds if kind[2]]
+    if pair is None or not drawn:
+        return []
+    shown = [c for _, _, found in drawn for c in found]
+    units = listing(ordered(c.units or "items" for c in shown))
+    caution = "" if units == "seeds" else ", not over seeds"
+    block = Block(
+        f"{ident}-differences",
+        f"Differences between {pair[1].name} and {pair[0].name}",
+        _finding(drawn[0][2], drawn[0][0], pair[1].name),
+        [View(label, _panels(study, metric, found)) for label, metric, found in drawn],
+        [_csv(c) for c in shown],
+        key=f"Right of the line {pair[1].name} is better. Bars: 95 % intervals over "
+        f"{units}{caution}.",
+    )
+    return [block]
+
+
+def _whole(study: Study, metric: str) -> list[Comparison]:
+    return [
+        c
+        for c in pooled_comparisons(study, metric)
+        if set(c.slice) <= {"domain"} and c.effect is not None
+    ]
+
+
+def _texts(study: Study) -> list[Comparison]:
+    """Return the held-out domains in the order of the first picture."""
+    found = [c for c in _whole(study, "bits_per_byte") if c.name == "heldout"]
+    order = ordered((domain_of(row) for row in heldout(study)), first=("all",))
+    return sorted(found, key=lambda c: order.index(_label(c)) if _label(c) in order else -1)
+
+
+def _tasks(study: Study, metric: str) -> list[Comparison]:
+    """Return informative tasks, and the means over the tasks of a domain."""
+    whole = [c for c in _whole(study, metric) if c.name != "heldout"]
+    found = [c for c in whole if c.informative is not False]
+    return sorted(found, key=lambda c: (c.slice.get("domain", ""), c.name != "tasks", c.name))
+
+
+def _label(found: Comparison) -> str:
+    domain = found.slice.get("domain", "all")
+    if found.name == "heldout":
+        return domain
+    return f"all of {domain}" if found.name == "tasks" else found.name
+
+
+def _panels(study: Study, metric: str, found: Sequence[Comparison]) -> list[Panel]:
+    return [Panel("", *(_forest(study, metric, found, width) for width in (640, 320)))]
+
+
+def _forest(study: Study, metric: str, found: Sequence[Comparison], width: int) -> Canvas:
+    scale = 100 if metric == "acc" else 1
+    values = [
+        Dot(
+            position,
+            scale * (c.effect or 0),
+            looks(study)[c.model_b],
+            f"{_label(c)}: {_write(metric, c.effect)}",
+            low=None if c.ci_low is None else scale * c.ci_low,
+            high=None if c.ci_high is None else scale * c.ci_high,
+        )
+        for position, c in enumerate(found)
+    ]
+    unit = "percentage points" if metric == "acc" else "bits per byte"
+    result = dots([_label(c) for c in found], values, f"better by, {unit}", width)
+    zero_line(result)
+    return result
+
+
+def _write(metric: str, value: float | None) -> str:
+    return percent(value, sign=True) if metric == "acc" else fixed(value, sign=True)
+
+
+def _finding(found: Sequence[Comparison], label: str, name: str) -> str:
+    """Count the intervals that exclude no difference; they are over items, which the key says."""
+    better = sum(c.ci_low is not None and c.ci_low > 0 for c in found)
+    worse = sum(c.ci_high is not None and c.ci_high < 0 for c in found)
+    return (
+        f"On {label}, the interval lies wholly on the side of {name} in {better} of {len(found)} "
+        f"rows and wholly on the other side in {worse}."
+    )
+
+
+def _csv(found: Comparison) -> dict[str, Any]:
+    flat = {k: v for k, v in vars(found).items() if not isinstance(v, dict | list)}
+    seeds = {
+        "seeds_a": " ".join(map(str, found.seeds_a)),
+        "seeds_b": " ".join(map(str, found.seeds_b)),
+    }
+    return flat | seeds | {f"slice.{key}": value for key, value in found.slice.items()}

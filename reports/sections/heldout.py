@@ -1,0 +1,130 @@
+"""Held-out loss in full, and how much of each generated skill was learnt."""
+
+from collections.abc import Sequence
+
+from engram_eval.records import MetricRow
+from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, flat_rows
+from reports.draw import Canvas, Dot, dots
+from reports.load import Study
+from reports.numbers import MISSING, fixed
+from reports.query import (
+    asked,
+    domain_of,
+    heldout,
+    only_domain,
+    ordered,
+    pick,
+    pooled_comparisons,
+    value_of,
+)
+from reports.sections.columns import (
+    difference_columns,
+    difference_note,
+    effect_cell,
+    model_columns,
+    seed_cells,
+    seeds_of,
+)
+from reports.sections.effects import heldout_differences
+from reports.sections.overview import who
+from reports.theme import GRID, INK, Look, looks
+
+
+def section(study: Study) -> Section:
+    """Build the table of all domains and the picture of the answers' bits."""
+    rows = heldout(study)
+    if not rows and not asked(study, "evaluate", "heldout", True):
+        return Section("heldout", "Held-out text", lead="It was not scored in this study.")
+    if not rows:
+        return Section("heldout", "Held-out text", missing=["No held-out loss is recorded yet."])
+    answers = [r for r in heldout(study, "bits_per_answer") if r.slice]
+    return Section(
+        "heldout",
+        "Held-out text",
+        lead="Bits per byte do not depend on the tokenizer; lower is better. Generated domains "
+        "also have answers whose difficulty is known exactly.",
+        blocks=[*heldout_differences(study), *([answers_block(study, answers)] if answers else [])],
+        tables=[domain_table(study, rows)],
+        missing=[] if answers else ["No loss on answers alone is recorded."],
+    )
+
+
+def domain_table(study: Study, rows: Sequence[MetricRow]) -> Table:
+    """List bits per byte per domain and seed, with the difference of the headline pair."""
+    effects = {
+        c.slice.get("domain", "all"): c
+        for c in pooled_comparisons(study, "bits_per_byte")
+        if c.name == "heldout" and set(c.slice) <= {"domain"}
+    }
+    seeds = seeds_of(rows, study)
+    columns = [Column("Domain", numeric=False), *model_columns(study, seeds)]
+    columns += difference_columns(study, effects.values())
+    body = []
+    for domain in ordered((domain_of(row) for row in rows), first=("all",)):
+        here = [row for row in rows if domain_of(row) == domain]
+        cells = [Cell(domain), *seed_cells(here, seeds, fixed, best="low")]
+        cells += [effect_cell(effects.get(domain), fixed)] if effects else []
+        body.append(cells)
+    return Table(
+        "Held-out bits per byte by domain and seed",
+        columns,
+        body,
+        ident="heldout-table",
+        note=difference_note(effects.values()),
+    )
+
+
+def answers_block(study: Study, rows: Sequence[MetricRow]) -> Block:
+    """Place each model between "skill absent" and "skill perfect" in each generated domain."""
+    domains = ordered(domain_of(row) for row in rows)
+    look = looks(study)
+    bounds = [
+        row
+        for metric in ("entropy_absent_bits", "entropy_perfect_bits")
+        for row in pick(study.rows, name="heldout", metric=metric)
+        if only_domain(row)
+    ]
+    panels = [Panel(d, _panel(d, rows, bounds, look)) for d in domains]
+    return Block(
+        "answer-bits",
+        "What was learnt of each generated skill",
+        "The left dashed line is a perfect model, the right one a model that knows the format "
+        "alone. " + _nearest(rows, domains),
+        [View("bits per answer", panels)],
+        flat_rows([*rows, *bounds]),
+        legend=[n for n in look if pick(rows, model=n)],
+        key="Both lines are computed from the generator, not measured.",
+    )
+
+
+def _panel(
+    domain: str, rows: Sequence[MetricRow], bounds: Sequence[MetricRow], look: dict[str, Look]
+) -> Canvas:
+    here = [row for row in rows if domain_of(row) == domain and row.model in look]
+    models = [name for name in look if pick(here, model=name)]
+    drawn = [
+        Dot(
+            models.index(str(row.model)),
+            value_of(row),
+            look[str(row.model)],
+            f"{who(row)}: {fixed(value_of(row), 2)} bit per answer",
+        )
+        for row in here
+    ]
+    result = dots(models, drawn, "bits per answer (lower is better)")
+    for metric in ("entropy_perfect_bits", "entropy_absent_bits"):
+        found = [r for r in bounds if domain_of(r) == domain and r.metric == metric]
+        if found:
+            result.axes.axvline(value_of(found[0]), color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+    result.axes.grid(axis="x", color=GRID)
+    return result
+
+
+def _nearest(rows: Sequence[MetricRow], domains: Sequence[str]) -> str:
+    """Name the lowest point of each domain."""
+    parts = []
+    for domain in domains:
+        best = min((r for r in rows if domain_of(r) == domain), key=value_of)
+        absent = MISSING if best.baseline is None else fixed(best.baseline, 1)
+        parts.append(f"{domain} {fixed(value_of(best), 1)} ({best.model}) against {absent}")
+    return f"Lowest point against the format alone, in bits: {'; '.join(parts)}."

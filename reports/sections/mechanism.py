@@ -1,0 +1,65 @@
+"""Inside the models: lens, CKA, linear probe, knock-out; each beside its control."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from engram_eval.records import MetricRow
+from reports.blocks import Block, Section
+from reports.load import Study
+from reports.query import asked, pick
+from reports.sections.cka import cka_block
+from reports.sections.knockout import knockout_block
+from reports.sections.lens import lens_block
+from reports.sections.linear import linear_block
+from reports.theme import looks
+
+
+class Part(NamedTuple):
+    """One analysis: the name of its rows, what builds its block, what is said without rows."""
+
+    name: str
+    build: Callable[[Study, Sequence[MetricRow]], Block]
+    missing: str
+
+
+PARTS = (
+    Part("logit_lens", lens_block, "LogitLens is not recorded."),
+    Part("cka", cka_block, "CKA between models is not recorded."),
+    Part("linear", linear_block, "The linear probe is not recorded."),
+    Part("knockout", knockout_block, "The knock-outs are not recorded."),
+)
+
+
+def section(study: Study) -> Section:
+    """Build a block for every analysis that has rows, and a message for each that has none."""
+    blocks, missing = [], []
+    known = looks(study)
+    wanted = asked(study, "probe", "probes", [part.name for part in PARTS])
+    for part in PARTS:
+        rows = [row for row in pick(study.rows, name=part.name) if row.model in known]
+        if rows:
+            blocks.append(part.build(study, rows))
+        elif part.name in wanted:
+            missing.append(part.missing)
+        missing += failures(study, part)
+    if not blocks and not missing:
+        lead = "No analysis of the models' inside was asked for in this study."
+        return Section("mechanism", "Mechanism", lead=lead)
+    return Section(
+        "mechanism",
+        "Mechanism",
+        lead="What changes inside. A better model looks different in every lens because it is "
+        "better, so each picture stands beside its control, and none proves a cause alone. "
+        "Blocks are counted from 0.",
+        blocks=blocks,
+        missing=missing,
+    )
+
+
+def failures(study: Study, part: Part) -> list[str]:
+    """Return what went wrong in the stages of one analysis."""
+    return [
+        f"{stage.label} failed: {stage.error or 'no error is recorded'}"
+        for stage in study.stages
+        if stage.status == "failed" and stage.config.get("probe") == part.name
+    ]

@@ -1,0 +1,96 @@
+"""Method and provenance: what ran, with which configuration, on what, and what did not."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+
+from reports.blocks import Cell, Column, Section, Table
+from reports.load import Stage, Study
+from reports.numbers import MISSING, duration
+from reports.query import asked
+
+
+def section(study: Study) -> Section:
+    """Build the stage table, versions, configurations and the commands that reproduce it."""
+    missing = [] if study.stages else ["No stage is recorded (stages.json)."]
+    return Section(
+        "method",
+        "Method and provenance",
+        tables=[stage_table(study.stages)] if study.stages else [],
+        missing=missing,
+        template="method.html",
+        content={
+            "failed": [s for s in study.stages if not s.finished],
+            "commands": commands(study),
+            "facts": facts(study),
+            "configs": configs(study),
+            "problems": study.problems,
+        },
+    )
+
+
+def stage_table(stages: Sequence[Stage]) -> Table:
+    """List every stage with how it ended, how long it took and the hash of what went in."""
+    rows = [
+        [
+            Cell(s.label),
+            Cell(s.status, strong=not s.finished),
+            Cell(duration(s.seconds), s.seconds),
+            Cell((s.started or MISSING).partition(".")[0]),
+            Cell(s.key or MISSING),
+        ]
+        for s in stages
+    ]
+    columns = [Column("Stage", numeric=False), Column("Status", numeric=False), Column("Time")]
+    columns += [Column("Started", numeric=False), Column("Hash", numeric=False)]
+    note = "The hash covers configuration, inputs, seed and the version of the code."
+    return Table("Stages", columns, rows, ident="stages", note=note)
+
+
+def commands(study: Study) -> list[tuple[str, str]]:
+    """Return what to type to get the same numbers, and to draw this page again."""
+    folder = f"runs/{study.folder.name}"
+    return [
+        ("Run the study again", shlex.join(["engram-eval", *_again(study)])),
+        (
+            "Run exactly this configuration",
+            shlex.join(["engram-eval", "run", f"{folder}/study.json"]),
+        ),
+        ("Draw this report again", shlex.join(["engram-eval", "report", folder])),
+    ]
+
+
+def _again(study: Study) -> list[str]:
+    """Return the verb that starts such a study from its name, or from its model folders."""
+    entries = study.config.get("models")
+    models = entries if isinstance(entries, list) else []
+    paths = [str(m["path"]) for m in models if isinstance(m, Mapping) and m.get("path")]
+    if paths:
+        tasks = asked(study, "evaluate", "tasks", [])
+        listed = ",".join(map(str, tasks)) if isinstance(tasks, list) else ""
+        return ["compare", *paths, "--tasks", listed]
+    return ["run", study.text("name") or "main", "--scale", study.text("scale") or "quick"]
+
+
+def facts(study: Study) -> list[tuple[str, str]]:
+    """Return what all stages ran with; several values mean that it changed in between."""
+    stages = study.stages
+    versions = sorted({f"{k} {v}" for s in stages for k, v in s.versions.items()})
+    total = sum(s.seconds or 0 for s in stages)
+    listed = [
+        ("Commit", ", ".join(sorted({s.commit for s in stages if s.commit}))),
+        ("Device", ", ".join(sorted({s.device for s in stages if s.device}))),
+        ("Versions", ", ".join(versions)),
+        ("Time in all stages", duration(total) if stages else ""),
+    ]
+    return [(label, value or MISSING) for label, value in listed]
+
+
+def configs(study: Study) -> list[tuple[str, str]]:
+    """Return the resolved configuration of the study, part by part, as JSON."""
+    parts = [(key, value) for key, value in study.config.items() if key not in ("name", "question")]
+    return [
+        (key, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False))
+        for key, value in parts
+        if isinstance(value, dict | list)
+    ]

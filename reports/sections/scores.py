@@ -1,0 +1,247 @@
+"""Scores per task: accuracy, bits per byte, and what the last tokens do not resolve."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from engram_eval.records import MetricRow
+from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, flat_rows
+from reports.draw import Canvas, Dot, dots
+from reports.load import Study
+from reports.numbers import MISSING, fixed, percent
+from reports.query import (
+    domain_of,
+    headline_pair,
+    only_domain,
+    ordered,
+    pick,
+    pooled_comparisons,
+    value_of,
+)
+from reports.sections.columns import (
+    Entry,
+    difference_columns,
+    difference_note,
+    effect_cell,
+    model_columns,
+    seed_cells,
+    seeds_of,
+)
+from reports.sections.effects import task_differences
+from reports.sections.overview import who
+from reports.theme import REFERENCE, Look, looks
+
+DOMAINS = ("knowledge", "reasoning", "reading", "language", "code", "math", "context")
+
+
+def section(study: Study) -> Section:
+    """Build the pictures per domain and the tables; uninformative tasks come apart."""
+    rows = [row for row in pick(study.rows, split="test") if row.name != "heldout"]
+    if not rows:
+        return Section("scores", "Tasks", missing=["No task has been scored yet."])
+    silent = uninformative(study)
+    useful = [row for row in rows if row.name not in silent]
+    return Section(
+        "scores",
+        "Tasks",
+        lead="Every task is multiple choice, scored by likelihood. Beside the accuracy stands "
+        "what the right answer costs in bits per byte, which small models show first.",
+        blocks=_blocks(study, useful),
+        tables=_tables(study, useful) + _silent_tables(study, rows, silent),
+        missing=[] if useful else ["No task tells these models apart at this scale."],
+    )
+
+
+def _blocks(study: Study, rows: Sequence[MetricRow]) -> list[Block]:
+    accuracy = [accuracy_block(study, rows)] if pick(rows, metric="acc") else []
+    return accuracy + task_differences(study)
+
+
+def uninformative(study: Study) -> dict[str, str]:
+    """Return the tasks that comparisons mark as telling nothing, with the recorded reason."""
+    return {
+        c.name: c.reason or "no reason is recorded"
+        for c in study.comparisons
+        if c.informative is False and c.name != "tasks"
+    }
+
+
+def accuracy_block(study: Study, rows: Sequence[MetricRow]) -> Block:
+    """Draw accuracy per task, one panel per domain, with chance as a hollow mark."""
+    look = looks(study)
+    whole = [row for row in pick(rows, metric="acc") if only_domain(row)]
+    domains = ordered((domain_of(row) for row in whole), first=DOMAINS)
+    panels = [
+        Panel(domain, _panel([r for r in whole if domain_of(r) == domain], look))
+        for domain in domains
+    ]
+    drawn = [*(m.name for m in study.models), *study.baselines()]
+    return Block(
+        "accuracy-by-task",
+        "Accuracy by task",
+        _finding(study, whole),
+        [View("accuracy", panels)],
+        flat_rows(whole),
+        legend=[name for name in drawn if pick(whole, model=name)],
+        key="A hollow grey circle is chance; each filled point is one seed.",
+    )
+
+
+def _panel(rows: Sequence[MetricRow], look: dict[str, Look]) -> Canvas:
+    tasks = ordered(row.name for row in rows)
+    values = [
+        Dot(
+            tasks.index(row.name),
+            100 * value_of(row),
+            look[str(row.model)],
+            f"{who(row)}: {percent(row.value)} % on {row.name}",
+        )
+        for row in rows
+        if row.model in look
+    ]
+    chance = {row.name: row.baseline for row in rows if row.baseline is not None}
+    marks = [
+        Dot(tasks.index(task), 100 * value, Look(-2, REFERENCE.color, "o"), "chance", hollow=True)
+        for task, value in chance.items()
+    ]
+    return dots(tasks, values + marks, "accuracy in % (higher is better)")
+
+
+def _finding(study: Study, rows: Sequence[MetricRow]) -> str:
+    """Count the tasks in which all seeds of the candidate beat all of the reference."""
+    pair = headline_pair(study)
+    if pair is None:
+        return "Further right is better."
+    a, b = pair[0].name, pair[1].name
+    won, lost, mixed = 0, 0, 0
+    for task in ordered(row.name for row in rows):
+        first = [value_of(r) for r in pick(rows, name=task, model=a)]
+        second = [value_of(r) for r in pick(rows, name=task, model=b)]
+        if first and second:
+            won += min(second) > max(first)
+            lost += max(second) < min(first)
+            mixed += not (min(second) > max(first) or max(second) < min(first))
+    return (
+        f"Every seed of {b} is above every seed of {a} in {won} of {won + lost + mixed} "
+        f"informative tasks, below in {lost}; in {mixed} they overlap."
+    )
+
+
+def _tables(study: Study, rows: Sequence[MetricRow]) -> list[Table]:
+    whole = [row for row in rows if only_domain(row)]
+    local = [row for row in rows if set(row.slice) == {"domain", "local"}]
+    return [
+        table
+        for table in (
+            task_table(study, whole, "acc", "Accuracy in % by task and seed", "high"),
+            task_table(
+                study,
+                whole,
+                "bits_per_byte",
+                "Bits per byte of the right answer by task and seed",
+                "low",
+            ),
+            local_table(study, pick(local, metric="acc")),
+        )
+        if table is not None
+    ]
+
+
+def task_table(
+    study: Study,
+    rows: Sequence[MetricRow],
+    metric: str,
+    caption: str,
+    best: Literal["low", "high"],
+) -> Table | None:
+    """List one metric per task and seed, with the paired difference of the headline pair."""
+    chosen = pick(rows, metric=metric)
+    if not chosen:
+        return None
+    accuracy = metric == "acc"
+    write = percent if accuracy else fixed
+    entries = seeds_of(chosen, study)
+    names = {row.name for row in chosen}
+    effects = {
+        c.name: c
+        for c in pooled_comparisons(study, metric)
+        if c.name in names and set(c.slice) <= {"domain"}
+    }
+    columns = [Column("Task", numeric=False), Column("Domain", numeric=False)]
+    columns += [Column("Chance")] if accuracy else []
+    columns += model_columns(study, entries) + difference_columns(study, effects.values())
+    body = []
+    for domain in ordered((domain_of(row) for row in chosen), first=DOMAINS):
+        for task in ordered(r.name for r in chosen if domain_of(r) == domain):
+            here = pick(chosen, name=task)
+            cells = [Cell(task), Cell(domain)]
+            cells += [_chance(here)] if accuracy else []
+            cells += seed_cells(here, entries, write, best)
+            cells += [effect_cell(effects.get(task), write)] if effects else []
+            body.append(cells)
+    note = difference_note(effects.values())
+    return Table(caption, columns, body, ident=f"tasks-{metric}", note=note)
+
+
+def _chance(rows: Sequence[MetricRow]) -> Cell:
+    known = next((row.baseline for row in rows if row.baseline is not None), None)
+    return Cell(percent(known), known) if known is not None else Cell(MISSING)
+
+
+def local_table(study: Study, rows: Sequence[MetricRow]) -> Table | None:
+    """Split accuracy by whether the last three tokens already give the answer away."""
+    if not rows:
+        return None
+    entries = seeds_of(rows, study)
+    body = []
+    for task in ordered(row.name for row in rows):
+        for local in ("resolved", "unresolved"):
+            here = [r for r in pick(rows, name=task) if r.slice["local"] == local]
+            if here:
+                body.append(_local_row(task, local, here, entries))
+    return Table(
+        "Accuracy in % by what the last three tokens give away",
+        [
+            Column("Task", numeric=False),
+            Column("Last three tokens", numeric=False),
+            Column("Items"),
+            *model_columns(study, entries),
+        ],
+        body,
+        ident="tasks-local",
+        note="Resolved: an n-gram model that sees only the last three tokens picks the right "
+        "answer. Unresolved: it does not.",
+    )
+
+
+def _local_row(
+    task: str, local: str, rows: Sequence[MetricRow], entries: Sequence[Entry]
+) -> list[Cell]:
+    n = next((row.n for row in rows if row.n is not None), None)
+    items = Cell(MISSING) if n is None else Cell(str(n), n)
+    return [Cell(task), Cell(local), items, *seed_cells(rows, entries, percent, "high")]
+
+
+def _silent_tables(study: Study, rows: Sequence[MetricRow], silent: dict[str, str]) -> list[Table]:
+    chosen = [r for r in pick(rows, metric="acc") if r.name in silent and only_domain(r)]
+    if not chosen:
+        return []
+    entries = seeds_of(chosen, study)
+    body = []
+    for task in ordered(row.name for row in chosen):
+        here = pick(chosen, name=task)
+        cells = seed_cells(here, entries, percent, "high")
+        body.append([Cell(task), Cell(silent[task]), _chance(here), *cells])
+    return [
+        Table(
+            "Uninformative tasks: accuracy in %",
+            [
+                Column("Task", numeric=False),
+                Column("Why", numeric=False),
+                Column("Chance"),
+                *model_columns(study, entries),
+            ],
+            body,
+            ident="tasks-uninformative",
+            note="They tell nobody apart and are kept out of every count above.",
+        )
+    ]

@@ -1,0 +1,239 @@
+"""Training curves against tokens, FLOPs and seconds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from reports.blocks import Block, Cell, Column, Panel, Section, Table, View
+from reports.decode import Problem, decode, read_lines
+from reports.draw import Canvas, Line, lines
+from reports.load import Model, Stage, Study
+from reports.numbers import count, duration, fixed, percent
+from reports.query import ordered, pick, value_of
+from reports.sections.columns import Entry
+from reports.theme import Look, looks
+
+# The backward pass costs twice the forward pass (arXiv:2001.08361, section 2.1).
+_TRAIN_FLOPS = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of ``train.jsonl``."""
+
+    step: int
+    tokens: int
+    loss_nats: float
+    lr: float | None = None
+    grad_norm: float | None = None
+    router_load_max: float | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One line of ``timing.jsonl``."""
+
+    step: int
+    seconds: float
+
+
+class Run(NamedTuple):
+    """The recorded course of one training: steps, and seconds and validation loss by step."""
+
+    entry: Entry
+    model: Model
+    steps: Sequence[Step]
+    seconds: Mapping[int, float]
+    validation: Mapping[int, float]
+
+
+def section(study: Study) -> Section:
+    """Build the curves and the table of what training cost."""
+    stages = [s for s in study.stages if s.stage == "train"]
+    if study.stages and not stages:
+        return Section("training", "Training", lead="These models were loaded, not trained here.")
+    missing = [f"{s.label}: {s.status}{_why(s)}" for s in stages if not s.finished]
+    runs = [run for s in stages if (run := read_run(study, s)) is not None]
+    if not runs:
+        return Section("training", "Training", missing=missing or ["No training is recorded yet."])
+    return Section(
+        "training",
+        "Training",
+        lead="All models see the same tokens in the same order.",
+        blocks=[curves_block(study, runs)],
+        tables=[cost_table(study, runs)],
+        missing=missing,
+    )
+
+
+def _why(stage: Stage) -> str:
+    return f" ({stage.error})" if stage.error else ""
+
+
+def read_run(study: Study, stage: Stage) -> Run | None:
+    """Read the steps of a training, finished or not; None where there are none."""
+    model = next((m for m in study.models if m.name == stage.model), None)
+    if model is None:
+        return None
+    ignored: list[Problem] = [] if not stage.finished else study.problems
+    folder = study.path_of(stage)
+    steps = list(read_lines(folder / "train.jsonl", _decoder(Step), ignored, stage.finished))
+    times = read_lines(folder / "timing.jsonl", _decoder(Timing), ignored, needed=False)
+    validation = pick(
+        study.rows, name="train", split="val", metric="loss_nats", model=model.name, seed=stage.seed
+    )
+    found = {r.step: value_of(r) for r in validation if r.step is not None and not r.slice}
+    if not steps and not found:
+        return None
+    seconds = {t.step: t.seconds for t in times}
+    return Run(Entry(model.name, stage.seed), model, steps, seconds, found)
+
+
+def _decoder(cls: type[Any]) -> Callable[[Any], Any]:
+    return lambda data: decode(cls, data)
+
+
+class Axis(NamedTuple):
+    """What a curve stands against: the position of a step, or None where unknown."""
+
+    label: str
+    where: Callable[[Run, int], float | None]
+
+
+def _tokens(run: Run, step: int) -> float | None:
+    per_step = run.steps[0].tokens / run.steps[0].step if run.steps else None
+    return None if per_step is None else step * per_step
+
+
+def _flops(run: Run, step: int) -> float | None:
+    tokens = _tokens(run, step)
+    if tokens is None or run.model.flops_per_token is None:
+        return None
+    return tokens * run.model.flops_per_token * _TRAIN_FLOPS
+
+
+AXES = (
+    Axis("tokens", _tokens),
+    Axis("training FLOPs", _flops),
+    Axis("seconds", lambda run, step: run.seconds.get(step)),
+    Axis("steps", lambda run, step: float(step)),
+)
+
+
+def curves_block(study: Study, runs: Sequence[Run]) -> Block:
+    """Draw validation loss with points and training loss as a faint line behind it."""
+    look = looks(study)
+    views = []
+    for axis in AXES:
+        drawn = [c for run in runs for c in _run_lines(run, axis, look[run.entry.model])]
+        if drawn:
+            wide, narrow = (_draw(drawn, axis, width) for width in (720, 320))
+            views.append(View(axis.label, [Panel("", wide, narrow)]))
+    return Block(
+        "training-curves",
+        "Loss during training",
+        _finding(runs),
+        views,
+        [row for run in runs for row in _csv(run)],
+        legend=ordered(run.entry.model for run in runs),
+        key="Points: validation loss at the checkpoints, one line per seed. "
+        "Faint: the training loss of each step.",
+    )
+
+
+def _draw(drawn: Sequence[Line], axis: Axis, width: int) -> Canvas:
+    result = lines(drawn, axis.label, "loss, nats per token", width, 330 if width > 400 else 260)
+    _focus(result, drawn)
+    return result
+
+
+def _focus(target: Canvas, drawn: Sequence[Line]) -> None:
+    """Cut off the first steps' very high loss, which would flatten all that follows."""
+    shown = [y for line in drawn if not line.faint for y in line.y]
+    if shown:
+        margin = 0.08 * (max(shown) - min(shown))
+        target.axes.set_ylim(min(shown) - 2 * margin, max(shown) + margin)
+
+
+def _run_lines(run: Run, axis: Axis, look: Look) -> list[Line]:
+    name = f"{run.entry.model}, seed {run.entry.seed}"
+    train = {s.step: s.loss_nats for s in run.steps}
+    return [
+        line
+        for line in (
+            _line(run, axis, train, Line([], [], look, f"{name}, training", "-", False, True)),
+            _line(run, axis, run.validation, Line([], [], look, f"{name}, validation")),
+        )
+        if line.x
+    ]
+
+
+def _line(run: Run, axis: Axis, losses: Mapping[int, float], form: Line) -> Line:
+    points = [(axis.where(run, step), loss) for step, loss in sorted(losses.items())]
+    known = [(x, y) for x, y in points if x is not None]
+    return form._replace(x=[x for x, _ in known], y=[y for _, y in known])
+
+
+def _csv(run: Run) -> list[dict[str, Any]]:
+    who = {"model": run.entry.model, "seed": run.entry.seed}
+    steps = sorted({s.step for s in run.steps} | set(run.validation))
+    train = {s.step: s for s in run.steps}
+    return [
+        {
+            **who,
+            "step": step,
+            "tokens": train[step].tokens if step in train else None,
+            "seconds": run.seconds.get(step),
+            "train_loss_nats": train[step].loss_nats if step in train else None,
+            "val_loss_nats": run.validation.get(step),
+        }
+        for step in steps
+    ]
+
+
+def _finding(runs: Sequence[Run]) -> str:
+    ends = [
+        f"{run.entry.model} seed {run.entry.seed} {fixed(run.validation[max(run.validation)])}"
+        for run in runs
+        if run.validation
+    ]
+    if not ends:
+        return "No validation loss is recorded yet; the lines are training loss."
+    return f"Lower is better. At the end, in nats per token: {', '.join(ends)}."
+
+
+COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("Time", "seconds", duration),
+    ("Tokens per second", "tokens_per_s", count),
+    ("Peak memory, MB", "peak_memory_mb", lambda value: fixed(value, 0)),
+    ("Fullest expert", "router_load_max", lambda value: fixed(value, 2)),
+    ("Table rows touched, %", "rows_touched", percent),
+    ("Mean gate", "gate_mean", lambda value: fixed(value, 3)),
+)
+
+
+def cost_table(study: Study, runs: Sequence[Run]) -> Table:
+    """List what each training cost and how much of the sparse parts it used."""
+    rows = [row for row in pick(study.rows, name="train") if row.split is None]
+    shown = [cost for cost in COSTS if pick(rows, metric=cost[1])]
+    body = []
+    for run in runs:
+        here = pick(rows, model=run.entry.model, seed=run.entry.seed)
+        cells = [Cell(run.entry.model), Cell(str(run.entry.seed), run.entry.seed)]
+        for _, metric, write in shown:
+            found = pick(here, metric=metric)
+            value = value_of(found[-1]) if found else None
+            cells.append(Cell(write(value), value))
+        body.append(cells)
+    return Table(
+        "What training cost here, and what it used",
+        [
+            Column("Model", numeric=False),
+            Column("Seed"),
+            *(Column(label) for label, _, _ in shown),
+        ],
+        body,
+        ident="training-cost",
+        note="Times and memory depend on the machine. Fullest expert: its share of the tokens at "
+        "the end, times the number of experts; 1 is perfect balance.",
+    )

@@ -1,0 +1,74 @@
+"""One colour, marker and dash per model, for light and dark, safe for the colour-blind.
+
+Figures are drawn once with stand-in colours; ``svg.py`` turns each into a CSS variable, which
+the style sheet defines for both themes.
+"""
+
+from typing import NamedTuple
+
+from reports.load import Study
+
+# Stand-ins: no figure draws these colours for their own sake.
+INK, MUTED, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
+
+# After Okabe & Ito; each at least 4.5:1 on its ground (tests/test_reports.py computes it).
+LIGHT = ("#00765a", "#0b62b0", "#bd4a0b", "#93478a", "#7d6200", "#2b7489", "#a8324e", "#5a5f2e")
+DARK = ("#45cfa2", "#6bb5f5", "#ff9d5c", "#e59fd5", "#e3bf4d", "#6fc7de", "#ff8fa6", "#b9c178")
+PAPER_LIGHT, PAPER_DARK = "#ffffff", "#171a1f"
+
+_MARKERS = ("s", "o", "D", "^", "v", "P", "X", "h")
+
+
+class Look(NamedTuple):
+    """How a model is drawn.
+
+    Attributes:
+        number: position in the palette; -1 for a reference such as the n-gram baseline.
+        color: the stand-in colour for figures.
+        marker: matplotlib's code of its shape.
+    """
+
+    number: int
+    color: str
+    marker: str
+
+
+REFERENCE = Look(-1, MUTED, "|")
+
+
+def stand_in(index: int) -> str:
+    """Return the stand-in of the palette's colour ``index``."""
+    return f"#0a0c{index:02x}"
+
+
+def variables() -> dict[str, str]:
+    """Map each stand-in to the CSS variable that replaces it."""
+    fixed = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+    return fixed | {stand_in(i): f"var(--m{i})" for i in range(len(LIGHT))}
+
+
+def looks(study: Study) -> dict[str, Look]:
+    """Give each model of the ledger its colour and shape, in order; references stay grey."""
+    found = {}
+    for position, model in enumerate(study.models):
+        index = position % len(LIGHT)
+        found[model.name] = Look(index, stand_in(index), _MARKERS[index])
+    return found | dict.fromkeys(study.baselines(), REFERENCE)
+
+
+def print_colors() -> dict[str, str]:
+    """Map each stand-in to its colour on paper, which is that of the light theme."""
+    fixed = {INK: "#1b1d21", MUTED: "#5c6168", GRID: "#e3e3de", PAPER: PAPER_LIGHT}
+    return fixed | {stand_in(i): color for i, color in enumerate(LIGHT)}
+
+
+def palette_css() -> str:
+    """Return the declarations of both themes' model colours."""
+
+    def block(colors: tuple[str, ...]) -> str:
+        return "".join(f"--m{i}:{color};" for i, color in enumerate(colors))
+
+    return (
+        f":root{{{block(LIGHT)}}}"
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{block(DARK)}}}}}"
+    )
