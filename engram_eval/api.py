@@ -1,0 +1,69 @@
+"""The Python face: run a study, load a model, load what a run has measured."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engram_eval.config import StudyConfig
+from engram_eval.errors import UserError
+from engram_eval.progress import Reporter
+from engram_eval.records import read_jsonl
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run(
+    study: StudyConfig | str,
+    out: Path | str | None = None,
+    quiet: bool = False,
+    workers: int = 1,
+) -> Path:
+    """Run a study (or go on with it) and return its folder.
+
+    Args:
+        study: a ``Study``, or a name such as ``"quick"``.
+        out: the study's folder; default ``runs/<study>``.
+        quiet: no progress.
+        workers: processes; more than one needs a script guarded by ``__name__ == "__main__"``.
+
+    Raises:
+        RuntimeError: a stage failed; the message names it.
+    """
+    from engram_eval.runner import run_study
+    from engram_eval.studies.registry import find_study, study_folder
+
+    resolved = find_study(study) if isinstance(study, str) else study
+    name = study if isinstance(study, str) else resolved.name
+    folder = Path(out) if out else study_folder(resolved, name)
+    failed = run_study(resolved, folder, Reporter(quiet=quiet), workers=workers)
+    if failed:
+        raise RuntimeError(f"did not finish: {', '.join(node.label for node in failed)}")
+    return folder
+
+
+def load_model(folder: Path | str) -> Any:
+    """Load a causal language model from a folder, in evaluation mode.
+
+    Weights are read from safetensors only, and no code from the folder is run: the Engram
+    architecture is this package's own.
+
+    Raises:
+        UserError: the folder holds no such model.
+    """
+    from engram_eval.adapters.load import load_causal_lm
+
+    return load_causal_lm(Path(folder)).eval()
+
+
+def load_run(folder: Path | str) -> "pd.DataFrame":
+    """Return a study's metric rows as a table, one number a row (``records.MetricRow``).
+
+    Raises:
+        UserError: the folder is not a study's.
+    """
+    import pandas as pd
+
+    path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        raise UserError(f"{folder}: no metrics.jsonl here; expected a study's folder")
+    return pd.DataFrame(read_jsonl(path))

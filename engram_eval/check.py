@@ -1,0 +1,53 @@
+"""Mistakes in a study that would otherwise show only after the expensive part."""
+
+from engram_eval.config import EvalConfig, StudyConfig, TrainConfig
+from engram_eval.errors import UserError, unknown
+from engram_eval.stages import resolve
+
+
+def check_study(study: StudyConfig) -> None:
+    """Check names and numbers before anything runs.
+
+    Raises:
+        UserError: no models, seeds that are missing or repeated, an unknown task, baseline or
+            probe, or an impossible number.
+    """
+    if not study.models:
+        raise UserError("the study has no models")
+    for model in study.models:
+        if not model.seeds or len(set(model.seeds)) < len(model.seeds):
+            raise UserError(
+                f"models.{model.name}.seeds={list(model.seeds)}: at least one is needed, each once"
+            )
+    _check_names(study)
+    _check_training(study.train)
+    _check_evaluation(study.evaluate)
+
+
+def _check_names(study: StudyConfig) -> None:
+    known = {
+        "task": (study.evaluate.tasks, resolve("engram_eval.evaluation.table:task_table")()),
+        "baseline": (study.baselines, resolve("engram_eval.baselines.registry:BASELINES")),
+        "probe": (study.probe.probes, resolve("probes.registry:PROBES")),
+    }
+    for kind, (given, allowed) in known.items():
+        for name in given:
+            if name not in allowed:
+                raise unknown(kind, name, allowed)
+
+
+def _check_training(train: TrainConfig) -> None:
+    for name in ("tokens", "seq_len", "batch_size"):
+        if getattr(train, name) < 1:
+            raise UserError(f"train.{name}={getattr(train, name)}: at least 1 is needed")
+    for share in train.checkpoints:
+        if not 0 < share <= 1:
+            raise UserError(f"train.checkpoints: {share} is not a share of the tokens in (0, 1]")
+
+
+def _check_evaluation(evaluate: EvalConfig) -> None:
+    for name, least in (("limit", 0), ("batch_size", 1), ("seq_len", 1), ("heldout_sequences", 0)):
+        if getattr(evaluate, name) < least:
+            raise UserError(
+                f"evaluate.{name}={getattr(evaluate, name)}: at least {least} is needed"
+            )

@@ -1,0 +1,66 @@
+"""What a study will cost, before it runs."""
+
+from typing import Any
+
+from engram_eval.config import StudyConfig
+from engram_eval.stages import resolve
+from engram_eval.study_folder import study_ledger
+
+TRAINING_FLOPS_PER_FORWARD_FLOP = 3
+"""The backward pass costs twice the forward pass (arXiv:2001.08361 section 2.1)."""
+
+COLUMNS = {
+    "total": "params_total",
+    "active": "params_active",
+    "table": "params_table",
+    "FLOP/token": "flops_per_token",
+    "tokens": "tokens",
+    "memory MB": "training_memory_mb",
+}
+
+
+def plan(study: StudyConfig, measure: bool = True) -> dict[str, Any]:
+    """Return the ledger of a solved study with what training each model takes.
+
+    Args:
+        study: solved; models that are loaded cost nothing and are left out.
+        measure: take a few training steps here to estimate the time; else it is None.
+    """
+    ledger = study_ledger(study)
+    footprint = resolve("engram_eval.footprint:training_footprint")
+    for row in ledger.values():
+        row["training_flops"] = (
+            TRAINING_FLOPS_PER_FORWARD_FLOP * row["flops_per_token"] * row["tokens"]
+        )
+        row["training_memory_mb"] = round(footprint(row["architecture"], study.train).total / 1e6)
+        row["training_seconds"] = None
+        if measure:
+            rate = resolve("engram_eval.bench.rate:seconds_per_token")
+            row["training_seconds"] = rate(row["architecture"], study.train) * row["tokens"]
+    return {"study": study.name, "scale": study.scale, "models": ledger}
+
+
+def plan_table(planned: dict[str, Any]) -> str:
+    """Lay a plan out as text; times and FLOPs are those of one seed."""
+    head = f"{'model':10}" + "".join(f"{name:>13}" for name in COLUMNS)
+    lines = [f"{planned['study']} at scale {planned['scale']}", f"{head}   time/seed  seeds"]
+    for name, row in planned["models"].items():
+        counts = "".join(f"{row[key]:13,}" for key in COLUMNS.values())
+        lines.append(
+            f"{name:10}{counts} {_time(row['training_seconds']):>11} {len(row['seeds']):6}"
+        )
+    seconds = [row["training_seconds"] for row in planned["models"].values()]
+    if seconds and None not in seconds:
+        total = sum(
+            row["training_seconds"] * len(row["seeds"]) for row in planned["models"].values()
+        )
+        lines.append(f"training takes about {_time(total)} on one core of this machine")
+    return "\n".join(lines)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,95 @@
+"""Run a study: stage by stage, resumable, a failed stage recorded and the rest finished."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from engram_eval.check import check_study
+from engram_eval.config import StudyConfig
+from engram_eval.errors import UserError
+from engram_eval.progress import Reporter
+from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
+from engram_eval.study import Node, graph, solve
+from engram_eval.study_folder import write_study_folder
+from engram_eval.workers import run_nodes
+
+
+def run_study(
+    study: StudyConfig,
+    out: Path,
+    report: Reporter,
+    stages: Sequence[str] = (*STAGES, "analyze", "report"),
+    only: tuple[str | None, int | None] = (None, None),
+    workers: int = 1,
+) -> list[Node]:
+    """Run the missing stages of a study and write its folder.
+
+    Args:
+        study: solved here if it is not yet.
+        out: the study's folder; results go to ``store`` beside it.
+        report: where progress goes.
+        stages: which kinds of stage may run; inputs that are missing are made first.
+        only: model name and seed to which the stages are limited; None means all.
+        workers: processes that run stages side by side.
+
+    Returns:
+        The stages that failed or could not run; empty if all is well.
+    """
+    check_study(study)
+    study = solve(study)
+    nodes = graph(study)
+    store = out.parent / "store"
+    with _locked(out):
+        wanted = _with_inputs([n for n in nodes if n.stage in stages and _selected(n, only)])
+        failed: list[Node] = []
+        # A report alone must not touch what was recorded elsewhere, or by another version.
+        ours = bool(wanted) or any(node.done(store) for node in nodes)
+        if ours or not (out / "metrics.jsonl").exists():
+            write_study_folder(study, nodes, store, out)
+        if wanted:
+            try:
+                todo = [node for node in nodes if node.key in wanted]
+                failed = run_nodes(todo, store, report, workers)
+            finally:
+                write_study_folder(study, nodes, store, out)
+        if "analyze" in stages:
+            resolve(ANALYZE)(out)
+        if "report" in stages:
+            resolve(REPORT)(out, out / "report.html")
+    return failed
+
+
+def _selected(node: Node, only: tuple[str | None, int | None]) -> bool:
+    model, seed = only
+    return (model is None or node.model in (None, model)) and (
+        seed is None or node.seed in (None, seed)
+    )
+
+
+def _with_inputs(nodes: Sequence[Node]) -> set[str]:
+    keys: set[str] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node.key not in keys:
+            keys.add(node.key)
+            pending.extend(node.inputs.values())
+    return keys
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Let one process at a time work on a study's folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise UserError(f"{out}: process {lock.read().strip()} is already at work") from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -1,0 +1,112 @@
+"""How large a study is: shape, corpus, training and evaluation that belong together.
+
+A scale is chosen by what the machine can bear, a study by what is asked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engram_eval.config import CorpusConfig, EntityDials, EvalConfig, ProbeConfig, TrainConfig
+
+INIT_GAIN = 0.7
+"""Standard deviation of the initial weights times the square root of the width.
+
+The customary 0.02 fits widths above a thousand. At 128 it is too small: after two million tokens a
+dense model then stood at chance on in-context lookups, which it learns from 0.06 (LOG.md).
+"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes shared by all arms of a study.
+
+    Attributes:
+        backbone: ``EngramConfig`` keys of the dense twin's frame (width, depth, heads).
+        experts: keys that make it a mixture of experts.
+        memory: keys that add an n-gram memory.
+        engram_experts: routed experts that the Engram arm keeps (its share rho).
+    """
+
+    backbone: Mapping[str, Any]
+    experts: Mapping[str, Any]
+    memory: Mapping[str, Any]
+    engram_experts: int
+    corpus: CorpusConfig
+    train: TrainConfig
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+def _memory(
+    row_dim: int, rows: int, heads: int = 4, layers: tuple[int, ...] = (1,)
+) -> dict[str, Any]:
+    return {
+        "engram_layers": list(layers),
+        "engram_ngram_orders": [2, 3],
+        "engram_heads": heads,
+        "engram_rows": [rows, rows],
+        "engram_row_dim": row_dim,
+    }
+
+
+def _backbone(d_model: int, layers: int, heads: int, kv_heads: int, d_ff: int) -> dict[str, Any]:
+    return {
+        "hidden_size": d_model,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": d_ff,
+        "first_k_dense_replace": 1,
+        "initializer_range": round(INIT_GAIN * d_model**-0.5, 4),
+    }
+
+
+def _experts(count: int, top_k: int, width: int, shared: int) -> dict[str, Any]:
+    return {
+        "n_routed_experts": count,
+        "num_experts_per_tok": top_k,
+        "moe_intermediate_size": width,
+        "shared_expert_intermediate_size": shared,
+    }
+
+
+SCALES: dict[str, Scale] = {
+    "smoke": Scale(
+        backbone=_backbone(32, 3, 2, 1, 96),
+        experts=_experts(8, 2, 32, 32),
+        memory=_memory(row_dim=4, rows=101),
+        engram_experts=6,
+        corpus=CorpusConfig(
+            vocab_size=512,
+            train_bytes=120_000,
+            entities=EntityDials(n_entities=20, max_exposures=20),
+        ),
+        train=TrainConfig(
+            tokens=16_384, seq_len=64, batch_size=16, val_sequences=32, save_every_s=5.0
+        ),
+        evaluate=EvalConfig(limit=12, seq_len=64, heldout_sequences=64),
+        probe=ProbeConfig(tokens=2_048, seq_len=64),
+    ),
+    "quick": Scale(
+        backbone=_backbone(128, 8, 4, 2, 192),
+        experts=_experts(16, 2, 64, 64),
+        memory=_memory(row_dim=16, rows=5_000),
+        engram_experts=12,
+        corpus=CorpusConfig(),
+        train=TrainConfig(),
+    ),
+    "small": Scale(
+        backbone=_backbone(256, 10, 8, 4, 384),
+        experts=_experts(32, 2, 128, 128),
+        memory=_memory(row_dim=32, rows=40_000),
+        engram_experts=24,
+        corpus=CorpusConfig(
+            vocab_size=8192,
+            train_bytes=30_000_000,
+            entities=EntityDials(n_entities=2_000),
+        ),
+        train=TrainConfig(tokens=8_388_608, batch_size=32, lr=2e-3),
+        probe=ProbeConfig(tokens=32_768),
+    ),
+}

@@ -1,0 +1,45 @@
+"""The stages of a study: what each is called, where it lives, which version it has.
+
+``study.py`` imports nothing above it; it finds the stages here by name. A version is bumped
+when the code changes what its numbers mean: finished stages of another version run again.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from engram_eval.progress import Reporter
+from engram_eval.records import MetricRow
+
+StageFunction = Callable[[Mapping[str, Path], Any, int | None, Path, Reporter], list[MetricRow]]
+
+
+class Stage(NamedTuple):
+    """Where a stage's function is, and the version of what it computes."""
+
+    function: str
+    version: int
+
+
+STAGES: dict[str, Stage] = {
+    "corpus": Stage("engram_eval.corpus.build:build_corpus", 1),
+    "items": Stage("engram_eval.evaluation.items:build_items", 1),
+    "train": Stage("engram_eval.training.stage:train", 2),
+    "load": Stage("engram_eval.adapters.stage:load", 1),
+    "evaluate": Stage("engram_eval.evaluation.stage:evaluate", 1),
+    "baseline": Stage("engram_eval.evaluation.stage:evaluate_baseline", 1),
+    "probe": Stage("probes.stage:probe", 1),
+    "probe_pair": Stage("probes.stage:probe_pair", 1),
+}
+
+ANALYZE = "engram_eval.analyze:analyze"
+REPORT = "reports.build:build_report"
+FIGURES = "reports.figures:save_figures"
+MARKDOWN = "reports.markdown:results"
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """Import ``module:function``."""
+    module, _, name = target.partition(":")
+    return cast(Callable[..., Any], getattr(importlib.import_module(module), name))

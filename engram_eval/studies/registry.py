@@ -1,0 +1,114 @@
+"""The shipped studies, and how a name or a file becomes a ``StudyConfig``."""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from engram_eval.config import StudyConfig, from_dict, override, to_dict
+from engram_eval.errors import UserError, unknown
+from engram_eval.records import content_hash
+from engram_eval.scales import SCALES
+from engram_eval.stages import resolve
+
+
+class Shipped(NamedTuple):
+    """A study that comes with the suite."""
+
+    function: str
+    about: str
+
+
+STUDIES: dict[str, Shipped] = {
+    "main": Shipped(
+        "engram_eval.studies.main:study",
+        "MoE against Engram at equal parameters and FLOPs, beside their dense twin",
+    ),
+    "controls": Shipped(
+        "engram_eval.studies.controls:study",
+        "the memory beside what should not work: one row, random rows, frozen rows, plain bigrams",
+    ),
+}
+
+
+def find_study(
+    name: str,
+    scale: str | None = None,
+    assignments: Sequence[str] = (),
+    corpus: Sequence[str] = (),
+    n_seeds: int | None = None,
+) -> StudyConfig:
+    """Return a study by shipped name, scale name (= ``main`` at that scale) or file.
+
+    Args:
+        name: ``main``, ``quick``, ``my_study.toml``, or a folder with a ``study.json``.
+        scale: a key of ``SCALES``; default ``quick``.
+        assignments: ``key=value`` overrides.
+        corpus: the user's text instead of the pocket corpus.
+        n_seeds: seeds 0..n-1 for every model.
+
+    Raises:
+        UserError: for an unknown name, a conflicting scale, or a bad file.
+    """
+    study = _base(name, scale)
+    if corpus:
+        study = dataclasses.replace(
+            study, corpus=dataclasses.replace(study.corpus, paths=tuple(corpus), train_bytes=0)
+        )
+    if n_seeds is not None:
+        if n_seeds < 1:
+            raise UserError(f"--seeds {n_seeds}: at least 1 is needed")
+        models = tuple(dataclasses.replace(m, seeds=tuple(range(n_seeds))) for m in study.models)
+        study = dataclasses.replace(study, models=models)
+    return override(study, assignments) if assignments else study
+
+
+def _base(name: str, scale: str | None) -> StudyConfig:
+    path = Path(name)
+    if path.is_dir() and (path / "study.json").exists():
+        path = path / "study.json"
+    if path.suffix in (".json", ".toml"):
+        if scale is not None:
+            raise UserError(f"--scale {scale}: {path} already has its scale")
+        return _read(path)
+    if scale is not None and scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    if name in SCALES:
+        if scale not in (None, name):
+            raise UserError(f"study {name!r} is `main --scale {name}`; --scale {scale} contradicts")
+        name, scale = "main", name
+    if name not in STUDIES:
+        raise unknown("study", name, [*STUDIES, *SCALES])
+    scale = scale or "quick"
+    study: StudyConfig = resolve(STUDIES[name].function)(SCALES[scale], scale)
+    return study
+
+
+def _read(path: Path) -> StudyConfig:
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: a folder; expected a study's file") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: {error}") from error
+    return from_dict(StudyConfig, data)
+
+
+def study_folder(study: StudyConfig, name: str, changed: bool = False) -> Path:
+    """Return where a study's results go unless the user says otherwise.
+
+    A folder that was named is its own; ``main`` at a scale is ``runs/<scale>``; a study that was
+    changed on the command line has a folder of its own, ``runs/<scale>-<hash>``.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / "study.json").exists():
+        return path
+    if path.name == "study.json":
+        return path.parent
+    place = study.scale if study.name == "main" else f"{study.name}-{study.scale}"
+    return Path("runs") / (f"{place}-{content_hash(to_dict(study))[:6]}" if changed else place)

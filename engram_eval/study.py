@@ -1,0 +1,179 @@
+"""A study as a graph of stages: what runs, in which order, what is finished.
+
+Every stage is a node with a key: a hash over its configuration, its inputs' keys, its seed and
+the version of its code. Results live in ``<runs>/store/<key>``, so studies share them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engram_eval.config import (
+    BaselineStage,
+    LoadStage,
+    ModelSpec,
+    PairStage,
+    ProbeStage,
+    StudyConfig,
+    TrainStage,
+    to_dict,
+)
+from engram_eval.errors import UserError
+from engram_eval.records import content_hash, read_record
+from engram_eval.stages import STAGES, resolve
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One stage of a study, with everything that its result depends on.
+
+    Attributes:
+        salt: further facts that the result depends on, such as the hash of the source text.
+        model, seed: whose numbers these are; both None for what all models share.
+    """
+
+    stage: str
+    config: Any
+    inputs: Mapping[str, "Node"] = field(default_factory=dict)
+    model: str | None = None
+    seed: int | None = None
+    salt: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """16 hex digits that name the result; what arms are called is no part of it."""
+        config = to_dict(self.config)
+        if isinstance(self.config, PairStage):
+            del config["other"]
+        return content_hash(
+            {
+                "stage": self.stage,
+                "version": STAGES[self.stage].version,
+                "config": config,
+                "inputs": {name: node.key for name, node in self.inputs.items()},
+                "seed": self.seed,
+                "salt": dict(self.salt),
+            }
+        )
+
+    @property
+    def label(self) -> str:
+        """What people call it: ``train moe seed 0``."""
+        parts = [self.stage, getattr(self.config, "probe", None), self.model]
+        if self.seed is not None:
+            parts.append(f"seed {self.seed}")
+        if isinstance(self.config, PairStage):
+            parts.append(f"with {self.config.other['model']} seed {self.config.other['seed']}")
+        return " ".join(part for part in parts if part)
+
+    def folder(self, store: Path) -> Path:
+        """Return where the result lies."""
+        return store / self.key
+
+    def done(self, store: Path) -> bool:
+        """Tell whether an ok record of this very key exists."""
+        record = read_record(self.folder(store))
+        return record is not None and record.status == "ok" and record.key == self.key
+
+
+def solve(study: StudyConfig) -> StudyConfig:
+    """Fix every architecture: vocabulary, context, and the sizes that matching asks for."""
+    names = [model.name for model in study.models]
+    if len(set(names)) != len(names):
+        raise UserError(f"two models share a name: {', '.join(names)}")
+    framed = {model.name: _frame(model, study) for model in study.models if not model.path}
+    models = (m if m.path else _match(m, framed, study) for m in study.models)
+    return dataclasses.replace(study, models=tuple(models))
+
+
+def _frame(model: ModelSpec, study: StudyConfig) -> dict[str, Any]:
+    return {
+        **model.architecture,
+        "vocab_size": study.corpus.vocab_size,
+        "max_position_embeddings": max(
+            2048, study.train.seq_len, model.architecture.get("max_position_embeddings", 0)
+        ),
+    }
+
+
+def _match(model: ModelSpec, framed: Mapping[str, Any], study: StudyConfig) -> ModelSpec:
+    architecture = framed[model.name]
+    if model.match is not None and not model.solved:
+        if model.match not in framed:
+            raise UserError(
+                f"model {model.name!r} matches {model.match!r}, which is not in the study; "
+                f"allowed: {', '.join(framed)}"
+            )
+        match = resolve("engram_eval.solver:match")
+        architecture = match(framed[model.match], architecture, study.train.seq_len)
+    return dataclasses.replace(model, architecture=architecture, solved=True)
+
+
+def graph(study: StudyConfig) -> list[Node]:
+    """Return the stages of a solved study in an order in which they can run."""
+    fingerprint = resolve("engram_eval.corpus.fingerprint:corpus_fingerprint")
+    corpus = Node("corpus", study.corpus, salt=fingerprint(study.corpus))
+    items = Node("items", study.corpus, {"corpus": corpus})
+    shared = {"corpus": corpus, "items": items}
+    trains = [_model(m, seed, study, corpus) for m in study.models for seed in m.seeds]
+    baselines = [
+        Node("baseline", BaselineStage(name, study.evaluate), shared, name)
+        for name in study.baselines
+    ]
+    scores = [
+        Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed) for t in trains
+    ]
+    return [corpus, items, *baselines, *trains, *scores, *_probes(study, corpus, trains)]
+
+
+def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Node:
+    if model.path:
+        sha256 = resolve("engram_eval.adapters.stage:model_sha256")(Path(model.path))
+        return Node("load", LoadStage(model.path, sha256), {}, model.name, seed)
+    stage = TrainStage(model.architecture, study.train)
+    return Node("train", stage, {"corpus": corpus}, model.name, seed)
+
+
+def _probes(study: StudyConfig, corpus: Node, trains: list[Node]) -> list[Node]:
+    registry = resolve("probes.registry:find_probe")
+    kinds = {name: registry(name).kind for name in study.probe.probes}
+    options = dataclasses.replace(study.probe, probes=())
+    single = [
+        Node("probe", ProbeStage(name, options), {"corpus": corpus, "train": t}, t.model, t.seed)
+        for name, kind in kinds.items()
+        if kind == "single"
+        for t in trains
+    ]
+    pair = [
+        Node(
+            "probe_pair",
+            PairStage(name, options, {"model": b.model, "seed": b.seed}),
+            {"corpus": corpus, "a": a, "b": b},
+            a.model,
+            a.seed,
+        )
+        for name, kind in kinds.items()
+        if kind == "pair"
+        for a, b in _pairs(trains)
+    ]
+    return single + pair
+
+
+def _pairs(trains: list[Node]) -> list[tuple[Node, Node]]:
+    """Pair the first seeds of different models, and the seeds of one model with each other.
+
+    Seed against seed is the null that a difference between models has to beat.
+    """
+    return [
+        (a, b)
+        for i, a in enumerate(trains)
+        for b in trains[i + 1 :]
+        if a.model == b.model or (_first(trains, a) and _first(trains, b))
+    ]
+
+
+def _first(trains: list[Node], node: Node) -> bool:
+    return next(t for t in trains if t.model == node.model) is node

@@ -1,0 +1,101 @@
+"""The study's own folder: what the report reads and people look at.
+
+Everything here is rebuilt from the records of the store; nothing is kept here alone.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engram_eval.config import LoadStage, PairStage, StudyConfig, TrainStage, to_dict
+from engram_eval.records import (
+    StageRecord,
+    read_record,
+    row_to_dict,
+    sort_key,
+    write_json,
+    write_jsonl,
+)
+from engram_eval.stages import resolve
+from engram_eval.study import Node
+
+
+def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, out: Path) -> None:
+    """Write study.json, ledger.json, stages.json, metrics.jsonl and the links."""
+    records = {node.key: read_record(node.folder(store)) for node in nodes}
+    write_json(out / "study.json", to_dict(study))
+    write_json(out / "ledger.json", study_ledger(study))
+    write_json(out / "stages.json", [_stage(n, records[n.key], store, out) for n in nodes])
+    rows = [
+        _named(row_to_dict(row), node, study)
+        for node in nodes
+        if (record := records[node.key]) is not None and record.status == "ok"
+        for row in record.metrics
+    ]
+    write_jsonl(out / "metrics.jsonl", sorted(rows, key=sort_key))
+    for link in (out / "corpus", *(out / "models").glob("*/seed*")):
+        link.unlink(missing_ok=True)
+    for node in nodes:
+        record = records[node.key]
+        if record is not None and record.status == "ok":
+            _link(node, store, out)
+
+
+def _named(row: dict[str, Any], node: Node, study: StudyConfig) -> dict[str, Any]:
+    """Give a row the names of this study: another one may call the same result otherwise."""
+    row["study"] = study.name
+    if node.model is not None:
+        row["model"] = node.model
+    if isinstance(node.config, PairStage) and row["other"] is not None:
+        row["other"] = {**row["other"], **node.config.other}
+    return row
+
+
+def study_ledger(study: StudyConfig) -> dict[str, Any]:
+    """Count what each model of a solved study costs: parameters, FLOPs, tokens, seeds."""
+    count = resolve("engram_eval.ledger:ledger_of")
+    return {
+        model.name: {
+            **dataclasses.asdict(count(model.architecture, study.train.seq_len)),
+            "seeds": list(model.seeds),
+            "tokens": study.train.tokens,
+            "matched_to": model.match,
+            "tuned": False,
+            "architecture": dict(model.architecture),
+        }
+        for model in study.models
+        if not model.path
+    }
+
+
+def _stage(node: Node, record: StageRecord | None, store: Path, out: Path) -> dict[str, Any]:
+    return {
+        "stage": node.stage,
+        "label": node.label,
+        "model": node.model,
+        "seed": node.seed,
+        "key": node.key,
+        "status": record.status if record else "not run",
+        "error": record.error if record else None,
+        "seconds": record.seconds if record else None,
+        "started": record.started if record else None,
+        "commit": record.commit if record else None,
+        "versions": dict(record.versions) if record else {},
+        "device": record.device if record else None,
+        "folder": os.path.relpath(node.folder(store), out),
+        "config": to_dict(node.config),
+    }
+
+
+def _link(node: Node, store: Path, out: Path) -> None:
+    """Give results that people look for a readable name."""
+    if isinstance(node.config, TrainStage | LoadStage):
+        link, target = out / "models" / str(node.model) / f"seed{node.seed}", "model"
+    elif node.stage == "corpus":
+        link, target = out / "corpus", "."
+    else:
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(os.path.relpath(node.folder(store) / target, link.parent))

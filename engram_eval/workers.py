@@ -1,0 +1,201 @@
+"""Run the stages of a study, one after the other or in several processes side by side."""
+
+import functools
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from engram_eval.errors import UserError
+from engram_eval.node_run import run_node
+from engram_eval.progress import Board, RemoteReporter, Reporter
+from engram_eval.study import Node
+
+FOUNDATIONS = ("corpus", "load")
+"""Stages whose mistakes end the study; elsewhere they are recorded and the rest goes on."""
+
+
+def run_nodes(nodes: Sequence[Node], store: Path, report: Reporter, workers: int) -> list[Node]:
+    """Run what is not finished, inputs first; return what failed or could not run.
+
+    Args:
+        nodes: in an order in which every input comes before its user.
+        store: where results lie.
+        report: where progress goes.
+        workers: processes; 1 runs everything in this one.
+
+    Raises:
+        UserError: a mistake in what everything else depends on (``FOUNDATIONS``).
+    """
+    # Arms of equal configuration share their results.
+    nodes = list({node.key: node for node in nodes}.values())
+    todo = [node for node in nodes if not node.done(store)]
+    if len(todo) < len(nodes):
+        report.say(f"{len(nodes) - len(todo)} of {len(nodes)} stages are finished already")
+    plan = Plan(todo, store)
+    if workers <= 1 or len(todo) <= 1:
+        _run_here(plan, store, report)
+    else:
+        _run_beside(plan, store, report, min(workers, len(todo)))
+    for node in plan.blocked():
+        report.say(f"{node.label}: not run, an input failed")
+    return plan.failed + plan.blocked()
+
+
+@dataclass
+class Plan:
+    """What is waiting, running, finished or failed."""
+
+    waiting: list[Node]
+    store: Path
+    running: dict[str, Node] = field(default_factory=dict)
+    failed: list[Node] = field(default_factory=list)
+    total: int = 0
+    started: int = 0
+
+    def __post_init__(self) -> None:
+        self.total = len(self.waiting)
+
+    def next(self) -> Node | None:
+        """Take the first node whose inputs are all finished."""
+        for node in self.waiting:
+            if all(source.done(self.store) for source in node.inputs.values()):
+                self.waiting.remove(node)
+                self.running[node.key] = node
+                self.started += 1
+                return node
+        return None
+
+    def finish(self, key: str, error: str | None) -> Node:
+        """Note how a node ended."""
+        node = self.running.pop(key)
+        if error is not None:
+            self.failed.append(node)
+        return node
+
+    def blocked(self) -> list[Node]:
+        """Return what still waits; at the end, what cannot run."""
+        return list(self.waiting)
+
+
+def _run_here(plan: Plan, store: Path, report: Reporter) -> None:
+    while node := plan.next():
+        report.say(f"[{plan.started}/{plan.total}] {node.label}")
+        try:
+            error = run_node(node, store, report)
+        except UserError as mistake:
+            if node.stage in FOUNDATIONS:
+                raise
+            error = str(mistake)
+        plan.finish(node.key, error)
+        if error is not None:
+            report.say(f"{node.label} failed: {error}")
+
+
+def _run_beside(plan: Plan, store: Path, report: Reporter, workers: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    events: Any = context.Queue()
+    hire = functools.partial(_Worker, context, events, store=store)
+    crew = [hire(number=number) for number in range(workers)]
+    try:
+        with Board(report) as board:
+            _serve(plan, crew, hire, events, board)
+    finally:
+        for worker in crew:
+            worker.stop()
+
+
+class _Worker:
+    """A process that runs the nodes it is given, until it is given None."""
+
+    def __init__(self, context: Any, events: Any, number: int, store: Path) -> None:
+        self.tasks: Any = context.Queue()
+        self.process: BaseProcess = context.Process(
+            target=_work, args=(self.tasks, events, number, store, os.getpid()), daemon=True
+        )
+        self.node: Node | None = None
+        self.process.start()
+
+    def give(self, node: Node) -> None:
+        self.node = node
+        self.tasks.put(node)
+
+    def stop(self) -> None:
+        """Let an idle process leave; ask a busy one to save and leave."""
+        if self.node is None:
+            self.tasks.put(None)
+        else:
+            self.process.terminate()
+        self.process.join(timeout=60)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _serve(
+    plan: Plan, crew: list[_Worker], hire: Callable[..., _Worker], events: Any, board: Board
+) -> None:
+    while True:
+        _bury(plan, crew, hire, board)
+        for worker in [w for w in crew if w.node is None and w.process.is_alive()]:
+            node = plan.next()
+            if node is None:
+                break
+            board.say(f"[{plan.started}/{plan.total}] {node.label}")
+            worker.give(node)
+        if not plan.running:
+            return
+        try:
+            event = events.get(timeout=1.0)
+        except queue.Empty:
+            continue
+        if event[0] == "progress":
+            board.update(*event[1:])
+            continue
+        _, number, key, error, users_mistake = event
+        crew[number].node = None
+        if users_mistake and plan.running[key].stage in FOUNDATIONS:
+            raise UserError(error)
+        node = plan.finish(key, error)
+        if error is not None:
+            board.say(f"{node.label} failed: {error}")
+
+
+def _bury(plan: Plan, crew: list[_Worker], hire: Callable[..., _Worker], board: Board) -> None:
+    """Replace processes that died (out of memory, a signal); their nodes have failed."""
+    for number, worker in enumerate(crew):
+        if worker.process.is_alive():
+            continue
+        if worker.node is not None and worker.node.key in plan.running:
+            node = plan.finish(worker.node.key, "died")
+            board.say(f"{node.label} failed: its process ended with {worker.process.exitcode}")
+        crew[number] = hire(number=number)
+
+
+def _work(tasks: Any, events: Any, number: int, store: Path, parent: int) -> None:
+    # A terminal's Ctrl-C reaches every process; only the parent decides who saves and leaves.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    report = RemoteReporter(events)
+    while node := tasks.get():
+        try:
+            error, users_mistake = run_node(node, store, report), False
+        except UserError as mistake:
+            error, users_mistake = str(mistake), True
+        except (KeyboardInterrupt, SystemExit):
+            return
+        events.put(("end", number, node.key, error, users_mistake))
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when the one that started it is gone, killed or not."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

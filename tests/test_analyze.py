@@ -1,0 +1,212 @@
+"""Comparisons between models against the metric rows, scipy and planted differences."""
+
+import json
+
+import numpy as np
+import pytest
+from reports_fixture import SMALL, UNINFORMATIVE, read_metrics, write_study
+from scipy import stats as scipy_stats
+
+from engram_eval.analyze import analyze
+from engram_eval.errors import UserError
+from engram_eval.item_scores import load_scores, select
+from engram_eval.records import MetricRow, read_jsonl, row_to_dict, write_json, write_jsonl
+from engram_eval.stats import holm
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("runs") / "main", SMALL)
+
+
+@pytest.fixture(scope="module")
+def found(study):
+    return list(read_jsonl(study / "comparisons.jsonl"))
+
+
+def compared(rows, **wanted):
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def recorded(study, model, name, metric, cut):
+    return np.mean(
+        [
+            row["value"]
+            for row in read_metrics(study)
+            if (row["model"], row["name"], row["metric"], row["slice"])
+            == (model, name, metric, cut)
+        ]
+    )
+
+
+def test_effects_are_the_differences_of_the_metric_rows(study, found):
+    for metric, sign in (("acc", 1), ("bits_per_byte", -1)):
+        for cut in ({"domain": "math"}, {"domain": "math", "local": "unresolved"}):
+            row = only(found, "moe", "engram", name="pocket_compare", metric=metric, slice=cut)
+            a, b = (recorded(study, m, "pocket_compare", metric, cut) for m in ("moe", "engram"))
+            assert row["effect"] == pytest.approx(sign * (b - a), abs=1e-5)
+            assert row["ci_low"] <= row["effect"] <= row["ci_high"]
+
+
+def only(rows, a, b, seeds=((0, 1), (0, 1)), **wanted):
+    (row,) = compared(
+        rows, model_a=a, model_b=b, seeds_a=list(seeds[0]), seeds_b=list(seeds[1]), **wanted
+    )
+    return row
+
+
+def test_heldout_effects_are_in_bits_per_byte_over_documents(study, found):
+    for cut in ({}, {"domain": "code"}):
+        row = only(found, "moe", "engram", name="heldout", metric="bits_per_byte", slice=cut)
+        a, b = (recorded(study, m, "heldout", "bits_per_byte", cut) for m in ("moe", "engram"))
+        assert row["effect"] == pytest.approx(a - b, abs=1e-5)
+        assert row["units"] == "documents" and row["informative"] is None
+        assert row["n"] == (40 if not cut else 20)
+    answers = only(found, "moe", "engram", name="heldout", metric="bits_per_answer", slice={})
+    assert answers["n"] == 20
+
+
+def test_seeds_are_paired_and_pooled_but_two_bear_no_seed_test(found):
+    rows = compared(found, model_a="moe", model_b="engram", name="heldout", slice={})
+    pairs = {(tuple(r["seeds_a"]), tuple(r["seeds_b"])) for r in rows}
+    assert pairs == {((0, 1), (0, 1)), ((0,), (0,)), ((1,), (1,))}
+    assert not [row for row in found if row["units"] == "seeds"]
+    pooled = only(found, "moe", "engram", name="heldout", metric="bits_per_byte", slice={})
+    assert "not over seeds (2 seeds per model)" in pooled["reason"]
+    lone = only(
+        found, "dense", "moe", ((0,), (0, 1)), name="heldout", metric="bits_per_byte", slice={}
+    )
+    assert "1 or 2 seeds" in lone["reason"]
+    assert compared(found, model_a="ngram", model_b="dense", seeds_a=[], seeds_b=[0])
+
+
+def test_accuracy_of_single_seeds_is_tested_by_mcnemar(study, found):
+    row = only(found, "moe", "engram", ((1,), (1,)), name="pocket_recall_many", metric="acc",
+               slice={"domain": "context"})  # fmt: skip
+    (table,) = [t for t in load_scores(study).tables if t.name == "pocket_recall_many"]
+    a, b = (table.metrics["acc"].tops[(m, 1)] for m in ("moe", "engram"))
+    wins, losses = int((b > a).sum()), int((b < a).sum())
+    assert row["p"] == pytest.approx(scipy_stats.binomtest(wins, wins + losses).pvalue)
+    assert row["test"] == "exact McNemar over items"
+
+
+def test_uninformative_tasks_are_marked_and_kept_out_of_domains_and_families(found):
+    for task in UNINFORMATIVE:
+        rows = compared(found, name=task)
+        assert rows and all(row["informative"] is False for row in rows)
+        assert all("above chance" in row["reason"] and row["p_adjusted"] is None for row in rows)
+    domains = {row["slice"]["domain"] for row in compared(found, name="tasks")}
+    assert domains == {"knowledge", "code", "context"}
+
+
+def test_p_values_are_corrected_within_a_pairing_and_metric(found):
+    pooled = [
+        row
+        for row in compared(found, model_a="moe", model_b="engram", metric="bits_per_byte")
+        if row["seeds_a"] == [0, 1] and set(row["slice"]) <= {"domain"}
+    ]
+    texts = compared(pooled, name="heldout")
+    tasks = [row for row in pooled if row["informative"]]
+    assert (len(texts), len(tasks)) == (3, 3)
+    for family in (texts, tasks):
+        assert [r["p_adjusted"] for r in family] == pytest.approx(
+            list(holm([r["p"] for r in family]))
+        )
+
+
+def test_analysis_is_deterministic_and_ignores_what_did_not_finish(study, tmp_path):
+    before = (study / "comparisons.jsonl").read_bytes()
+    assert analyze(study).read_bytes() == before
+    stages = json.loads((study / "stages.json").read_text())
+    kept = [
+        s | {"status": "failed"} if s["label"] == "evaluate engram seed 1" else s for s in stages
+    ]
+    write_json(study / "stages.json", kept)
+    rows = list(read_jsonl(analyze(study)))
+    write_json(study / "stages.json", stages)
+    assert analyze(study).read_bytes() == before
+    assert only(
+        rows, "moe", "engram", ((0, 1), (0,)), name="heldout", metric="bits_per_byte", slice={}
+    )
+
+
+def planted(folder, seeds=(0, 1, 2), gain=0.3, items=80, drop=()):
+    """Write a study of models a and b; b is right on more items, by ``gain`` in probability."""
+    rng = np.random.default_rng(0)
+    stages, rows = [], []
+    for model, share in (("a", 0.4), ("b", 0.4 + gain)):
+        for seed in seeds:
+            right = rng.random(items) < share
+            samples = [
+                {"doc_id": i, "doc": {"id": f"q{i}", "slices": None}, "doc_hash": "0",
+                 "acc": float(hit), "bits_per_byte": [-4.0, 4]}
+                for i, hit in enumerate(right)
+            ]  # fmt: skip
+            place = f"store/{model}{seed}"
+            kept = [{k: v for k, v in sample.items() if k not in drop} for sample in samples]
+            write_jsonl(folder / place / "samples" / "quiz.jsonl", kept)
+            stages.append({"stage": "evaluate", "status": "ok", "model": model, "seed": seed,
+                           "folder": place})  # fmt: skip
+            rows.append(MetricRow("quiz", "acc", float(right.mean()), model=model, seed=seed,
+                                  stage="evaluate", split="test", slice={"domain": "code"},
+                                  baseline=0.25, n=items))  # fmt: skip
+    write_json(folder / "study.json", {"models": [{"name": "a"}, {"name": "b"}]})
+    write_json(folder / "stages.json", stages)
+    write_jsonl(folder / "metrics.jsonl", map(row_to_dict, rows))
+    return rows
+
+
+def test_three_seeds_bear_students_test(tmp_path):
+    rows = planted(tmp_path)
+    found = list(read_jsonl(analyze(tmp_path)))
+    (row,) = compared(found, units="seeds", name="quiz", metric="acc")
+    a, b = ([r.value for r in rows if r.model == m] for m in ("a", "b"))
+    truth = scipy_stats.ttest_ind(b, a)
+    bounds = truth.confidence_interval(0.95)
+    assert (row["effect"], row["p"]) == pytest.approx((np.mean(b) - np.mean(a), truth.pvalue))
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((bounds.low, bounds.high))
+    assert row["n"] == 6
+
+
+def test_constant_scores_bear_no_seed_test(tmp_path):
+    planted(tmp_path)
+    found = list(read_jsonl(analyze(tmp_path)))
+    assert not compared(found, units="seeds", metric="bits_per_byte")
+    row = only(
+        found, "a", "b", ((0, 1, 2), (0, 1, 2)), units="items", name="quiz", metric="bits_per_byte"
+    )
+    assert (row["effect"], row["ci_low"], row["ci_high"], row["p"]) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("gain", "found_it"), [(0.4, True), (0.0, False)])
+def test_planted_difference_is_found_and_noise_is_not(tmp_path, gain, found_it):
+    planted(tmp_path, seeds=(0,), gain=gain)
+    (row,) = compared(read_jsonl(analyze(tmp_path)), name="quiz", metric="acc")
+    assert (row["p"] < 0.01 and row["ci_low"] > 0) is found_it
+
+
+@pytest.mark.parametrize(("drop", "left"), [("acc", "bits_per_byte"), ("bits_per_byte", "acc")])
+def test_tasks_may_lack_a_measure(tmp_path, drop, left):
+    planted(tmp_path, seeds=(0,), drop=(drop,))
+    assert {r["metric"] for r in compared(read_jsonl(analyze(tmp_path)), name="quiz")} == {left}
+
+
+def test_different_items_are_refused(tmp_path):
+    planted(tmp_path)
+    path = tmp_path / "store/b1/samples/quiz.jsonl"
+    write_jsonl(path, list(read_jsonl(path))[1:])
+    with pytest.raises(UserError, match=r"quiz: .* scored on different items"):
+        analyze(tmp_path)
+
+
+def test_folder_without_stages_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no stages\.json"):
+        analyze(tmp_path)
+
+
+def test_slices_keep_units_aligned(study):
+    (table,) = [t for t in load_scores(study).tables if t.name == "pocket_compare"]
+    part = select(table, "local", "unresolved")
+    assert part.labels == {"domain": "math", "local": "unresolved"}
+    assert len(part.ids) == len(part.slices) == len(part.metrics["acc"].bottom) == 20
+    assert select(table, "local", "no such label") is None

@@ -1,0 +1,127 @@
+"""The training bench: shapes that add up, turns that end, rows that can be read."""
+
+import io
+import time
+
+import pytest
+import torch
+
+from engram_eval.bench import products, train
+from engram_eval.bench.registry import BENCHES, bench_table
+from engram_eval.errors import UserError
+from engram_eval.ledger import architecture_config, ledger
+from engram_eval.progress import Reporter, Task
+from engram_eval.scales import SCALES
+from engram_eval.stages import resolve
+
+SIZES = SCALES["smoke"]
+KINDS = {
+    "dense": {**SIZES.backbone, "n_routed_experts": 0},
+    "moe": {**SIZES.backbone, **SIZES.experts},
+    "engram": {**SIZES.backbone, **SIZES.experts, **SIZES.memory},
+    "ungated": {**SIZES.backbone, **SIZES.experts, **SIZES.memory, "engram_gate": "none"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_the_ledgers_flops(kind: str) -> None:
+    config = architecture_config({**KINDS[kind], "vocab_size": 512})
+    forward = products.forward_products(config, 16, 64)
+    total = sum(product.flops for product in forward)
+    assert total == ledger(config, 64).flops_per_token * 16 * 64
+    everything = products.training_products(forward)
+    assert sum(product.flops for product in everything) == 3 * total
+    joined = products.distinct(everything)
+    assert sum(product.flops for product in joined) == 3 * total
+    assert len({product[:4] for product in joined}) == len(joined)
+
+
+def test_backward_products_have_the_gradients_shapes() -> None:
+    product = products.Product(batch=2, m=3, k=5, n=7, times=4)
+    left, right = product.backward()
+    # dA = dC @ B.T and dB = A.T @ dC
+    assert left == products.Product(2, 3, 7, 5, 4)
+    assert right == products.Product(2, 5, 3, 7, 4)
+    assert product.flops == left.flops == right.flops == 2 * 2 * 3 * 5 * 7 * 4
+
+
+def test_time_alone_grows_with_the_work() -> None:
+    small = [products.Product(1, 64, 64, 64, 1)]
+    large = [products.Product(1, 512, 512, 512, 4), products.Product(3, 64, 64, 64, 1)]
+    later = time.monotonic() + 60
+    seconds = [products.seconds_alone(each, torch.bfloat16, later) for each in (small, large)]
+    assert 0 < seconds[0] < seconds[1]
+
+
+def test_turns_end_at_the_deadline_and_the_first_is_not_counted() -> None:
+    counts = {"quick": 0, "slow": 0}
+
+    def work(name: str, seconds: float) -> train.Contender:
+        def step() -> None:
+            counts[name] += 1
+            time.sleep(seconds)
+
+        return train.Contender(name, name, None, step)
+
+    task = Task("bench", 1.0)
+    contenders = [work("quick", 0.001), work("slow", 0.3)]
+    times = train.take_turns(contenders, time.monotonic() + 0.8, task)
+    assert counts["slow"] == 2 and len(times["slow"]) == 1
+    assert counts["quick"] == len(times["quick"]) + 1 > 5
+    assert task.done == pytest.approx(0.6, abs=0.5)
+
+
+def test_bench_at_the_smallest_scale_measures_everybody() -> None:
+    out = io.StringIO()
+    rows = resolve(BENCHES["train"])(2.0, Reporter(out=out, interval_s=0.0), scale="smoke")
+    assert [row["name"] for row in rows] == [
+        "dense",
+        "moe",
+        "engram",
+        "Llama, sdpa",
+        "Llama, eager",
+        "OLMoE, eager",
+        "OLMoE, grouped_mm",
+    ]
+    by_name = {row["name"]: row for row in rows}
+    for row in rows:
+        assert row["steps"] >= 1 and row["tokens_per_s"] > 0
+        assert row["tokens_per_s"] * row["ms_per_step"] / 1000 == pytest.approx(16 * 64)
+        assert (row["matrix_share"] is not None) == (row["name"] in KINDS)
+    for name in ("dense", "moe", "engram"):
+        assert 0 < by_name[name]["matrix_share"] < 1
+    llama = max(by_name[f"Llama, {kind}"]["tokens_per_s"] for kind in ("sdpa", "eager"))
+    assert by_name["dense"]["vs_llama"] == pytest.approx(by_name["dense"]["tokens_per_s"] / llama)
+    assert by_name["moe"]["vs_moe"] == 1
+    assert "bench train" in out.getvalue()
+    lines = bench_table(rows).splitlines()
+    assert len(lines) == 8 and lines[0].split()[:2] == ["name", "tokens_per_s"]
+
+
+def test_llama_has_our_dense_models_parameters() -> None:
+    counted = ledger(architecture_config({**KINDS["dense"], "vocab_size": 512}), 64)
+    theirs = train.transformers.LlamaForCausalLM(
+        train._llama({**KINDS["moe"], "vocab_size": 512}, "sdpa")
+    )
+    assert theirs.num_parameters() == counted.params_total
+
+
+def test_unknown_scale_is_named() -> None:
+    with pytest.raises(UserError, match=r"unknown scale 'quik'.*did you mean 'quick'"):
+        train.bench_train(1.0, Reporter(quiet=True), scale="quik")
+
+
+def test_table_shows_what_is_missing_as_a_dash() -> None:
+    rows: list[dict[str, object]] = [
+        {"name": "a", "rate": 12345.6, "n": 3},
+        {"name": "bb", "rate": None, "share": 0.12345},
+    ]
+    assert bench_table(rows).splitlines() == [
+        "name    rate  n  share",
+        "a     12,346  3      -",
+        "bb         -  -  0.123",
+    ]
+
+
+def test_registry_points_at_functions() -> None:
+    assert all(callable(resolve(target)) for target in BENCHES.values())

@@ -1,0 +1,97 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engram_eval.cli import VERBS, main
+from engram_eval.listing import LISTS
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in VERBS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from engram_eval.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'pandas', 'numpy', 'rich'}\n"
+        "sys.exit(f'imported {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["rnu", "quick"], "unknown verb 'rnu' (did you mean 'run'?)"),
+        (["run"], "the following arguments are required: study"),
+        (["run", "quik"], "unknown study 'quik' (did you mean 'quick'?)"),
+        (["run", "main", "--scale", "huge"], "unknown scale 'huge'"),
+        (["run", "quick", "--seeds", "two"], "invalid int value: 'two'"),
+        (["run", "quick", "--set", "train.tokenz=1"], "unknown key 'train.tokenz'"),
+        (["train", "smoke", "--model", "mow"], "unknown model 'mow' (did you mean 'moe'?)"),
+        (["list", "probs"], "unknown list 'probs' (did you mean 'probes'?)"),
+        (["bench", "trian"], "unknown bench 'trian' (did you mean 'train'?)"),
+        (["status", "nowhere"], "no stages.json here"),
+        (["verify", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["generate", "nowhere", "hi"], "nowhere: no such folder"),
+        (["generate", "nowhere", ""], "the prompt is empty"),
+        (["generate", "nowhere", "hi", "--tokens", "0"], "--tokens 0"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_every_list_has_entries(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert main(["list", what, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(lines) > 0
+
+
+def test_a_plan_is_printed_and_matched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "smoke"]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("dense", "moe", "engram"))
+    assert "on one core of this machine" in table
+    assert main(["plan", "quick", "--json", "--no-time"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    moe, engram = models["moe"], models["engram"]
+    for count in ("params_total", "flops_per_token"):
+        assert abs(engram[count] / moe[count] - 1) <= 0.01
+    assert engram["params_table"] > 0 == moe["params_table"]
+    assert moe["training_seconds"] is None
+    assert moe["training_flops"] == 3 * moe["flops_per_token"] * moe["tokens"]
+    assert abs(models["dense"]["flops_per_token"] / moe["flops_per_token"] - 1) <= 0.01
+
+
+def test_status_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = {"status": "ok", "seconds": 1.25, "label": "corpus", "error": None}
+    path = tmp_path / "stages.json"
+    path.write_text(json.dumps([stage]))
+    assert main(["status", str(tmp_path)]) == 0
+    assert "corpus" in capsys.readouterr().out
+    path.write_text(json.dumps([stage, {**stage, "status": "failed", "error": "disk full"}]))
+    assert main(["status", str(tmp_path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)[1]["error"] == "disk full"
+    assert main(["status", str(tmp_path)]) == 1
+    assert "disk full" in capsys.readouterr().out

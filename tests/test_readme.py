@@ -1,0 +1,62 @@
+"""What the README shows is there: its commands parse, its targets and links exist."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from engram_eval.cli import build_parser
+from reports.markdown import markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL))
+
+
+def commands(program: str) -> list[list[str]]:
+    """Return the arguments of each line that runs a program, comments left out."""
+    lines = (shlex.split(line, comments=True) for line in SHELL.splitlines())
+    return [words[1:] for words in lines if words and words[0].endswith(program)]
+
+
+@pytest.mark.parametrize("arguments", commands("engram-eval"), ids=" ".join)
+def test_every_command_parses(arguments: list[str]) -> None:
+    assert build_parser().parse_args(arguments).verb == arguments[0]
+
+
+def test_there_are_commands_to_show() -> None:
+    assert len(commands("engram-eval")) >= 8
+    assert ["study"] in commands("make") and ["test"] in commands("make")
+
+
+@pytest.mark.parametrize("target", re.findall(r"`make ([a-z-]+)`", TEXT))
+def test_every_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT))
+def test_every_link_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_the_plain_commands_are_those_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in ('-m "not slow" -n auto --dist loadfile', "engram-eval run quick"):
+        assert command in makefile and command in SHELL
+
+
+def test_the_python_example_uses_what_there_is() -> None:
+    import engram_eval
+
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    names = re.search(r"from engram_eval import (.*)", example)
+    assert names is not None
+    for name in names.group(1).split(", "):
+        assert callable(getattr(engram_eval, name))
+
+
+def test_the_results_are_the_published_ones() -> None:
+    published = json.loads((ROOT / "reports/published/quick/summary.json").read_text())
+    assert markdown(published) in TEXT

@@ -1,0 +1,338 @@
+"""The graph of a study and the runner, on stages that take no time."""
+
+import dataclasses
+import json
+import multiprocessing
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from engram_eval import node_run, runner, stages, study
+from engram_eval.adapters.stage import load
+from engram_eval.config import ModelSpec, StudyConfig
+from engram_eval.errors import UserError
+from engram_eval.progress import Reporter
+from engram_eval.records import MetricRow, read_record
+from engram_eval.runner import run_study
+from engram_eval.studies.loaded import loaded_study
+from engram_eval.studies.registry import find_study, study_folder
+from engram_eval.study import graph, solve
+
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace the stages by functions that note that they ran."""
+    seen: list[str] = []
+
+    def make(name: str):
+        def stage(inputs, config, seed, out, report):
+            seen.append(name)
+            if name == "train":
+                (out / "model").mkdir(exist_ok=True)
+            return [MetricRow(name, "acc", 0.5)]
+
+        return stage
+
+    module = types.ModuleType("fake_stages")
+    for name in stages.STAGES:
+        setattr(module, name, make(name))
+    module.analyze = lambda out: seen.append("analyze")
+    module.report = lambda out, file: file.write_text("report")
+    monkeypatch.setitem(sys.modules, "fake_stages", module)
+    fakes = {name: stages.Stage(f"fake_stages:{name}", 1) for name in stages.STAGES}
+    for where in (node_run, study):
+        monkeypatch.setattr(where, "STAGES", fakes)
+    monkeypatch.setattr(runner, "ANALYZE", "fake_stages:analyze")
+    monkeypatch.setattr(runner, "REPORT", "fake_stages:report")
+    return seen
+
+
+@pytest.fixture
+def smoke() -> StudyConfig:
+    return find_study("smoke")
+
+
+def test_every_input_comes_before_its_user(smoke: StudyConfig) -> None:
+    nodes = graph(solve(smoke))
+    place = {node.key: index for index, node in enumerate(nodes)}
+    assert len(place) == len(nodes)
+    for node in nodes:
+        assert all(place[source.key] < place[node.key] for source in node.inputs.values())
+
+
+def test_keys_depend_on_what_matters_and_on_nothing_else(smoke: StudyConfig) -> None:
+    solved = solve(smoke)
+
+    def keys(config: StudyConfig) -> dict[str, str]:
+        return {node.label: node.key for node in graph(config)}
+
+    base = keys(solved)
+    assert keys(solve(solved)) == base
+    longer = keys(dataclasses.replace(solved, train=dataclasses.replace(solved.train, lr=1e-4)))
+    assert longer["corpus"] == base["corpus"]
+    assert longer["train moe seed 0"] != base["train moe seed 0"]
+    assert longer["evaluate moe seed 0"] != base["evaluate moe seed 0"]
+    question = keys(dataclasses.replace(solved, question="another"))
+    assert question == base
+
+
+def test_seeds_of_one_model_and_first_seeds_are_paired(smoke: StudyConfig) -> None:
+    pairs = {node.label for node in graph(solve(smoke)) if node.stage == "probe_pair"}
+    assert "probe_pair cka moe seed 0 with moe seed 1" in pairs
+    assert "probe_pair cka moe seed 0 with engram seed 0" in pairs
+    assert "probe_pair cka moe seed 1 with engram seed 0" not in pairs
+
+
+def test_a_new_stage_version_is_a_new_key(
+    smoke: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {node.label: node.key for node in graph(solve(smoke))}
+    bumped = dict(stages.STAGES, train=stages.STAGES["train"]._replace(version=99))
+    monkeypatch.setattr(study, "STAGES", bumped)
+    after = {node.label: node.key for node in graph(solve(smoke))}
+    assert after["train moe seed 0"] != before["train moe seed 0"]
+    assert after["corpus"] == before["corpus"]
+
+
+def test_finished_stages_do_not_run_again(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "smoke"
+    assert run_study(smoke, out, QUIET) == []
+    assert calls.count("train") == 5
+    first = (out / "metrics.jsonl").read_text()
+    calls.clear()
+    assert run_study(smoke, out, QUIET) == []
+    assert calls == ["analyze"]
+    assert (out / "metrics.jsonl").read_text() == first
+    assert (out / "models" / "engram" / "seed1").resolve().is_dir()
+    assert (out / "corpus").resolve().is_dir()
+
+
+def test_a_report_alone_leaves_the_records_alone(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "smoke"
+    run_study(smoke, out, QUIET)
+    shutil.rmtree(tmp_path / "store")
+    kept = {"metrics.jsonl": "", "stages.json": "[]"}
+    for name, text in kept.items():
+        (out / name).write_text(text)
+    (out / "report.html").unlink()
+    run_study(smoke, out, QUIET, stages=("analyze", "report"))
+    assert (out / "report.html").exists()
+    assert {name: (out / name).read_text() for name in kept} == kept
+
+
+def test_rows_are_owned(smoke: StudyConfig, calls: list[str], tmp_path: Path) -> None:
+    run_study(smoke, tmp_path / "smoke", QUIET)
+    rows = [json.loads(line) for line in (tmp_path / "smoke" / "metrics.jsonl").open()]
+    trained = {(r["model"], r["seed"]) for r in rows if r["name"] == "train"}
+    assert trained == {("dense", 0), ("moe", 0), ("moe", 1), ("engram", 0), ("engram", 1)}
+    assert {row["study"] for row in rows} == {"main"}
+    assert {r["model"] for r in rows if r["stage"] == "baseline"} == {"ngram"}
+
+
+def test_a_failed_stage_is_recorded_and_the_rest_goes_on(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = sys.modules["fake_stages"].train
+
+    def train(inputs, config, seed, out, report):
+        if seed == 1:
+            raise RuntimeError("disk on fire")
+        return fine(inputs, config, seed, out, report)
+
+    monkeypatch.setattr(sys.modules["fake_stages"], "train", train)
+    out = tmp_path / "smoke"
+    failed = {node.label for node in run_study(smoke, out, QUIET)}
+    assert {"train moe seed 1", "evaluate moe seed 1", "train engram seed 1"} <= failed
+    assert not any("seed 0" in label and "seed 1" not in label for label in failed)
+    stage = next(
+        s for s in json.loads((out / "stages.json").read_text()) if s["label"] == "train moe seed 1"
+    )
+    assert (stage["status"], stage["error"]) == ("failed", "RuntimeError: disk on fire")
+    monkeypatch.setattr(sys.modules["fake_stages"], "train", fine)
+    assert run_study(smoke, out, QUIET) == []
+
+
+def test_a_users_mistake_ends_the_run(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def corpus(inputs, config, seed, out, report):
+        raise UserError("a.txt:3: not UTF-8")
+
+    monkeypatch.setattr(sys.modules["fake_stages"], "corpus", corpus)
+    with pytest.raises(UserError, match=r"a\.txt:3"):
+        run_study(smoke, tmp_path / "smoke", QUIET)
+    assert "train" not in calls
+    records = [read_record(folder) for folder in (tmp_path / "store").iterdir()]
+    assert [record.status for record in records if record] == ["failed"]
+
+
+def test_one_model_and_seed_alone(smoke: StudyConfig, calls: list[str], tmp_path: Path) -> None:
+    run_study(smoke, tmp_path / "smoke", QUIET, stages=("train",), only=("moe", 1))
+    assert sorted(calls) == ["corpus", "train"]
+
+
+def _hold(out: Path, ready, release) -> None:
+    with runner._locked(out):
+        ready.set()
+        release.wait(30)
+
+
+def test_a_second_process_is_refused_by_number(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path, ready, release))
+    holder.start()
+    assert ready.wait(30)
+    with (
+        pytest.raises(UserError, match=f"process {holder.pid} is already at work"),
+        runner._locked(tmp_path),
+    ):
+        pass
+    release.set()
+    holder.join()
+
+
+def test_matching_names_a_missing_model(smoke: StudyConfig) -> None:
+    lone = dataclasses.replace(smoke, models=(ModelSpec("engram", {}, match="moe"),))
+    with pytest.raises(UserError, match="'moe', which is not in the study"):
+        solve(lone)
+    twice = dataclasses.replace(smoke, models=smoke.models[:1] * 2)
+    with pytest.raises(UserError, match="share a name"):
+        solve(twice)
+
+
+def test_models_can_be_loaded_instead_of_trained(tmp_path: Path) -> None:
+    folders = []
+    for name in ("a/seed0", "b/seed0"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(name.encode())
+        folders.append(str(folder))
+    config = loaded_study(folders, ["pocket"], 5, ["ngram"])
+    assert [model.name for model in config.models] == ["a/seed0", "b/seed0"]
+    nodes = graph(solve(config))
+    assert [n.stage for n in nodes].count("load") == 2
+    assert not {"train", "probe"} & {n.stage for n in nodes}
+    out = tmp_path / "out"
+    out.mkdir()
+    load({}, nodes[-4].config, None, out, QUIET)
+    assert (out / "model").resolve() == tmp_path / "a/seed0"
+    (tmp_path / "a/seed0/model.safetensors").write_bytes(b"other")
+    with pytest.raises(UserError, match="has changed"):
+        load({}, nodes[-4].config, None, out, QUIET)
+
+
+def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least two"):
+        loaded_study([str(tmp_path)], ["pocket"], 0, [])
+    with pytest.raises(UserError, match="given twice"):
+        loaded_study([str(tmp_path)] * 2, ["pocket"], 0, [])
+    with pytest.raises(UserError, match="no model here"):
+        loaded_study([str(tmp_path), str(tmp_path / "b")], ["pocket"], 0, [])
+
+
+def test_results_carry_the_names_of_the_study_that_shows_them(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path
+) -> None:
+    run_study(smoke, tmp_path / "one", QUIET)
+    named = {"moe": "baseline", "engram": "candidate", "dense": "twin"}
+    models = tuple(
+        dataclasses.replace(m, name=named[m.name], match=named.get(m.match or ""))
+        for m in solve(smoke).models
+    )
+    calls.clear()
+    run_study(dataclasses.replace(smoke, models=models), tmp_path / "two", QUIET)
+    assert calls == ["analyze"]
+    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").open()]
+    assert {row["model"] for row in rows} == {*named.values(), "ngram", None}
+
+
+def test_arms_of_equal_configuration_run_once(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path
+) -> None:
+    solved = solve(smoke)
+    twin = dataclasses.replace(solved.models[1], name="moe_again")
+    doubled = dataclasses.replace(solved, models=(*solved.models, twin))
+    assert run_study(doubled, tmp_path / "smoke", QUIET) == []
+    assert calls.count("train") == 5
+    rows = [json.loads(line) for line in (tmp_path / "smoke" / "metrics.jsonl").open()]
+    assert {"moe", "moe_again"} <= {row["model"] for row in rows}
+
+
+def test_links_of_seeds_that_are_gone_go_too(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "smoke"
+    run_study(smoke, out, QUIET)
+    one = tuple(dataclasses.replace(m, seeds=(0,)) for m in smoke.models)
+    run_study(dataclasses.replace(smoke, models=one), out, QUIET)
+    assert not (out / "models/moe/seed1").is_symlink()
+    assert (out / "models/moe/seed0").exists()
+
+
+def test_an_interrupted_study_says_what_is_there(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(inputs, config, seed, out, report):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["fake_stages"], "evaluate", evaluate)
+    out = tmp_path / "smoke"
+    with pytest.raises(KeyboardInterrupt):
+        run_study(smoke, out, QUIET)
+    states = {s["label"]: s["status"] for s in json.loads((out / "stages.json").read_text())}
+    assert states["train moe seed 0"] == "ok"
+    assert states["evaluate moe seed 0"] == "not run"
+
+
+def test_a_late_mistake_is_recorded_and_the_rest_goes_on(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe(inputs, config, seed, out, report):
+        raise UserError("too few documents")
+
+    monkeypatch.setattr(sys.modules["fake_stages"], "probe", probe)
+    failed = run_study(smoke, tmp_path / "smoke", QUIET)
+    assert {node.stage for node in failed} == {"probe"}
+    assert (tmp_path / "smoke" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (['evaluate.tasks=["nope"]'], "unknown task 'nope'"),
+        (['baselines=["nrgam"]'], "unknown baseline 'nrgam' (did you mean 'ngram'?)"),
+        (['probe.probes=["lens"]'], "unknown probe 'lens'"),
+        (["train.tokens=-5"], "train.tokens=-5: at least 1"),
+        (["train.checkpoints=[2.0]"], "2.0 is not a share"),
+        (["evaluate.limit=-1"], "evaluate.limit=-1: at least 0"),
+        (["models=[]"], "the study has no models"),
+        (["models.moe.seeds=[]"], "models.moe.seeds=[]: at least one"),
+        (["models.moe.seeds=[0, 0]"], "models.moe.seeds=[0, 0]: at least one is needed, each once"),
+        (["train.lr=NaN"], "train.lr: nan is no number"),
+    ],
+)
+def test_mistakes_show_before_anything_runs(
+    calls: list[str], tmp_path: Path, changes: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        run_study(find_study("smoke", assignments=changes), tmp_path / "smoke", QUIET)
+    assert message in str(error.value)
+    assert calls == []
+
+
+def test_a_changed_study_has_a_folder_of_its_own(smoke: StudyConfig) -> None:
+    assert study_folder(smoke, "smoke") == Path("runs/smoke")
+    other = find_study("smoke", assignments=["train.lr=0.1"])
+    mine, theirs = study_folder(smoke, "smoke", True), study_folder(other, "smoke", True)
+    assert mine != theirs and theirs.name.startswith("smoke-")

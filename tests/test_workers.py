@@ -1,0 +1,150 @@
+"""Several processes at work on one study: order, failures, deaths, mistakes."""
+
+import io
+import os
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from engram_eval import stages
+from engram_eval.config import EvalConfig
+from engram_eval.errors import UserError
+from engram_eval.progress import Reporter
+from engram_eval.records import read_record
+from engram_eval.study import Node
+from engram_eval.workers import run_nodes
+
+SLOW_STAGES = """
+    import os, signal, time
+    from engram_eval.errors import UserError
+    from engram_eval.records import MetricRow
+    import engram_eval.stages as stages
+
+    stages.STAGES.update(
+        {n: stages.Stage(f"slow_stages:{n}", 1) for n in ("fine", "fails", "dies", "wrong")}
+    )
+
+    stages.STAGES["corpus"] = stages.Stage("slow_stages:wrong", 1)
+
+    def fine(inputs, config, seed, out, report):
+        with report.task("work", 2) as task:
+            task.advance(1)
+            report.say("half way")
+            task.advance(1)
+        return [MetricRow("fine", "seconds", float(os.getpid()))]
+
+    def fails(inputs, config, seed, out, report):
+        raise RuntimeError("broken")
+
+    def dies(inputs, config, seed, out, report):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrong(inputs, config, seed, out, report):
+        raise UserError("bad line")
+"""
+
+
+@pytest.fixture
+def slow_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a module of stages where worker processes find it too."""
+    (tmp_path / "slow_stages.py").write_text(textwrap.dedent(SLOW_STAGES))
+    # sitecustomize makes the fresh processes know the stages before they unpickle a node.
+    (tmp_path / "sitecustomize.py").write_text("import slow_stages\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = dict(stages.STAGES)
+    __import__("slow_stages")
+    yield
+    stages.STAGES.clear()
+    stages.STAGES.update(before)
+    sys.modules.pop("slow_stages")
+
+
+def node(stage: str, number: int, *inputs: Node) -> Node:
+    return Node(stage, EvalConfig(limit=number), {str(i): n for i, n in enumerate(inputs)})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_inputs_first_failures_recorded_the_rest_finished(
+    slow_stages: None, tmp_path: Path, workers: int
+) -> None:
+    first, other = node("fine", 1), node("fine", 2)
+    broken = node("fails", 3, first)
+    after, last = node("fine", 4, broken), node("fine", 5, first, other)
+    out = io.StringIO()
+    failed = run_nodes(
+        [first, other, broken, after, last], tmp_path / "store", Reporter(out=out), workers
+    )
+    assert failed == [broken, after]
+    assert last.done(tmp_path / "store")
+    record = read_record(broken.folder(tmp_path / "store"))
+    assert record is not None and record.error == "RuntimeError: broken"
+    assert "half way" in out.getvalue()
+    assert "not run, an input failed" in out.getvalue()
+
+
+def test_a_process_that_dies_is_noticed(slow_stages: None, tmp_path: Path) -> None:
+    fatal, fine = node("dies", 1), [node("fine", i) for i in range(2, 5)]
+    failed = run_nodes([fatal, *fine], tmp_path / "store", Reporter(quiet=True), 2)
+    assert failed == [fatal]
+    assert all(n.done(tmp_path / "store") for n in fine)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_mistake_in_the_foundations_is_raised_here(
+    slow_stages: None, tmp_path: Path, workers: int
+) -> None:
+    nodes = [node("corpus", 1), node("fine", 2)]
+    with pytest.raises(UserError, match="bad line"):
+        run_nodes(nodes, tmp_path / "store", Reporter(quiet=True), workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_later_mistake_is_recorded(slow_stages: None, tmp_path: Path, workers: int) -> None:
+    wrong, fine = node("wrong", 1), node("fine", 2)
+    assert run_nodes([wrong, fine], tmp_path / "store", Reporter(quiet=True), workers) == [wrong]
+    record = read_record(wrong.folder(tmp_path / "store"))
+    assert record is not None and record.error == "bad line"
+    assert fine.done(tmp_path / "store")
+
+
+def test_workers_leave_with_a_killed_parent(slow_stages: None, tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        textwrap.dedent("""
+        import multiprocessing, os, time
+        from engram_eval.workers import _leave_with
+
+        def wait(parent):
+            import threading
+            threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+            time.sleep(60)
+
+        if __name__ == "__main__":
+            child = multiprocessing.get_context("spawn").Process(target=wait, args=(os.getpid(),))
+            child.start()
+            print(child.pid, flush=True)
+            time.sleep(60)
+        """)
+    )
+    import subprocess
+
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(1.0)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for _ in range(50):
+        if (
+            not Path(f"/proc/{child}").exists()
+            or "zombie" in Path(f"/proc/{child}/status").read_text()
+        ):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the worker outlived its parent")
