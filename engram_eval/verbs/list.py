@@ -1,0 +1,30 @@
+"""``engram-eval list``: what there is by name."""
+
+import argparse
+import json
+
+from engram_eval.errors import unknown
+from engram_eval.verbs.verb import Verb
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", help="studies, scales, variants, tasks, probes or baselines")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from engram_eval.listing import LISTS, listing
+
+    if arguments.what not in LISTS:
+        raise unknown("list", arguments.what, LISTS)
+    rows = listing(arguments.what)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    width = max(len(name) for name in rows)
+    for name, about in rows.items():
+        print(f"{name:{width}}  {about}")
+    return 0
+
+
+LIST = Verb("what there is: studies, tasks, probes", _list_arguments, _list)

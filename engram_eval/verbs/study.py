@@ -1,0 +1,161 @@
+"""Studies: run all stages or one, count what they cost, compare trained models."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engram_eval.errors import UserError, unknown
+from engram_eval.verbs.verb import Verb
+
+STAGE_VERBS = {
+    "train": ("train", "load"),
+    "evaluate": ("evaluate", "baseline"),
+    "probe": ("probe", "probe_pair"),
+    "analyze": ("analyze",),
+    "report": ("analyze", "report"),
+}
+
+
+def _study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", help="a shipped study, a scale, a .toml/.json file or a folder")
+    parser.add_argument("--scale", help="smoke, quick (default) or small")
+    parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
+    parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
+    parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides")
+    _process_arguments(parser)
+
+
+def _process_arguments(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, help="processes (default: cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _stage_arguments(parser: argparse.ArgumentParser) -> None:
+    _study_arguments(parser)
+    parser.add_argument("--model", help="only this model")
+    parser.add_argument("--seed", type=int, help="only this seed")
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    _stage_arguments(parser)
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also save PNG, SVG, PDF, CSV")
+    parser.add_argument("--markdown", action="store_true", help="print the key results instead")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from engram_eval.stages import FIGURES, MARKDOWN, resolve
+
+    code = _one_stage(arguments) if not arguments.markdown else 0
+    _, out = _find(arguments)
+    if arguments.figures is not None:
+        resolve(FIGURES)(out, arguments.figures)
+        print(arguments.figures)
+    if arguments.markdown:
+        print(resolve(MARKDOWN)(out), end="")
+    return code
+
+
+def _find(arguments: argparse.Namespace) -> tuple[Any, Path]:
+    """Resolve the study and its folder."""
+    from engram_eval.studies.registry import find_study, study_folder
+
+    study = find_study(
+        arguments.study, arguments.scale, arguments.set, arguments.corpus, arguments.seeds
+    )
+    changed = bool(arguments.set or arguments.corpus or arguments.seeds)
+    return study, arguments.out or study_folder(study, arguments.study, changed)
+
+
+def _every_stage() -> tuple[str, ...]:
+    from engram_eval.stages import STAGES
+
+    return (*STAGES, "analyze", "report")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    study, out = _find(arguments)
+    return _run_study(study, out, _every_stage(), arguments)
+
+
+def _one_stage(arguments: argparse.Namespace) -> int:
+    study, out = _find(arguments)
+    names = [model.name for model in study.models]
+    if arguments.model is not None and arguments.model not in names:
+        raise unknown("model", arguments.model, names)
+    seeds = {seed for model in study.models for seed in model.seeds}
+    if arguments.seed is not None and arguments.seed not in seeds:
+        raise UserError(f"--seed {arguments.seed}: the study has {sorted(seeds)}")
+    only = (arguments.model, arguments.seed)
+    return _run_study(study, out, STAGE_VERBS[arguments.verb], arguments, only)
+
+
+def _run_study(
+    study: Any,
+    out: Path,
+    stages: Sequence[str],
+    arguments: argparse.Namespace,
+    only: tuple[str | None, int | None] = (None, None),
+) -> int:
+    from engram_eval.progress import Reporter
+    from engram_eval.runner import run_study
+
+    if arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: at least 1 is needed")
+    report = Reporter(quiet=arguments.quiet)
+    failed = run_study(study, out, report, stages, only, arguments.workers)
+    for node in failed:
+        print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
+    print(out / "report.html" if "report" in stages else out)
+    return 1 if failed else 0
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="folders of trained models")
+    parser.add_argument("--tasks", default="pocket", help="names, joined by commas")
+    parser.add_argument("--with", dest="beside", default="", help="baselines, joined by commas")
+    parser.add_argument("--limit", type=int, default=0, help="most items of a task (0: all)")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder to fill")
+    _process_arguments(parser)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from engram_eval.studies.loaded import loaded_study
+
+    tasks = [name for name in arguments.tasks.split(",") if name]
+    beside = [name for name in arguments.beside.split(",") if name]
+    study = loaded_study(arguments.models, tasks, arguments.limit, beside)
+    return _run_study(study, arguments.out, _every_stage(), arguments)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _study_arguments(parser)
+    parser.add_argument("--no-time", action="store_true", help="do not measure this machine")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from engram_eval.plan import plan, plan_table
+    from engram_eval.study import solve
+
+    study, _ = _find(arguments)
+    planned = plan(solve(study), measure=not arguments.no_time)
+    print(json.dumps(planned, indent=1) if arguments.json else plan_table(planned))
+    return 0
+
+
+STUDY_VERBS: dict[str, Verb] = {
+    "run": Verb("run a study: train, evaluate, probe, report", _study_arguments, _run),
+    "compare": Verb("score trained models on the same items", _compare_arguments, _compare),
+    "plan": Verb("count a study's cost without training", _plan_arguments, _plan),
+    "train": Verb("only the training of a study", _stage_arguments, _one_stage),
+    "evaluate": Verb("only the evaluation of a study", _stage_arguments, _one_stage),
+    "probe": Verb("only the probes of a study", _stage_arguments, _one_stage),
+    "analyze": Verb("compare the models of a study", _stage_arguments, _one_stage),
+    "report": Verb("write the report of what is there", _report_arguments, _report),
+}

@@ -1,0 +1,38 @@
+"""``engram-eval trace``: one text's way through the memory."""
+
+import argparse
+import json
+from pathlib import Path
+
+from engram_eval.errors import UserError
+from engram_eval.verbs.verb import Verb
+
+
+def _trace_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", help="a sentence")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder")
+    parser.add_argument("--random", action="store_true", help="an untrained model instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the untrained model")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    if (arguments.model is None) == (not arguments.random):
+        raise UserError("trace needs either --model DIR or --random")
+    from engram_eval.records import write_atomic
+    from engram_eval.trace import trace_folder, trace_random
+    from engram_eval.trace_view import trace_data, trace_html, trace_text
+
+    if arguments.random:
+        traced = trace_random(arguments.text, arguments.seed)
+    else:
+        traced = trace_folder(arguments.text, arguments.model)
+    data = json.dumps(trace_data(traced), indent=1, ensure_ascii=False)
+    print(data if arguments.json else trace_text(traced))
+    if arguments.html is not None:
+        write_atomic(arguments.html, trace_html(traced))
+    return 0
+
+
+TRACE = Verb("follow a text through the memory", _trace_arguments, _trace)
