@@ -24,12 +24,15 @@ class Scale:
     Attributes:
         backbone: ``EngramConfig`` keys of the dense twin's frame (width, depth, heads).
         experts: keys that make it a mixture of experts.
+        fine_experts: the same with more and narrower experts, 40 or more of them idle, so that
+            ``allocation.allocate`` can share parameters in steps of 2.5 % or less.
         memory: keys that add an n-gram memory.
         engram_experts: routed experts that the Engram arm keeps (its share rho).
     """
 
     backbone: Mapping[str, Any]
     experts: Mapping[str, Any]
+    fine_experts: Mapping[str, Any]
     memory: Mapping[str, Any]
     engram_experts: int
     corpus: CorpusConfig
@@ -75,6 +78,7 @@ SCALES: dict[str, Scale] = {
     "smoke": Scale(
         backbone=_backbone(32, 3, 2, 1, 96),
         experts=_experts(8, 2, 32, 32),
+        fine_experts=_experts(44, 4, 8, 32),
         memory=_memory(row_dim=4, rows=101),
         engram_experts=6,
         corpus=CorpusConfig(
@@ -91,6 +95,7 @@ SCALES: dict[str, Scale] = {
     "quick": Scale(
         backbone=_backbone(128, 8, 4, 2, 192),
         experts=_experts(16, 2, 64, 64),
+        fine_experts=_experts(48, 4, 32, 64),
         memory=_memory(row_dim=16, rows=5_000),
         engram_experts=12,
         corpus=CorpusConfig(),
@@ -99,6 +104,7 @@ SCALES: dict[str, Scale] = {
     "small": Scale(
         backbone=_backbone(256, 10, 8, 4, 384),
         experts=_experts(32, 2, 128, 128),
+        fine_experts=_experts(64, 4, 64, 128),
         memory=_memory(row_dim=32, rows=40_000),
         engram_experts=24,
         corpus=CorpusConfig(

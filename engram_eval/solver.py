@@ -28,21 +28,28 @@ SIZES = {"per_layer": "engram_row_dim", "product_key": "product_keys"}
 
 
 class Goal(NamedTuple):
-    """What must be met, within ``tolerance`` relative; None: free."""
+    """What must be met, within ``tolerance`` relative; None: free.
+
+    ``active`` is meant without embedding and head, which are the same in all arms.
+    """
 
     params: int | None
     flops: int | None
     tolerance: float
+    active: int | None = None
 
-    def errors(self, found: Ledger) -> tuple[float, float]:
-        """Return the signed relative errors of parameters and FLOPs; 0 where free."""
-        params = found.params_total / self.params - 1 if self.params else 0.0
-        flops = found.flops_per_token / self.flops - 1 if self.flops else 0.0
-        return params, flops
+    def errors(self, found: Ledger) -> dict[str, float]:
+        """Return the signed relative errors by what they are of; what is free has none."""
+        counts = {
+            "parameters": (found.params_total, self.params),
+            "active parameters": (found.params_active_backbone, self.active),
+            "FLOPs": (found.flops_per_token, self.flops),
+        }
+        return {name: count / goal - 1 for name, (count, goal) in counts.items() if goal}
 
     def error(self, found: Ledger) -> float:
-        """Return the larger of the two errors."""
-        return max(abs(error) for error in self.errors(found))
+        """Return the largest of the errors."""
+        return max(abs(error) for error in self.errors(found).values())
 
 
 def match(
@@ -63,7 +70,8 @@ def match(
         baseline: architecture to meet, as keyword arguments of ``EngramConfig``.
         candidate: architecture to move.
         seq_len: tokens per sequence; attention FLOPs depend on it.
-        iso: ``both`` total parameters and forward FLOPs per token; ``flops`` moves the width only;
+        iso: ``both`` total parameters and forward FLOPs per token, and active parameters where a
+            width of that many experts meets them too; ``flops`` moves the width only;
             ``params`` rows and experts only (the width in a dense model). None: ``both``, but
             ``flops`` for a dense candidate, which cannot have both.
         tolerance: largest relative error allowed.
@@ -80,15 +88,28 @@ def match(
         flops=None if chosen == "params" else target.flops_per_token,
         tolerance=tolerance,
     )
+    active = goal._replace(active=target.params_active_backbone)
     best: tuple[float, Knobs, Ledger] | None = None
+    good: Knobs | None = None
     for knobs in settings(candidate, goal, seq_len):
+        if good is not None and _experts(knobs) != _experts(good):
+            break
         found = ledger_of({**candidate, **knobs}, seq_len)
         error = goal.error(found)
         if error <= tolerance:
-            return {**candidate, **knobs}
+            if chosen != "both" or active.error(found) <= tolerance:
+                return {**candidate, **knobs}
+            good = good or knobs
         if best is None or error < best[0]:
             best = (error, knobs, found)
+    if good is not None:
+        return {**candidate, **good}
     raise _no_match(goal, target, best)
+
+
+def _experts(knobs: Knobs) -> int | None:
+    found: int | None = knobs.get("n_routed_experts")
+    return found
 
 
 def settings(architecture: Architecture, goal: Goal, seq_len: int) -> Iterator[Knobs]:
@@ -198,10 +219,9 @@ def _least_table(architecture: Architecture, seq_len: int) -> Ledger:
 def _no_match(goal: Goal, target: Ledger, best: tuple[float, Knobs, Ledger] | None) -> UserError:
     assert best is not None, "the given sizes themselves are always tried"
     _, knobs, found = best
-    params, flops = goal.errors(found)
+    errors = ", ".join(f"{name} {error:+.1%}" for name, error in goal.errors(found).items())
     sizes = ", ".join(f"{name}={value}" for name, value in knobs.items()) or "the given sizes"
     return UserError(
         f"cannot match {target.params_total:,} parameters and {target.flops_per_token:,} FLOPs "
-        f"per token within {goal.tolerance:.1%}: closest is {sizes} with parameters "
-        f"{params:+.1%}, FLOPs {flops:+.1%}"
+        f"per token within {goal.tolerance:.1%}: closest is {sizes} with {errors}"
     )
