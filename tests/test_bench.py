@@ -6,10 +6,11 @@ import time
 import pytest
 import torch
 
-from engram_eval.bench import products, train
+from engram_eval.bench import peers, products, train
 from engram_eval.bench.registry import BENCHES, bench_table
 from engram_eval.errors import UserError
 from engram_eval.ledger import architecture_config, ledger
+from engram_eval.models.memory import memory_specs
 from engram_eval.progress import Reporter, Task
 from engram_eval.scales import SCALES
 from engram_eval.stages import resolve
@@ -82,6 +83,7 @@ def test_bench_at_the_smallest_scale_measures_everybody() -> None:
         "Llama, eager",
         "OLMoE, eager",
         "OLMoE, grouped_mm",
+        "Qwen4Exp, grouped_mm",
     ]
     by_name = {row["name"]: row for row in rows}
     for row in rows:
@@ -95,15 +97,21 @@ def test_bench_at_the_smallest_scale_measures_everybody() -> None:
     assert by_name["moe"]["vs_moe"] == 1
     assert "bench train" in out.getvalue()
     lines = bench_table(rows).splitlines()
-    assert len(lines) == 8 and lines[0].split()[:2] == ["name", "tokens_per_s"]
+    assert len(lines) == 9 and lines[0].split()[:2] == ["name", "tokens_per_s"]
 
 
-def test_llama_has_our_dense_models_parameters() -> None:
-    counted = ledger(architecture_config({**KINDS["dense"], "vocab_size": 512}), 64)
-    theirs = train.transformers.LlamaForCausalLM(
-        train._llama({**KINDS["moe"], "vocab_size": 512}, "sdpa")
-    )
-    assert theirs.num_parameters() == counted.params_total
+def test_peers_have_our_models_shape() -> None:
+    moe = {**KINDS["moe"], "vocab_size": 512}
+    memory = {**moe, **SIZES.memory, "n_routed_experts": SIZES.engram_experts}
+    built = {peer.group: peer.build() for peer in peers.peers(moe, memory)}
+    dense = ledger(architecture_config({**KINDS["dense"], "vocab_size": 512}), 64)
+    assert built["llama"].num_parameters() == dense.params_total
+    ours = architecture_config(memory)
+    theirs = built["qwen4exp"].model.layers[ours.engram_layers[0]].ple.ple_embedding
+    # As many primes from the same number on; the table is padded to a multiple of 128 rows.
+    rows = sum(prime for head in memory_specs(ours).values() for prime in head.primes)
+    assert 0 <= len(theirs.ngram_embedding.weight) - rows < 128
+    assert theirs.ngram_embedding.weight.shape[1] == ours.engram_row_dim
 
 
 def test_unknown_scale_is_named() -> None:

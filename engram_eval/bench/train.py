@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 
 from engram_eval.allocator import keep_freed_memory
+from engram_eval.bench.peers import DTYPE, peer_step, peers
 from engram_eval.bench.products import forward_products, seconds_alone, training_products
 from engram_eval.config import TrainConfig
 from engram_eval.errors import unknown
@@ -26,7 +26,6 @@ from engram_eval.training.data import Batch, Batches
 from engram_eval.training.loop import train_step
 from engram_eval.training.optim import build_optimizer
 
-DTYPE = torch.bfloat16
 PRODUCTS_SHARE = 0.1
 
 
@@ -47,11 +46,9 @@ class Contender(NamedTuple):
 
 
 def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[dict[str, Any]]:
-    """Measure tokens per second of dense, MoE and Engram beside Llama and OLMoE.
+    """Measure tokens per second of dense, MoE and Engram beside ``peers``.
 
-    OLMoE has no shared expert; it visits one routed expert more instead, so that a token costs
-    the same FLOPs. ``matrix_share`` is the time that the step's matrix products need alone,
-    over the step's time.
+    ``matrix_share`` is the time that the step's matrix products need alone, over the step's time.
 
     Args:
         seconds: about how long to measure; slow contenders then have fewer steps.
@@ -60,7 +57,7 @@ def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[
 
     Returns:
         Rows with name, tokens_per_s, ms_per_step, steps, matrix_share, and the ratios
-        vs_llama, vs_olmoe, vs_dense, vs_moe; None where it was not measured.
+        vs_llama, vs_olmoe, vs_qwen4exp, vs_dense, vs_moe; None where it was not measured.
 
     Raises:
         UserError: an unknown scale.
@@ -133,12 +130,9 @@ def _contenders(scale: str) -> Iterator[Contender]:
     for name, architecture in ours.items():
         config = architecture_config(architecture)
         yield Contender(name, name, config, _our_step(config, batch, settings))
-    for attention in ("sdpa", "eager"):
-        step = _their_step(transformers.LlamaForCausalLM(_llama(moe, attention)), batch, settings)
-        yield Contender(f"Llama, {attention}", "llama", None, step)
-    for experts in ("eager", "grouped_mm"):
-        step = _their_step(transformers.OlmoeForCausalLM(_olmoe(moe, experts)), batch, settings)
-        yield Contender(f"OLMoE, {experts}", "olmoe", None, step)
+    for peer in peers(moe, memory):
+        step = peer_step(peer.build(), batch, settings)
+        yield Contender(peer.name, peer.group, None, step)
 
 
 def _our_step(config: EngramConfig, batch: Batch, settings: TrainConfig) -> Callable[[], None]:
@@ -147,52 +141,8 @@ def _our_step(config: EngramConfig, batch: Batch, settings: TrainConfig) -> Call
     return lambda: _discard(train_step(model, optimizer, batch, settings))
 
 
-def _their_step(
-    model: transformers.PreTrainedModel, batch: Batch, settings: TrainConfig
-) -> Callable[[], None]:
-    """Return a step as the library's users write it."""
-    optimizer = build_optimizer(model, settings)
-    model.train()
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=DTYPE):
-            loss = model(input_ids=batch.inputs, labels=batch.inputs, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        optimizer.step()
-
-    return step
-
-
 def _discard(result: object) -> None:
     """Drop a result, to make a step that returns nothing."""
-
-
-def _shared_keys(architecture: dict[str, Any]) -> dict[str, Any]:
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    return {name: architecture[name] for name in (*names, "num_key_value_heads")}
-
-
-def _llama(architecture: dict[str, Any], attention: str) -> transformers.LlamaConfig:
-    return transformers.LlamaConfig(
-        **_shared_keys(architecture),
-        intermediate_size=architecture["intermediate_size"],
-        attn_implementation=attention,
-    )
-
-
-def _olmoe(architecture: dict[str, Any], experts: str) -> transformers.OlmoeConfig:
-    width = architecture["moe_intermediate_size"]
-    extra = math.ceil(architecture["shared_expert_intermediate_size"] / width)
-    return transformers.OlmoeConfig(
-        **_shared_keys(architecture),
-        intermediate_size=width,
-        num_experts=architecture["n_routed_experts"] + extra,
-        num_experts_per_tok=architecture["num_experts_per_tok"] + extra,
-        attn_implementation="sdpa",
-        experts_implementation=experts,
-    )
 
 
 def _alone(config: EngramConfig, settings: TrainConfig, deadline: float) -> float:
@@ -217,7 +167,7 @@ def _rows(
             "ms_per_step": 1000 * best[c.name],
             "steps": len(times[c.name]),
             "matrix_share": alone[c.name] / best[c.name] if c.name in alone else None,
-            **{f"vs_{peer}": group[peer] / best[c.name] for peer in ("llama", "olmoe")},
+            **{f"vs_{peer}": group[peer] / best[c.name] for peer in ("llama", "olmoe", "qwen4exp")},
             **{f"vs_{peer}": group[peer] / best[c.name] for peer in ("dense", "moe")},
         }
         for c in contenders
