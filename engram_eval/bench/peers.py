@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -38,10 +39,10 @@ def peers(moe: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[Peer]:
         memory: the keys that make it an Engram model.
     """
     for attention in ("sdpa", "eager"):
-        yield Peer(f"Llama, {attention}", "llama", lambda a=attention: _llama(moe, a))
+        yield Peer(f"Llama, {attention}", "llama", partial(_llama, moe, attention))
     for experts in ("eager", "grouped_mm"):
-        yield Peer(f"OLMoE, {experts}", "olmoe", lambda e=experts: _olmoe(moe, e))
-    yield Peer("Qwen4Exp, grouped_mm", "qwen4exp", lambda: _qwen(moe, memory))
+        yield Peer(f"OLMoE, {experts}", "olmoe", partial(_olmoe, moe, experts))
+    yield Peer("Qwen4Exp, grouped_mm", "qwen4exp", partial(_qwen, moe, memory))
 
 
 def peer_step(
