@@ -21,13 +21,13 @@ from engram_eval.errors import UserError
 from engram_eval.models.compression import compress_vocabulary
 from engram_eval.models.hashing import TokenHistory, allot_primes, draw_multipliers
 from engram_eval.models.memory import EngramMemory, MemorySpec
+from engram_eval.official_names import OFFSETS, weight_names
 from engram_eval.progress import Reporter
 from engram_eval.records import file_sha256
 from engram_eval.reference_vectors import ReferenceVectors, read_vectors
 
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-5}
 END_OF_TEXT = "<|endoftext|>"
-OFFSETS = "multi_head_embedding.offsets"
 CONV_NORM_EPS = 1e-5
 """Of the demonstration's convolution; its other norms use PyTorch's default, the dtype's eps."""
 
@@ -177,25 +177,6 @@ def build_memory(
         conv_norm_eps=CONV_NORM_EPS,
     )
     return EngramMemory(spec).to(dtype)
-
-
-def weight_names(streams: int) -> dict[str, list[str]]:
-    """Map each parameter of ours to the demonstration's tensors that it is stacked from."""
-
-    def each(name: str) -> list[str]:
-        return [name.format(m) for m in range(streams)]
-
-    return {
-        "table.weight": ["multi_head_embedding.embedding.weight"],
-        "value_proj.weight": ["value_proj.weight"],
-        "value_proj.bias": ["value_proj.bias"],
-        "key_proj.weight": each("key_projs.{}.weight"),
-        "key_proj.bias": each("key_projs.{}.bias"),
-        "key_norm.weight": each("norm1.{}.weight"),
-        "query_norm.weight": each("norm2.{}.weight"),
-        "conv.weight": ["short_conv.conv.weight"],
-        "conv_norm.weight": each("short_conv.norms.{}.weight"),
-    }
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def load_causal_lm(source: str | Path, trust_remote_code: bool = False) -> PreTr
     elif isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"{source}: no such folder")
     try:
-        if _is_own(folder):
+        if is_own(folder):
             from engram_eval.models.modeling_engram import EngramForCausalLM
             from engram_eval.models.register import register
 
@@ -91,7 +91,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no *.safetensors{found}")
 
 
-def _is_own(folder: Path) -> bool:
+def is_own(folder: Path) -> bool:
     """Tell whether a folder holds one of our models, which need no remote code."""
     path = folder / "config.json"
     return path.exists() and json.loads(path.read_text()).get("model_type") == OWN_TYPE

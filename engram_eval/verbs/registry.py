@@ -4,6 +4,7 @@ The files import what is heavy inside their actions, so that ``--help`` answers 
 """
 
 from engram_eval.verbs.bench import BENCH
+from engram_eval.verbs.convert import CONVERT
 from engram_eval.verbs.generate import GENERATE
 from engram_eval.verbs.list import LIST
 from engram_eval.verbs.status import STATUS
@@ -20,4 +21,5 @@ VERBS: dict[str, Verb] = {
     "status": STATUS,
     "trace": TRACE,
     "generate": GENERATE,
+    "convert": CONVERT,
 }

@@ -1,0 +1,23 @@
+"""``engram-eval convert``: a checkpoint under other names."""
+
+import argparse
+from pathlib import Path
+
+from engram_eval.verbs.verb import Verb
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SRC", help="a model's folder or tensor file")
+    parser.add_argument("target", type=Path, metavar="DST", help="what to write; must not exist")
+    parser.add_argument("--to", required=True, help="hf or official (DeepSeek's demonstration)")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from engram_eval.convert import convert
+
+    convert(arguments.source, arguments.target, arguments.to)
+    print(arguments.target)
+    return 0
+
+
+CONVERT = Verb("rename Engram weights: hf or official", _convert_arguments, _convert)
