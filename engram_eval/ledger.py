@@ -6,8 +6,9 @@ Conventions:
   ``FlopCounterMode`` counts them; a training step costs three times as much (backward is twice
   forward, arXiv:2001.08361 section 2.1).
 - Attention scores and their weighted sum count at the full T x T, although half is masked.
-- Look-ups (embedding, table rows), norms, rotary positions and activations are no matrix
-  products. The memory's gate and convolution are element-wise too and reported apart.
+- Look-ups (embedding, table rows), norms, rotary positions, activations and the weighted sums of
+  hyper-connections are no matrix products (their stream mixing is). The memory's gate and
+  convolution are element-wise too and reported apart.
 - A token touches one row of the embedding, the rows of the table that it reads (one per hash
   head), the experts that it visits, and everything else whole. ``backbone`` leaves out embedding
   and head, as the paper does (arXiv:2601.07372 section 3.1).
@@ -19,6 +20,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from engram_eval.block_costs import attention_projections, hyper_connection, hyper_head
 from engram_eval.costs import Part, linear, norm, swiglu
 from engram_eval.errors import UserError
 from engram_eval.memory_costs import memory_cost
@@ -131,16 +133,8 @@ def embedding_and_head(config: EngramConfig) -> tuple[Part, Part]:
 
 def attention_scores(config: EngramConfig, seq_len: int) -> Part:
     """Return the cost of queries times keys and weights times values, in all layers."""
-    width = config.num_attention_heads * config.head_dim
-    return Part(flops=2 * 2 * seq_len * width).times(config.num_hidden_layers)
-
-
-def attention_projections(config: EngramConfig) -> Part:
-    """Return the cost of one layer's query, key, value and output projections."""
-    width = config.num_attention_heads * config.head_dim
-    kv_width = config.num_key_value_heads * config.head_dim
-    inward = linear(config.hidden_size, width) + linear(config.hidden_size, kv_width).times(2)
-    return inward + linear(width, config.hidden_size)
+    width = config.num_attention_heads * (config.qk_head_dim + config.value_head_dim)
+    return Part(flops=2 * seq_len * width).times(config.num_hidden_layers)
 
 
 def moe_layers(config: EngramConfig) -> int:
@@ -152,12 +146,13 @@ def blocks(config: EngramConfig) -> Part:
     """Return the cost of all blocks and the last norm, without routed experts and memories."""
     width, sparse, count = config.hidden_size, moe_layers(config), config.num_hidden_layers
     every = attention_projections(config) + norm(width).times(2)
+    every += hyper_connection(config).times(2)
     replaced = sum(config.mlp_is_memory(layer) for layer in range(count))
     dense = swiglu(width, config.intermediate_size).times(count - sparse - replaced)
     router = linear(width, config.n_routed_experts)
     shared = swiglu(width, config.shared_expert_intermediate_size)
     routed = (router + shared).times(sparse)
-    return every.times(count) + dense + routed + norm(width)
+    return every.times(count) + dense + routed + hyper_head(config) + norm(width)
 
 
 def routed_experts(config: EngramConfig) -> Part:

@@ -20,16 +20,17 @@ class MemoryCost(NamedTuple):
 
 
 def _engram(config: EngramConfig) -> MemoryCost:
-    """Keys, values, gate and convolution (arXiv:2601.07372 eq. 3 to 5)."""
-    width = config.hidden_size
-    part = project = linear(config.engram_memory_dim, width, config.engram_bias)
+    """One value, and for each stream a key, a gate and a convolution (arXiv:2601.07372 eq. 3-6)."""
+    width, bias = config.hidden_size, config.engram_bias
+    wide = config.residual_streams * width
+    part = linear(config.engram_memory_dim, width, bias)
     elementwise = 0
     if config.engram_gate != "none":
-        part += project + norm(width).times(2)
-        elementwise += 2 * width + width
+        part += linear(config.engram_memory_dim, wide, bias) + norm(wide).times(2)
+        elementwise += 2 * wide + wide
     if config.engram_conv:
-        taps = width * config.engram_kernel_size
-        part += norm(width) + Part(taps, taps)
+        taps = wide * config.engram_kernel_size
+        part += norm(wide) + Part(taps, taps)
         elementwise += 2 * taps
     return MemoryCost(part, elementwise)
 

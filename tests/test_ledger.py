@@ -41,6 +41,13 @@ MEMORY = {
     "engram_row_dim": 3,
     "engram_compression": False,
 }
+MLA = {
+    "attention_kind": "mla",
+    "kv_lora_rank": 10,
+    "qk_nope_head_dim": 5,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 7,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "dense": DENSE,
     "dense, tied": {**DENSE, "tie_word_embeddings": True},
@@ -62,6 +69,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "no gate": {**MOE, **MEMORY, "engram_gate": "none"},
     "no gate, biases": {**MOE, **MEMORY, "engram_gate": "none", "engram_bias": True},
     "signed gate": {**MOE, **MEMORY, "engram_gate": "signed_sqrt"},
+    "mla": {**MOE, **MLA},
+    "mla, narrow queries": {**MOE, **MLA, **MEMORY, "q_lora_rank": 6},
+    "streams": {**MOE, "residual_streams": 2},
+    "streams and memory": {**MOE, **MEMORY, "residual_streams": 4, "engram_bias": True},
+    "streams, no gate": {**DENSE, **MEMORY, "residual_streams": 3, "engram_gate": "none"},
     "one memory": {**MOE, **MEMORY, "engram_layers": [0]},
     "orders 2 to 4": {
         **MOE,

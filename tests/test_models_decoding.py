@@ -3,7 +3,15 @@ import torch
 from models_fixture import full, tokens
 from transformers import DynamicCache
 
+MLA = {
+    "attention_kind": "mla",
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+}
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+OTHER_BACKBONES = [{}, {**MLA, "residual_streams": 2}]
 OPTIONS = [
     {},
     {"engram_conv": False},
@@ -11,6 +19,9 @@ OPTIONS = [
     {"engram_gate": "signed_sqrt", "engram_bias": True},
     {"engram_ngram_orders": [2, 3, 4], "engram_rows": [53, 53, 53], "engram_pad_id": 5},
     {"engram_layers": []},
+    {"residual_streams": 3},
+    MLA,
+    {**MLA, "q_lora_rank": 6, "residual_streams": 2, "engram_layers": []},
 ]
 
 
@@ -108,9 +119,10 @@ def test_caches_that_lost_the_look_back_are_refused() -> None:
         model(ids[:, :1], past_key_values=bare)
 
 
+@pytest.mark.parametrize("options", OTHER_BACKBONES)
 @torch.no_grad()
-def test_cache_follows_every_operation_on_its_batch() -> None:
-    model, ids, more = full(), tokens(3, 9), tokens(4, 6, seed=5)
+def test_cache_follows_every_operation_on_its_batch(options: dict) -> None:
+    model, ids, more = full(**options), tokens(3, 9), tokens(4, 6, seed=5)
 
     def prefill() -> DynamicCache:
         return model(ids, use_cache=True).past_key_values
@@ -138,9 +150,10 @@ def test_cache_follows_every_operation_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("options", OTHER_BACKBONES)
 @torch.no_grad()
-def test_generation_with_cache_equals_generation_without(beams: int) -> None:
-    model = full()
+def test_generation_with_cache_equals_generation_without(beams: int, options: dict) -> None:
+    model = full(**options)
     ids, mask = padded(tokens(3, 10), [0, 3, 6])
     settings = {
         "attention_mask": mask, "max_new_tokens": 12, "num_beams": beams, "do_sample": False,
@@ -167,18 +180,20 @@ def test_batched_generation_equals_one_at_a_time() -> None:
         assert torch.equal(together[row, 10 : 10 + len(new)], new)
 
 
+@pytest.mark.parametrize("options", OTHER_BACKBONES)
 @torch.no_grad()
-def test_speculative_decoding_crops_the_cache() -> None:
-    model = full()
+def test_speculative_decoding_crops_the_cache(options: dict) -> None:
+    model = full(**options)
     ids = tokens(1, 6).repeat(1, 4)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 20, "do_sample": False}
     expected = model.generate(ids, **settings)
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **settings), expected)
 
 
+@pytest.mark.parametrize("options", OTHER_BACKBONES)
 @torch.no_grad()
-def test_static_cache() -> None:
-    model = full()
+def test_static_cache(options: dict) -> None:
+    model = full(**options)
     ids, mask = padded(tokens(2, 8), [0, 3])
     settings = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
     expected = model.generate(ids, **settings)

@@ -12,6 +12,10 @@ Every tensor that can be read or edited has a name and a layer (0-based):
 | mlp_out     | what the feed-forward layer or the experts add              | (B, T, D)       |
 | resid_post  | residual stream leaving the block, before any final norm    | (B, T, D)       |
 
+With hyper-connections, D of the residual stream, and of what a memory adds to it, is the width of
+all streams side by side; ``attn_out`` and ``mlp_out`` are one vector that each stream gets a share
+of, so that the parts no longer sum to ``resid_post``.
+
 Plain torch hooks do the work, and the model is as before when a context ends.
 """
 
@@ -61,11 +65,13 @@ class Adapter:
         model: the whole model, in evaluation mode.
         backbone: the part that ends with the final norm; it builds no logits.
         embedding: token ids to vectors.
-        final_norm: what stands between the last residual stream and the unembedding.
+        final_norm: what stands between the last residual stream and the unembedding; it also sums
+            streams up.
         unembedding: vectors to logits.
         places: where each tap is.
         n_layers: number of blocks.
         max_positions: the longest sequence that the model is made for.
+        streams: residual streams, side by side; more than one with hyper-connections.
     """
 
     model: nn.Module
@@ -76,10 +82,11 @@ class Adapter:
     places: Mapping[Tap, Place]
     n_layers: int
     max_positions: int
+    streams: int = 1
 
     @property
     def d_model(self) -> int:
-        """Width of the residual stream."""
+        """Width of a residual stream."""
         return int(self._unembedding_weight().shape[1])
 
     @property

@@ -16,7 +16,8 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
     """Compare what the adapter says about a model with what the model does.
 
     1. ``unembedding(final_norm(last resid_post))`` is the logits.
-    2. ``resid_pre`` plus all that is added is ``resid_post``, which enters the next block.
+    2. ``resid_pre`` plus all that is added is ``resid_post`` (unless several streams are mixed),
+       which enters the next block.
     3. Passing every tap through unchanged leaves the logits unchanged.
     4. Starting at the last block from its ``resid_pre`` gives the same logits.
     5. Editing what a memory adds changes the logits.
@@ -47,12 +48,11 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
 
 
 def _check_block(adapter: Adapter, found: dict[Tap, Tensor], layer: int) -> None:
-    total = found[Tap("resid_pre", layer)]
-    for site in ADDED:
-        if Tap(site, layer) in found:
-            total = total + found[Tap(site, layer)]
     post = found[Tap("resid_post", layer)]
-    _same(total, post, f"block {layer}: the parts' outputs do not sum to its residual stream")
+    if adapter.streams == 1:
+        added = (found[Tap(site, layer)] for site in ADDED if Tap(site, layer) in found)
+        total = sum(added, start=found[Tap("resid_pre", layer)])
+        _same(total, post, f"block {layer}: the parts' outputs do not sum to its residual stream")
     if layer + 1 < adapter.n_layers:
         after = found[Tap("resid_pre", layer + 1)]
         _same(after, post, f"between block {layer} and the next, the residual stream changes")

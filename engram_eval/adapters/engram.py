@@ -22,7 +22,12 @@ def engram_adapter(model: PreTrainedModel) -> Adapter:
             places[Tap("mlp_out", layer)] = Place(block.mlp.feed_forward, "output")
         if memory is not None:
             places |= _taps(memory, layer)
-    return replace(plain, places=places)
+    backbone: Any = plain.backbone
+    streams = model.config.residual_streams
+    if streams == 1:
+        return replace(plain, places=places)
+    sum_up = nn.Sequential(backbone.hc_head, backbone.norm)
+    return replace(plain, places=places, final_norm=sum_up, streams=streams)
 
 
 def _taps(memory: nn.Module, layer: int) -> dict[Tap, Place]:

@@ -81,16 +81,41 @@ def eager_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-class EngramAttention(nn.Module):
-    """Causal grouped-query attention with rotary positions; no biases."""
+class Attention(nn.Module):
+    """What all kinds of attention share."""
 
     def __init__(self, config: EngramConfig, layer_idx: int) -> None:
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
+        self.is_causal = True
+        self.scaling = 1.0
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        options: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend by the implementation that the configuration names: (B, T, heads, head_dim)."""
+        implementation = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        output, weights = implementation(
+            self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **options
+        )
+        return output, weights
+
+
+class EngramAttention(Attention):
+    """Causal grouped-query attention with rotary positions; no biases."""
+
+    def __init__(self, config: EngramConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
-        self.is_causal = True
         width = config.num_attention_heads * self.head_dim
         kv_width = config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
@@ -133,23 +158,6 @@ class EngramAttention(nn.Module):
             and self.config._attn_implementation == "sdpa"
             and options.get("is_causal", True)
         )
-
-    def _attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        options: dict[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend by the implementation that the configuration names: (B, T, heads, head_dim)."""
-        implementation = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
-        output, weights = implementation(
-            self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **options
-        )
-        return output, weights
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, heads * head_dim) -> (B, heads, T, head_dim)."""

@@ -10,6 +10,7 @@ ROUTER_SCORINGS = ("sigmoid", "softmax")
 GATES = ("plain", "signed_sqrt", "none")
 MEMORY_KINDS = ("engram", "plain", "over_encoding", "per_layer", "product_key")
 INDEXES = ("ngram", "single", "random", "exact")
+ATTENTION_KINDS = ("gqa", "mla")
 
 
 class EngramConfig(PreTrainedConfig):
@@ -19,6 +20,20 @@ class EngramConfig(PreTrainedConfig):
     ``num_attention_heads``, ``num_key_value_heads`` (0: as many as heads), ``head_dim`` (0:
     ``hidden_size / num_attention_heads``), ``intermediate_size`` (width of a dense SwiGLU),
     ``rope_theta``, ``rms_norm_eps``, ``tie_word_embeddings``, ``initializer_range``.
+
+    Attention:
+        attention_kind: ``gqa``: grouped-query; ``mla``: multi-head latent (arXiv:2405.04434), which
+            heeds the next five, named as in DeepSeek-V3, and neither ``head_dim`` nor
+            ``num_key_value_heads``.
+        q_lora_rank: width of the narrow query; 0 projects queries at once.
+        kv_lora_rank: width of the vector that keys and values are made from.
+        qk_nope_head_dim, qk_rope_head_dim: a head's unrotated and rotated query numbers.
+        v_head_dim: a head's value.
+
+    Residual streams (manifold-constrained hyper-connections, arXiv:2512.24880):
+        residual_streams: M; 1 is the plain residual.
+        sinkhorn_iterations: of the projection onto doubly stochastic matrices.
+        hyper_connection_eps: added to the mixing weights' sums.
 
     Mixture of experts, named as in DeepSeek-V3:
         n_routed_experts: experts per layer; 0 makes every layer dense.
@@ -96,6 +111,17 @@ class EngramConfig(PreTrainedConfig):
     router_scoring: str = "sigmoid"
     output_router_logits: bool = False
 
+    attention_kind: str = "gqa"
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 64
+    qk_nope_head_dim: int = 32
+    qk_rope_head_dim: int = 16
+    v_head_dim: int = 32
+
+    residual_streams: int = 1
+    sinkhorn_iterations: int = 20
+    hyper_connection_eps: float = 1e-6
+
     engram_layers: Sequence[int] = ()
     engram_ngram_orders: Sequence[int] = (2, 3)
     engram_heads: int = 4
@@ -131,6 +157,7 @@ class EngramConfig(PreTrainedConfig):
         for name in ("engram_layers", "engram_ngram_orders", "engram_rows"):
             setattr(self, name, list(getattr(self, name)))
         _check_backbone(self)
+        _check_attention(self)
         _check_memory(self)
         _check_relatives(self)
         super().__post_init__(**kwargs)
@@ -139,6 +166,22 @@ class EngramConfig(PreTrainedConfig):
     def engram_memory_dim(self) -> int:
         """Numbers that a memory reads per token: orders x heads x row_dim."""
         return len(self.engram_ngram_orders) * self.engram_heads * self.engram_row_dim
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a head's query and key."""
+        latent = self.attention_kind == "mla"
+        return self.qk_nope_head_dim + self.qk_rope_head_dim if latent else self.head_dim
+
+    @property
+    def value_head_dim(self) -> int:
+        """Width of a head's value."""
+        return self.v_head_dim if self.attention_kind == "mla" else self.head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many numbers of a head's query and key are rotated."""
+        return self.qk_rope_head_dim if self.attention_kind == "mla" else self.head_dim
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether the 0-based ``layer`` routes its tokens to experts."""
@@ -174,11 +217,14 @@ def _check_backbone(config: EngramConfig) -> None:
         *("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings"),
         *("num_experts_per_tok", "moe_intermediate_size", "engram_heads", "engram_row_dim"),
         *("engram_kernel_size", "product_keys", "product_key_top_k"),
+        *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+        *("residual_streams", "sinkhorn_iterations"),
     ):
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
     for name in (
         *("n_routed_experts", "shared_expert_intermediate_size", "first_k_dense_replace"),
         *("engram_dilation", "engram_seed", "engram_table_std", "initializer_range"),
+        *("q_lora_rank", "hyper_connection_eps"),
     ):
         _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
     heads, kv = config.num_attention_heads, config.num_key_value_heads
@@ -191,6 +237,13 @@ def _check_backbone(config: EngramConfig) -> None:
     experts, top = config.n_routed_experts, config.num_experts_per_tok
     at_most = f"at most n_routed_experts={experts}"
     _require(not experts or top <= experts, "num_experts_per_tok", top, at_most)
+
+
+def _check_attention(config: EngramConfig) -> None:
+    kind = config.attention_kind
+    _require(kind in ATTENTION_KINDS, "attention_kind", kind, f"one of {ATTENTION_KINDS}")
+    rotated = config.qk_rope_head_dim
+    _require(rotated % 2 == 0, "qk_rope_head_dim", rotated, "even (rotary pairs)")
 
 
 def _check_memory(config: EngramConfig) -> None:
@@ -218,6 +271,9 @@ def _check_relatives(config: EngramConfig) -> None:
     kind, index = config.engram_memory, config.engram_index
     _require(kind in MEMORY_KINDS, "engram_memory", kind, f"one of {MEMORY_KINDS}")
     _require(index in INDEXES, "engram_index", index, f"one of {INDEXES}")
+    streams = config.residual_streams
+    keyed = streams == 1 or kind == "engram" or not config.engram_layers
+    _require(keyed, "residual_streams", streams, f"1 for engram_memory={kind!r}")
     of_ngrams = kind in ("engram", "plain", "over_encoding")
     _require(of_ngrams or index == "ngram", "engram_index", index, f"'ngram' for {kind!r}")
     width = config.engram_memory_dim

@@ -66,6 +66,7 @@ def memory_specs(config: EngramConfig) -> dict[int, MemorySpec]:
             row_dim=layout.row_dim,
             primes=layout.head_rows,
             multipliers=draw_multipliers(layer, config.engram_seed, orders[-1], config.vocab_size),
+            streams=config.residual_streams,
             conv=config.engram_conv,
             kernel_size=config.engram_kernel_size,
             dilation=config.engram_dilation or orders[-1],
@@ -138,20 +139,21 @@ class EngramMemory(nn.Module):
         """Return what is added to the residual stream, in the shape of ``hidden_states``.
 
         Args:
-            hidden_states: (B, T, D), or (B, T, M, D) with M streams.
+            hidden_states: (B, T, M D), the streams side by side, or (B, T, M, D).
             rows: (B, T, heads) from :class:`NgramHash`.
             present: (B, T), False at padding, which the convolution must not see.
             history: the convolution's earlier inputs; the new ones are appended.
         """
-        one = hidden_states.dim() == 3
-        streams = hidden_states.unsqueeze(2) if one else hidden_states
+        flat = hidden_states.dim() == 3
+        shape = (self.spec.streams, self.spec.hidden_size)
+        streams = hidden_states.unflatten(-1, shape) if flat else hidden_states
         read = as_operand(self.memory_rows(self.table(rows)))
         gate = self.gate_tap(self._gate(streams, read))
         gated = gate.unsqueeze(-1) * self.value_proj(read).unsqueeze(2)
         if present is not None:
             gated = gated * present[..., None, None].to(gated.dtype)
         output = gated + self._mix(gated, history) if self.spec.conv else gated
-        return output.squeeze(2) if one else output
+        return output.flatten(2) if flat else output
 
     def _gate(self, streams: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
         """Return the gate of each stream, (B, T, M): eq. 4."""

@@ -1,6 +1,5 @@
 """A decoder with dense or MoE feed-forwards and, in chosen layers, a conditional memory."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,25 +8,26 @@ from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBa
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import EngramAttention, RotaryEmbedding, inverse_frequencies
+from .attention import Attention, RotaryEmbedding, inverse_frequencies
 from .cache import HistoryLayer, history_layers
 from .compression import compress_vocabulary
 from .configuration_engram import EngramConfig
+from .decoder_layer import EngramDecoderLayer
 from .exact_index import ExactIndex
 from .hashing import NgramHash, TokenHistory, draw_multipliers
+from .hyper_connections import HyperConnection, HyperHead, hyper_head
 from .loss import IGNORE_INDEX, linear_cross_entropy
 from .masks import default_position_ids, present_positions
-from .memories import MEMORIES, Maker, memory_makers, token_history
+from .memories import MEMORIES, memory_makers, token_history
 from .memory import DepthwiseCausalConv
-from .moe import Experts, MoE, Router, SwiGLU
+from .moe import Experts, Router
 from .norm import RMSNorm
 from .per_layer_embedding import GrowingNorm
-from .product_keys import FeedForwardWithMemory, NoFeedForward, ProductKeyMemory
+from .product_keys import ProductKeyMemory
 from .table import RowTable
 
 # What generic tools may pass on to the attention implementation or to output capturing.
@@ -39,48 +39,6 @@ _FORWARD_KEYS = frozenset(
 )
 
 
-class EngramDecoderLayer(GradientCheckpointingLayer):
-    """One block: memory (where there is one), attention, feed-forward, each added to the stream."""
-
-    def __init__(self, config: EngramConfig, layer_idx: int, make_memory: Maker | None) -> None:
-        super().__init__()
-        memory = None if make_memory is None else make_memory()
-        self.engram = None if isinstance(memory, ProductKeyMemory) else memory
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = EngramAttention(config, layer_idx)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = _feed_forward(config, layer_idx)
-        if isinstance(memory, ProductKeyMemory):
-            self.mlp = FeedForwardWithMemory(self.mlp, memory)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        lookup: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Transform ``hidden_states`` (B, T, D).
-
-        Args:
-            hidden_states: the residual stream.
-            lookup: what the memory takes beside it; see ``MemoryKind.inputs``.
-            **kwargs: go to the attention.
-        """
-        if self.engram is not None:
-            hidden_states = hidden_states + self.engram(hidden_states, **(lookup or {}))
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-
-
-def _feed_forward(config: EngramConfig, layer: int) -> nn.Module:
-    if config.mlp_is_memory(layer):
-        return NoFeedForward()
-    if config.is_moe_layer(layer):
-        return MoE(config)
-    return SwiGLU(config.hidden_size, config.intermediate_size)
-
-
 class EngramPreTrainedModel(PreTrainedModel):
     """Loading, saving and initial weights."""
 
@@ -90,14 +48,16 @@ class EngramPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["EngramDecoderLayer"]  # noqa: RUF012 - transformers' name
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012
+        *("e_score_correction_bias", "attn_hc", "ffn_hc", "hc_head")
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": EngramDecoderLayer,
-        "attentions": OutputRecorder(EngramAttention, index=1),
+        "attentions": OutputRecorder(Attention, index=1),
         "router_logits": OutputRecorder(Router, index=0),
     }
 
@@ -114,6 +74,10 @@ class EngramPreTrainedModel(PreTrainedModel):
         elif isinstance(module, Experts):
             init.normal_(module.gate_up_proj, std=std)
             init.normal_(module.down_proj, std=std)
+        elif isinstance(module, HyperConnection | HyperHead):
+            init.normal_(module.fn, std=std)
+            init.zeros_(module.base)
+            init.ones_(module.scale)
         elif isinstance(module, ProductKeyMemory):
             init.uniform_(module.keys, -module.key_bound, module.key_bound)
         elif isinstance(module, GrowingNorm):
@@ -142,8 +106,9 @@ class EngramModel(EngramPreTrainedModel):
             EngramDecoderLayer(config, layer, makers.get(layer))
             for layer in range(config.num_hidden_layers)
         )
+        self.hc_head = hyper_head(config)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = RotaryEmbedding(config.rope_theta, config.head_dim)
+        self.rotary_emb = RotaryEmbedding(config.rope_theta, config.rotary_dim)
         self.token_history = token_history(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -234,8 +199,9 @@ class EngramModel(EngramPreTrainedModel):
         )
         rows, histories = self._look_back(input_ids, present, past_key_values, engram_rows)
         inputs = MEMORIES[self.config.engram_memory].inputs
-        hidden = embeds
-        rotary = self.rotary_emb(hidden, position_ids)
+        streams = self.config.residual_streams
+        hidden = embeds if streams == 1 else embeds.repeat(1, 1, streams)
+        rotary = self.rotary_emb(embeds, position_ids)
         for number, layer in enumerate(self.layers):
             given = {
                 "rows": rows.get(number),
@@ -251,6 +217,8 @@ class EngramModel(EngramPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
+        if self.hc_head is not None:
+            hidden = self.hc_head(hidden)
         return MoeModelOutputWithPast(
             last_hidden_state=self.norm(hidden), past_key_values=past_key_values
         )

@@ -1,0 +1,6 @@
+"""Which kinds of attention there are: the values of ``attention_kind``."""
+
+from .attention import Attention, EngramAttention
+from .latent_attention import LatentAttention
+
+ATTENTIONS: dict[str, type[Attention]] = {"gqa": EngramAttention, "mla": LatentAttention}
