@@ -5,7 +5,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from markupsafe import Markup
 
@@ -51,6 +51,7 @@ class Block:
     legend: Sequence[str] = ()
     key: str = ""
     alt: str = ""
+    kind: ClassVar[str] = "figure"
 
     def svg(self, view: int, panel: int, narrow: bool = False) -> Markup:
         """Return one picture as inline SVG."""
@@ -63,8 +64,7 @@ class Block:
 
     def csv_href(self) -> str:
         """Return the rows as a ``data:`` link."""
-        raw = to_csv(self.rows).encode(errors="replace")
-        return "data:text/csv;charset=utf-8;base64," + base64.b64encode(raw).decode()
+        return csv_link(self.rows)
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,20 @@ class Table:
     ident: str = ""
     note: str = ""
     sortable: bool = True
+    kind: ClassVar[str] = "table"
+
+    def csv_href(self) -> str:
+        """Return what the table shows as a ``data:`` link; numbers as they sort."""
+        names = [f"{c.group} {c.label}".strip() or "row" for c in self.columns]
+        return csv_link(
+            [
+                {
+                    name: cell.text if cell.sort is None else cell.sort
+                    for name, cell in zip(names, row, strict=True)
+                }
+                for row in self.rows
+            ]
+        )
 
     def groups(self) -> list[tuple[str, int, int | None]]:
         """Return (label, columns spanned, chip) of the upper header, or [] where none is named."""
@@ -112,21 +126,95 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Token:
+    """One token of a text map: what is written, its value from 0 to 1, and what the pointer tells.
+
+    ``value`` None leaves the token without colour.
+    """
+
+    text: str
+    value: float | None
+    tip: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One text of a text map, token by token."""
+
+    title: str
+    tokens: Sequence[Token]
+
+
+@dataclass(frozen=True)
+class TextMap:
+    """A heat map on text, written in HTML: each token is shaded by its value.
+
+    Attributes:
+        ident: unique in the page; also the name of the CSV file.
+        finding: what the map shows, in one sentence.
+        low: what an unshaded token stands for.
+        high: what a fully shaded token stands for.
+        rows: the data behind, one mapping per token.
+        model: whose colour shades the tokens; the accent's without one.
+    """
+
+    ident: str
+    title: str
+    finding: str
+    passages: Sequence[Passage]
+    rows: Sequence[Mapping[str, Any]]
+    low: str = "0"
+    high: str = "1"
+    key: str = ""
+    model: str | None = None
+    kind: ClassVar[str] = "text-map"
+
+    def csv_href(self) -> str:
+        """Return the rows as a ``data:`` link."""
+        return csv_link(self.rows)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A message between figures, such as why the next one is missing."""
+
+    text: str
+    kind: ClassVar[str] = "note"
+
+
+Item = Block | Table | TextMap | Note
+
+
+@dataclass(frozen=True)
 class Section:
     """One part of the report; the template of its name renders ``content``.
 
     Attributes:
+        blocks: figures, text maps, notes and tables in the order in which they are read.
+        tables: tables that stand behind all blocks.
         missing: why something that belongs here is absent, told where it would have been.
     """
 
     ident: str
     title: str
     lead: str = ""
-    blocks: Sequence[Block] = ()
+    blocks: Sequence[Item] = ()
     tables: Sequence[Table] = ()
     missing: Sequence[str] = ()
     template: str = "section.html"
     content: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def items(self) -> list[Item]:
+        """Everything in the order of the page."""
+        return [*self.blocks, *self.tables]
+
+    def contents(self) -> list[tuple[str, str]]:
+        """Return (id, title) of what the table of contents lists below this section."""
+        named = [item for item in self.items if not isinstance(item, Note) and item.ident]
+        return [
+            (item.ident, item.caption if isinstance(item, Table) else item.title) for item in named
+        ]
 
 
 def flat_row(row: MetricRow) -> dict[str, Any]:
@@ -141,6 +229,12 @@ def flat_row(row: MetricRow) -> dict[str, Any]:
 def flat_rows(rows: Iterable[MetricRow]) -> list[dict[str, Any]]:
     """Return metric rows for a CSV file."""
     return [flat_row(row) for row in rows]
+
+
+def csv_link(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as a ``data:`` link to a CSV file."""
+    raw = to_csv(rows).encode(errors="replace")
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(raw).decode()
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,8 +7,9 @@ said where it would have stood.
 import base64
 import hashlib
 import re
-from collections.abc import Callable
-from functools import cache
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import jinja2
@@ -21,7 +22,7 @@ from reports.load import Study, load_study
 from reports.sections import heldout, mechanism, method, overview, samples, scores, training
 from reports.summary import summary
 from reports.svg import RC
-from reports.theme import looks, palette_css
+from reports.theme import Look, looks, palette_css
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
@@ -56,22 +57,53 @@ def build_report(study_dir: Path, out_file: Path) -> Path:
 
 
 def render(study: Study) -> str:
-    """Return the whole page."""
+    """Return the whole page of a study."""
+    title = f"{study.text('name') or study.folder.name}, {study.text('scale')}".strip(", ")
+    name = Markup("Rendered from the records of <code>{}</code>.").format(study.folder.name)
+    sections = [build(study) for build in SECTIONS]
+    return page(title, name, sections, looks(study), study, partial(figure_command, study))
+
+
+def page(
+    title: str,
+    source: str,
+    sections: Sequence[Section],
+    look: Mapping[str, Look],
+    study: Study | None = None,
+    again: Callable[[str], str] | None = None,
+) -> str:
+    """Return a page of any sections; the first one is what is seen first.
+
+    Args:
+        title: beside the suite's name, and in the browser's tab.
+        source: one sentence for the foot: where the numbers come from.
+        sections: rendered by their own templates.
+        look: how each model is drawn.
+        study: what the templates of a study's sections read.
+        again: the command that draws the figure of a name again.
+    """
     script, style = _static("report.js"), _static("report.css") + palette_css()
-    look = looks(study)
     return (
         _environment()
         .get_template("report.html")
         .render(
-            study=study,
-            title=f"{study.text('name') or study.folder.name}, {study.text('scale')}".strip(", "),
-            sections=[build(study) for build in SECTIONS],
+            title=title,
+            source=source,
+            sections=sections,
             look=look,
+            study=study,
+            again=again,
             policy=content_security_policy(script, style),
             script=Markup(script),
             style=Markup(style),
         )
     )
+
+
+def figure_command(study: Study, ident: str) -> str:
+    """Return what to type to draw one figure of a study again, with its data."""
+    folder = f"runs/{study.folder.name}"
+    return shlex.join(["engram-eval", "report", folder, "--figures", "figures", "--figure", ident])
 
 
 def printable(text: str) -> str:

@@ -11,8 +11,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from engram_eval.errors import unknown
 from engram_eval.records import write_atomic
-from reports.blocks import Block, to_csv
+from reports.blocks import Block, TextMap, to_csv
 from reports.build import SECTIONS
 from reports.load import Study, load_study
 from reports.svg import RC, clean
@@ -24,7 +25,11 @@ _NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def save_figures(
-    study_dir: Path, folder: Path, formats: Sequence[str] = FORMATS, dpi: int = 200
+    study_dir: Path,
+    folder: Path,
+    formats: Sequence[str] = FORMATS,
+    dpi: int = 200,
+    only: str | None = None,
 ) -> list[Path]:
     """Draw all figures of a study's report into ``folder`` and return the files.
 
@@ -33,16 +38,33 @@ def save_figures(
         folder: is made where it does not exist; files of the same names are replaced.
         formats: endings that matplotlib can write.
         dpi: resolution of bitmaps.
+        only: the name of one figure, such as ``logit-lens``; None saves all.
+
+    Raises:
+        UserError: the report has no figure of that name.
     """
     study = load_study(study_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
     with matplotlib.rc_context({**RC, "svg.fonttype": "path", "pdf.fonttype": 42}):
-        for block in (block for build in SECTIONS for block in build(study).blocks):
-            path = folder / f"{block.ident}.csv"
-            write_atomic(path, to_csv(block.rows).encode(errors="replace"))
-            written += [path, *_save_block(study, block, folder, formats, dpi)]
+        chosen = _chosen(study, only)
+        folder.mkdir(parents=True, exist_ok=True)
+        for item in chosen:
+            path = folder / f"{item.ident}.csv"
+            write_atomic(path, to_csv(item.rows).encode(errors="replace"))
+            written.append(path)
+            if isinstance(item, Block):
+                written += _save_block(study, item, folder, formats, dpi)
     return written
+
+
+def _chosen(study: Study, only: str | None) -> list[Block | TextMap]:
+    items = [item for build in SECTIONS for item in build(study).items]
+    figures = {item.ident: item for item in items if isinstance(item, Block | TextMap)}
+    if only is None:
+        return list(figures.values())
+    if only not in figures:
+        raise unknown("figure", only, figures)
+    return [figures[only]]
 
 
 def _save_block(

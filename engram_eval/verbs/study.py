@@ -45,6 +45,7 @@ def _stage_arguments(parser: argparse.ArgumentParser) -> None:
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
     _stage_arguments(parser)
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also save PNG, SVG, PDF, CSV")
+    parser.add_argument("--figure", metavar="NAME", help="with --figures: only this one")
     parser.add_argument("--markdown", action="store_true", help="print the key results instead")
 
 
@@ -54,7 +55,7 @@ def _report(arguments: argparse.Namespace) -> int:
     code = _one_stage(arguments) if not arguments.markdown else 0
     _, out = _find(arguments)
     if arguments.figures is not None:
-        resolve(FIGURES)(out, arguments.figures)
+        resolve(FIGURES)(out, arguments.figures, only=arguments.figure)
         print(arguments.figures)
     if arguments.markdown:
         print(resolve(MARKDOWN)(out), end="")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Section
+from reports.blocks import Item, Section
 from reports.load import Study
 from reports.query import asked, pick
 from reports.sections.cka import cka_block
@@ -15,10 +15,10 @@ from reports.theme import looks
 
 
 class Part(NamedTuple):
-    """One analysis: the name of its rows, what builds its block, what is said without rows."""
+    """One analysis: the name of its rows, what draws them, what is said without rows."""
 
     name: str
-    build: Callable[[Study, Sequence[MetricRow]], Block]
+    build: Callable[[Study, Sequence[MetricRow]], Item | Sequence[Item]]
     missing: str
 
 
@@ -32,13 +32,15 @@ PARTS = (
 
 def section(study: Study) -> Section:
     """Build a block for every analysis that has rows, and a message for each that has none."""
-    blocks, missing = [], []
+    blocks: list[Item] = []
+    missing: list[str] = []
     known = looks(study)
     wanted = asked(study, "probe", "probes", [part.name for part in PARTS])
     for part in PARTS:
         rows = [row for row in pick(study.rows, name=part.name) if row.model in known]
         if rows:
-            blocks.append(part.build(study, rows))
+            drawn = part.build(study, rows)
+            blocks += drawn if isinstance(drawn, Sequence) else [drawn]
         elif part.name in wanted:
             missing.append(part.missing)
         missing += failures(study, part)

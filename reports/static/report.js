@@ -38,15 +38,90 @@
     });
   }
 
+  const make = (tag, properties, ...children) => {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  };
+
+  // A table worth searching gets a search field, and a choice of its domains where it has some.
+  const filter = (table) => {
+    const rows = [...table.tBodies[0].rows];
+    const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
+    const column = heads.findIndex((head) => head.textContent.trim() === "Domain");
+    const domains = column < 1 ? [] : [...new Set(rows.map((row) => row.cells[column].textContent))];
+    const input = make("input", { type: "search", autocomplete: "off", spellcheck: false });
+    const select = make("select", {}, make("option", { value: "" }, "all domains"),
+      ...domains.map((name) => make("option", { value: name }, name)));
+    const output = make("output", {});
+    output.setAttribute("aria-live", "polite");
+    const update = () => {
+      const wanted = input.value.toLowerCase();
+      for (const row of rows) {
+        const other = select.value && row.cells[column].textContent !== select.value;
+        row.hidden = other || !row.textContent.toLowerCase().includes(wanted);
+      }
+      const shown = rows.filter((row) => !row.hidden).length;
+      output.textContent = shown < rows.length ? `${shown} of ${rows.length}` : "";
+    };
+    input.addEventListener("input", update);
+    select.addEventListener("input", update);
+    const caption = table.caption.textContent.trim();
+    input.setAttribute("aria-label", `Filter the rows of: ${caption}`);
+    select.setAttribute("aria-label", `Domain of the rows of: ${caption}`);
+    input.placeholder = "filter rows";
+    const bar = make("p", { className: "filter" }, input);
+    if (domains.length > 1) bar.append(select);
+    bar.append(output);
+    table.parentElement.before(bar);
+  };
+  for (const table of document.querySelectorAll("table.sortable")) {
+    if (table.tBodies[0].rows.length >= 8) filter(table);
+  }
+
   for (const button of document.querySelectorAll("button.copy")) {
     const code = button.parentElement.querySelector("code");
+    const text = button.dataset.copy ?? code.textContent;
     button.hidden = false;
+    button.title = text;
     button.addEventListener("click", () => {
-      navigator.clipboard.writeText(code.textContent).then(
+      navigator.clipboard.writeText(text).then(
         () => { button.dataset.state = "copied"; },
-        () => { getSelection().selectAllChildren(code); },
+        () => {
+          if (code) getSelection().selectAllChildren(code);
+          else button.textContent = text;
+        },
       );
     });
+  }
+
+  // The pointer, or the arrow keys, tell what is behind each token of a text map.
+  for (const map of document.querySelectorAll(".text-map")) {
+    const told = map.querySelector(".told");
+    told.hidden = false;
+    for (const text of map.querySelectorAll(".tokens")) {
+      const tokens = [...text.children];
+      let now = -1;
+      const show = (index) => {
+        tokens[now]?.classList.remove("now");
+        now = index;
+        tokens[now].classList.add("now");
+        told.textContent = tokens[now].title;
+      };
+      text.tabIndex = 0;
+      text.setAttribute("role", "group");
+      text.setAttribute("aria-label", "Text; arrow keys move from token to token");
+      text.addEventListener("pointerover", (event) => {
+        const index = tokens.indexOf(event.target);
+        if (index >= 0) show(index);
+      });
+      text.addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step || !tokens.length) return;
+        event.preventDefault();
+        show(Math.min(Math.max(now + step, 0), tokens.length - 1));
+      });
+    }
   }
 
   const search = document.querySelector("#sample-search");
