@@ -2,15 +2,19 @@
 
 Every tensor that can be read or edited has a name and a layer (0-based):
 
-| site        | what it is                                                  | shape           |
-|-------------|-------------------------------------------------------------|-----------------|
-| resid_pre   | residual stream entering the block, before its memory       | (B, T, D)       |
-| memory_rows | rows that the memory looked up, concatenated                | (B, T, d_mem)   |
-| memory_gate | the memory's gate, between 0 and 1                          | (B, T, streams) |
-| memory_out  | what the memory adds to the residual stream                 | (B, T, D)       |
-| attn_out    | what attention adds to the residual stream                  | (B, T, D)       |
-| mlp_out     | what the feed-forward layer or the experts add              | (B, T, D)       |
-| resid_post  | residual stream leaving the block, before any final norm    | (B, T, D)       |
+| site           | what it is                                               | shape           |
+|----------------|----------------------------------------------------------|-----------------|
+| resid_pre      | residual stream entering the block, before its memory    | (B, T, D)       |
+| memory_index   | numbers of the rows that the memory looks up, integers   | (B, T, heads)   |
+| memory_rows    | rows that the memory looked up, concatenated             | (B, T, d_mem)   |
+| memory_gate    | the memory's gate, between 0 and 1                       | (B, T, streams) |
+| memory_out     | what the memory adds to the residual stream              | (B, T, D)       |
+| attn_out       | what attention adds to the residual stream               | (B, T, D)       |
+| router_logits  | the router's score of every expert                       | (B * T, E)      |
+| router_weights | factors of the chosen experts' outputs                   | (B * T, K)      |
+| router_index   | numbers of the chosen experts, integers                  | (B * T, K)      |
+| mlp_out        | what the feed-forward layer or the experts add           | (B, T, D)       |
+| resid_post     | residual stream leaving the block, before any final norm | (B, T, D)       |
 
 With hyper-connections, D of the residual stream, and of what a memory adds to it, is the width of
 all streams side by side; ``attn_out`` and ``mlp_out`` are one vector that each stream gets a share
@@ -32,10 +36,14 @@ from engram_eval.errors import UserError, unknown
 
 SITES = (
     "resid_pre",
+    "memory_index",
     "memory_rows",
     "memory_gate",
     "memory_out",
     "attn_out",
+    "router_logits",
+    "router_weights",
+    "router_index",
     "mlp_out",
     "resid_post",
 )
@@ -51,10 +59,15 @@ class Tap(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tap sits in the module tree: what enters or what leaves a module."""
+    """Where a tap sits in the module tree: what enters or what leaves a module.
+
+    Attributes:
+        item: which one, where a module returns several tensors.
+    """
 
     module: nn.Module
     side: Literal["input", "output"]
+    item: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,12 +216,13 @@ def _skip(block: nn.Module) -> Iterator[None]:
 
 
 def _hook(place: Place, function: Edit) -> RemovableHandle:
-    """Register ``function`` on the first tensor that enters or leaves a module."""
+    """Register ``function`` on the tensor that enters or leaves a module at a place."""
 
     def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
             return function(output)
-        return (function(output[0]), *output[1:])
+        before, after = output[: place.item], output[place.item + 1 :]
+        return (*before, function(output[place.item]), *after)
 
     def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from engram_eval.adapters.base import Adapter, Place, Tap
-from engram_eval.adapters.hf import hf_adapter
+from engram_eval.adapters.hf import hf_adapter, router_taps
 
 
 def engram_adapter(model: PreTrainedModel) -> Adapter:
@@ -20,6 +20,7 @@ def engram_adapter(model: PreTrainedModel) -> Adapter:
         if hasattr(block.mlp, "memory"):
             memory = block.mlp.memory
             places[Tap("mlp_out", layer)] = Place(block.mlp.feed_forward, "output")
+            places |= router_taps(block.mlp.feed_forward, layer)
         if memory is not None:
             places |= _taps(memory, layer)
     backbone: Any = plain.backbone
@@ -33,6 +34,9 @@ def engram_adapter(model: PreTrainedModel) -> Adapter:
 def _taps(memory: nn.Module, layer: int) -> dict[Tap, Place]:
     """Return the taps of a memory; only an Engram memory has gates of its whole output."""
     found = {Tap("memory_out", layer): Place(memory, "output")}
+    table = getattr(memory, "table", None)
+    if isinstance(table, nn.Module):
+        found[Tap("memory_index", layer)] = Place(table, "input")
     for site, name in (("memory_rows", "memory_rows"), ("memory_gate", "gate_tap")):
         tap = getattr(memory, name, None)
         if tap is not None:

@@ -44,6 +44,7 @@ def hf_adapter(model: PreTrainedModel, layout: Layout = LLAMA) -> Adapter:
         places[Tap("resid_pre", layer)] = Place(block, "input")
         places[Tap("attn_out", layer)] = Place(attn, "output")
         places[Tap("mlp_out", layer)] = Place(mlp, "output")
+        places |= router_taps(mlp, layer)
         places[Tap("resid_post", layer)] = Place(block, "output")
     return Adapter(
         model=model,
@@ -62,6 +63,15 @@ def _writers(block: nn.Module, layout: Layout) -> tuple[nn.Module, nn.Module]:
     if hasattr(block, layout.mlp_scaled):
         return _part(block, layout.attn_scaled), _part(block, layout.mlp_scaled)
     return _part(block, layout.attn), _part(block, layout.mlp)
+
+
+def router_taps(mlp: nn.Module, layer: int) -> dict[Tap, Place]:
+    """Return the taps of a router that returns logits, weights and numbers of its experts."""
+    router = getattr(mlp, "gate", None)
+    if not (isinstance(router, nn.Module) and hasattr(router, "top_k") and hasattr(mlp, "experts")):
+        return {}
+    sites = ("router_logits", "router_weights", "router_index")
+    return {Tap(site, layer): Place(router, "output", item) for item, site in enumerate(sites)}
 
 
 def _part(module: nn.Module, name: str) -> nn.Module:
