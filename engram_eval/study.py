@@ -141,8 +141,10 @@ def _probes(study: StudyConfig, corpus: Node, trains: list[Node]) -> list[Node]:
     registry = resolve("probes.registry:find_probe")
     kinds = {name: registry(name).kind for name in study.probe.probes}
     options = dataclasses.replace(study.probe, probes=())
+    sample = Node("sample", options, {"corpus": corpus})
+    text = {"corpus": corpus, "sample": sample}
     single = [
-        Node("probe", ProbeStage(name, options), {"corpus": corpus, "train": t}, t.model, t.seed)
+        Node("probe", ProbeStage(name, options), {**text, "train": t}, t.model, t.seed)
         for name, kind in kinds.items()
         if kind == "single"
         for t in trains
@@ -151,7 +153,7 @@ def _probes(study: StudyConfig, corpus: Node, trains: list[Node]) -> list[Node]:
         Node(
             "probe_pair",
             PairStage(name, options, {"model": b.model, "seed": b.seed}),
-            {"corpus": corpus, "a": a, "b": b},
+            {**text, "a": a, "b": b},
             a.model,
             a.seed,
         )
@@ -159,7 +161,7 @@ def _probes(study: StudyConfig, corpus: Node, trains: list[Node]) -> list[Node]:
         if kind == "pair"
         for a, b in _pairs(trains)
     ]
-    return single + pair
+    return [sample, *single, *pair] if kinds else []
 
 
 def _pairs(trains: list[Node]) -> list[tuple[Node, Node]]:

@@ -1,4 +1,7 @@
-"""Stream a model over a sample: activations come batch by batch and are not kept."""
+"""Stream a model over a sample: activations come batch by batch and are not kept.
+
+``capture_store`` keeps them on disk.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -19,7 +22,7 @@ class Batch(NamedTuple):
         part: which of the sample's N * T places these are.
         tokens: ids that were read, (B, T).
         targets: ids to be predicted, (n,).
-        taps: tensors that were asked for, each (n, width).
+        taps: tensors that were asked for, each (n, width); whole numbers where a site has them.
         logits: (n, V), or None where they were not asked for.
     """
 
@@ -72,7 +75,8 @@ def _pass(adapter: Adapter, rows: Tensor, part: slice, taps: Sequence[Tap], logi
         scores = adapter.logits(inputs).flatten(0, 1) if logits else None
         if not logits:
             adapter.run(inputs)
-    flat = {tap: tensor.flatten(0, 1) for tap, tensor in found.items()}
+    # Routers see (n, D) and give (n, width) themselves.
+    flat = {tap: tensor.reshape(targets.numel(), -1) for tap, tensor in found.items()}
     return Batch(part, inputs, targets, flat, scores)
 
 

@@ -3,12 +3,15 @@
 A window holds T + 1 tokens of the packed validation stream: T inputs, and T targets one place
 further. "Static" is measured on text alone, by an n-gram model of the training text:
 
-- ``static_in`` of an input x_t: how predictable x_t was from its two predecessors, hence how
-  firmly the pattern that has just ended is known;
+- ``static_in`` of an input x_t: how predictable x_t was from its predecessors, hence how firmly
+  the pattern that has just ended is known;
 - ``static_out`` of the same place: how predictable the *next* token is.
 
-Both are cut into thirds of surprisal (order 3): ``high`` is the most static third, with the
-lowest surprisal, ``low`` the least static one.
+Predecessors are two (order 3, what a memory of 2- and 3-grams reads), or, in the slices that end
+with ``_longest``, as many as the training text has together (``corpus.longest_match``). Both are
+cut into thirds at equal unigram frequency (``matching``): ``high`` is the most static third, with
+the lowest surprisal, ``low`` the least static one. ``name_end`` are the last tokens of names that
+the corpus's generator knows.
 """
 
 from collections.abc import Mapping
@@ -19,8 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_eval.config import ProbeConfig
+from engram_eval.corpus.longest_match import longest_match
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
+from probes.matching import matched_thirds
+from probes.names import name_ends
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -37,7 +43,9 @@ class Labels(NamedTuple):
         position: index in the validation stream.
         document, domain: indices.
         surprisal_bits: at order 3, by the n-gram model of the training text.
+        longest_bits: after the longest history that the training text contains.
         unigram_bits: at order 1: what knowing nothing but frequencies costs.
+        name_end: whether a name of several tokens ends here.
     """
 
     token: Ints
@@ -45,7 +53,9 @@ class Labels(NamedTuple):
     document: Ints
     domain: Ints
     surprisal_bits: Floats
+    longest_bits: Floats
     unigram_bits: Floats
+    name_end: Mask
 
 
 class Slice(NamedTuple):
@@ -70,7 +80,9 @@ class Sample:
     document: Ints
     domain: Ints
     surprisal_bits: Floats
+    longest_bits: Floats
     unigram_bits: Floats
+    name_end: Mask
     domains: tuple[str, ...]
     texts: tuple[str, ...]
     seed: int
@@ -100,7 +112,7 @@ class Sample:
         return {name: getattr(targets, name) for name in names}
 
     def slices(self, side: str, domains: bool = True) -> list[Slice]:
-        """Return all tokens, each domain, and the most and the least static third.
+        """Return all tokens, each domain, static and not static at equal frequency, name ends.
 
         Args:
             side: ``static_out`` labels places by the token that is predicted, ``static_in`` by
@@ -111,10 +123,11 @@ class Sample:
         found = [Slice({}, np.ones(labels.token.size, dtype=bool))]
         for index, name in enumerate(self.domains if domains else ()):
             found.append(Slice({"domain": name}, labels.domain == index))
-        low, high = np.quantile(labels.surprisal_bits, [1 / 3, 2 / 3])
-        bits = labels.surprisal_bits
-        found.append(Slice({side: "high"}, bits <= low))
-        found.append(Slice({side: "low"}, (bits >= high) & (bits > low)))
+        measures = {side: labels.surprisal_bits, f"{side}_longest": labels.longest_bits}
+        for label, bits in measures.items():
+            thirds = matched_thirds(bits, labels.unigram_bits)
+            found += [Slice({label: "high"}, thirds.high), Slice({label: "low"}, thirds.low)]
+        found.append(Slice({side: "name_end"}, labels.name_end))
         return [part for part in found if part.mask.any()]
 
 
@@ -141,31 +154,23 @@ def draw_sample(corpus: Corpus, options: ProbeConfig | None = None) -> Sample:
 
 
 def _read(corpus: Corpus, starts: Ints, length: int, seed: int) -> Sample:
-    stream, docs = corpus.tokens("val"), corpus.docs("val")
+    stream, docs, model = np.asarray(corpus.tokens("val")), corpus.docs("val"), corpus.ngrams()
     position = starts[:, None] + np.arange(length + 1)
     document = np.searchsorted(docs[:, 0], position, side="right") - 1
+    longest = longest_match(model, corpus.tokens("train"), stream)
     return Sample(
-        token=np.asarray(stream)[position].astype(np.int64),
+        token=stream[position].astype(np.int64),
         position=position,
         document=document,
         domain=docs[document, 2],
-        surprisal_bits=_surprisal(corpus, position, STATIC_ORDER),
-        unigram_bits=_surprisal(corpus, position, 1),
+        surprisal_bits=model.static_in(stream, STATIC_ORDER)[position],
+        longest_bits=longest.surprisal_bits[position],
+        unigram_bits=model.static_in(stream, 1)[position],
+        name_end=name_ends(corpus)[position],
         domains=tuple(corpus.domains),
         texts=token_texts(corpus),
         seed=seed,
     )
-
-
-def _surprisal(corpus: Corpus, position: Ints, order: int) -> Floats:
-    """Score each window with the tokens before it as history."""
-    model, stream = corpus.ngrams(), corpus.tokens("val")
-    rows = []
-    for row in position:
-        begin = max(0, int(row[0]) - (order - 1))
-        bits = model.surprisal_bits(np.asarray(stream[begin : int(row[-1]) + 1]), order)
-        rows.append(bits[int(row[0]) - begin :])
-    return np.stack(rows)
 
 
 def token_texts(corpus: Corpus) -> tuple[str, ...]:

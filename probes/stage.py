@@ -11,39 +11,40 @@ from safetensors.numpy import save
 
 from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.load import open_model
-from engram_eval.config import PairStage, ProbeStage
+from engram_eval.config import PairStage, ProbeConfig, ProbeStage
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, file_sha256, write_atomic
 from probes.findings import Findings
 from probes.registry import find_probe
-from probes.sample import draw_sample
+from probes.sample import Sample, draw_sample
+from probes.sample_stage import read_sample
 
 
 def probe(
     inputs: Mapping[str, Path], config: ProbeStage, seed: int | None, out: Path, report: Reporter
 ) -> list[MetricRow]:
-    """Run one probe on one model: ``inputs`` has ``corpus`` and ``train``; ``seed`` is unused."""
+    """Run one probe on one model: ``inputs`` has ``corpus``, ``train`` and may have ``sample``."""
     entry = find_probe(config.probe)
     if entry.kind != "single":
         raise UserError(f"probe {config.probe!r} compares two models; it cannot run on one")
     corpus = load_corpus(inputs["corpus"])
     adapter = _open(inputs["train"], corpus)
-    sample = draw_sample(corpus, config.options)
+    sample = _sample(inputs, corpus, config.options)
     return keep(resolve_name(entry.function)(adapter, sample, report), config.probe, out)
 
 
 def probe_pair(
     inputs: Mapping[str, Path], config: PairStage, seed: int | None, out: Path, report: Reporter
 ) -> list[MetricRow]:
-    """Run one probe on two models: ``inputs`` has ``corpus``, ``a`` and ``b``."""
+    """Run one probe on two models: ``inputs`` has ``corpus``, ``a``, ``b``, may have ``sample``."""
     entry = find_probe(config.probe)
     if entry.kind != "pair":
         raise UserError(f"probe {config.probe!r} looks at one model; it cannot compare two")
     corpus = load_corpus(inputs["corpus"])
     pair = _open(inputs["a"], corpus), _open(inputs["b"], corpus)
-    sample = draw_sample(corpus, config.options)
+    sample = _sample(inputs, corpus, config.options)
     rows = keep(resolve_name(entry.function)(*pair, sample, report), config.probe, out)
     return [dataclasses.replace(row, other={**config.other, **(row.other or {})}) for row in rows]
 
@@ -60,6 +61,11 @@ def keep(findings: Findings, name: str, out: Path) -> list[MetricRow]:
         dataclasses.replace(row, artifact={**where, **row.artifact}) if row.artifact else row
         for row in findings.rows
     ]
+
+
+def _sample(inputs: Mapping[str, Path], corpus: Corpus, options: ProbeConfig) -> Sample:
+    """Read the text that the study drew, or draw it."""
+    return read_sample(inputs["sample"]) if "sample" in inputs else draw_sample(corpus, options)
 
 
 def _open(train: Path, corpus: Corpus) -> Adapter:

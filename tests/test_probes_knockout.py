@@ -130,7 +130,7 @@ def test_memory_off_is_a_model_without_memory() -> None:
 
 def test_rows() -> None:
     findings = knockout(open_model(engram()), noise_sample())
-    slices = 5
+    slices = 7
     cuts = [("memory_zeroed", 1)] + [(f"{s}_zeroed", i) for i in range(3) for s in ("attn", "mlp")]
     assert len(findings.rows) == slices * (1 + 2 * len(cuts))
     assert {(r.condition, r.layer) for r in findings.rows} == {*cuts, (None, None)}

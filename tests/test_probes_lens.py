@@ -75,7 +75,8 @@ def test_every_depth_site_and_slice_has_its_row() -> None:
     findings = logit_lens(open_model(llama()), noise_sample())
     keys = {(r.metric, r.layer, r.site, tuple(r.slice.items())) for r in findings.rows}
     slices = [(), (("domain", "even"),), (("domain", "odd"),)]
-    slices += [(("static_out", "high"),), (("static_out", "low"),)]
+    sides = ("static_out", "static_out_longest")
+    slices += [((side, level),) for side in sides for level in ("high", "low")]
     depths = [(0, "resid_pre"), *((layer, "resid_post") for layer in range(3))]
     expected = {(m, *depth, s) for m in Divergence._fields for depth in depths for s in slices}
     whole = ("early_kl_bits", "depth_half_layers", "depth_90_layers")

@@ -199,7 +199,8 @@ def test_selectivity_shows_what_is_not_memorised_by_type() -> None:
 def test_rows() -> None:
     found = noise_sample(windows=64)
     rows = linear(open_model(llama()), found).rows
-    slices = [{}, {"static_in": "high"}, {"static_in": "low"}]
+    slices = [{}]
+    slices += [{f"static_in{end}": level} for end in ("", "_longest") for level in ("high", "low")]
     depths = [(0, "resid_pre"), *((layer, "resid_post") for layer in range(3))]
     kinds = [("acc", None), ("acc", "control_task"), ("selectivity", None)]
     expected = {

@@ -1,22 +1,27 @@
 """Windows and their labels are those of the text; streaming gives what one pass gives."""
 
 import io
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from probes_fixture import VOCAB, engram, llama, noise_sample, small_corpus
 
 from engram_eval.adapters.base import Tap
 from engram_eval.adapters.load import open_model
 from engram_eval.config import ProbeConfig
+from engram_eval.corpus.longest_match import longest_match
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from probes.capture import batches
+from probes.matching import matched_thirds
 from probes.sample import draw_sample, token_texts
+from probes.sample_stage import describe, read_sample, sample, write_sample
 
 OPTIONS = ProbeConfig(tokens=320, seq_len=32, seed=3)
 
@@ -81,25 +86,57 @@ def test_surprisal_is_that_of_the_tokens_with_their_history(corpus: Corpus) -> N
 def test_slices(corpus: Corpus, side: str) -> None:
     found = draw_sample(corpus, OPTIONS)
     parts = {tuple(part.labels.items()): part.mask for part in found.slices(side)}
-    labels = found.targets if side == "static_out" else found.inputs
     prose, verse = parts[("domain", "prose"),], parts[("domain", "verse"),]
     assert parts[()].all()
     np.testing.assert_array_equal(prose, ~verse)
-    high, low = parts[(side, "high"),], parts[(side, "low"),]
-    assert not (high & low).any()
-    assert labels.surprisal_bits[high].max() < labels.surprisal_bits[low].min()
-    assert abs(high.mean() - 1 / 3) < 0.05
-    assert abs(low.mean() - 1 / 3) < 0.05
-    assert len(found.slices(side, domains=False)) == 3
+    kinds = {
+        key for label in (side, f"{side}_longest") for key in ((label, "high"), (label, "low"))
+    }
+    assert {key[0] for key in parts if key} == kinds | {("domain", "prose"), ("domain", "verse")}
+    assert len(found.slices(side, domains=False)) == 5
+    labels = found.targets if side == "static_out" else found.inputs
+    thirds = matched_thirds(labels.longest_bits, labels.unigram_bits)
+    np.testing.assert_array_equal(parts[(f"{side}_longest", "low"),], thirds.low)
 
 
 def test_slices_of_constant_surprisal_are_not_invented() -> None:
     found = noise_sample()
-    flat = replace(found, surprisal_bits=np.ones_like(found.surprisal_bits))
-    assert [part.labels for part in flat.slices("static_out", domains=False)] == [
-        {},
-        {"static_out": "high"},
-    ]
+    flat = np.ones_like(found.surprisal_bits)
+    found = replace(found, surprisal_bits=flat, longest_bits=flat)
+    assert [part.labels for part in found.slices("static_out", domains=False)] == [{}]
+
+
+def test_name_ends_are_a_slice() -> None:
+    found = noise_sample()
+    found.name_end[:, 5] = True
+    (part,) = [p for p in found.slices("static_in") if p.labels == {"static_in": "name_end"}]
+    np.testing.assert_array_equal(np.flatnonzero(part.mask) % 32, np.full(16, 5))
+    (part,) = [p for p in found.slices("static_out") if p.labels == {"static_out": "name_end"}]
+    np.testing.assert_array_equal(np.flatnonzero(part.mask) % 32, np.full(16, 4))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 3000), st.sampled_from([0, 1, 30]))
+def test_matched_thirds(seed: int, n: int, round_to: int) -> None:
+    rng = np.random.default_rng(seed)
+    unigram = rng.choice([1.0, 3.0, 9.0], n)
+    bits = unigram + rng.normal(0, 1, n)
+    bits = np.round(bits * round_to) / round_to if round_to else bits
+    thirds = matched_thirds(bits, unigram)
+    assert not (thirds.high & thirds.low).any()
+    assert thirds.high.sum() == thirds.low.sum() <= n / 3
+    if n > 1000 and not round_to:
+        assert thirds.high.mean() > 0.3
+        # As frequent, though surprisal hangs on frequency, and yet one is less surprising.
+        difference = unigram[thirds.high].mean() - unigram[thirds.low].mean()
+        assert abs(difference) < 0.35
+        assert bits[thirds.low].mean() - bits[thirds.high].mean() > 1.5
+
+
+def test_the_longest_match_is_the_corpuss(corpus: Corpus) -> None:
+    found, model = draw_sample(corpus, OPTIONS), corpus.ngrams()
+    stream = np.asarray(corpus.tokens("val"))
+    match = longest_match(model, corpus.tokens("train"), stream)
+    np.testing.assert_array_equal(found.longest_bits, match.surprisal_bits[found.position])
 
 
 def test_texts_spell_the_tokens(corpus: Corpus) -> None:
@@ -108,6 +145,23 @@ def test_texts_spell_the_tokens(corpus: Corpus) -> None:
     assert "".join(texts[i] for i in ids) == corpus.tokenizer().decode(ids)
     assert len(texts) == corpus.vocab_size
     assert texts[0] == "<|endoftext|>"
+
+
+def test_what_is_written_is_read(corpus: Corpus, tmp_path: Path) -> None:
+    drawn = draw_sample(corpus, OPTIONS)
+    write_sample(drawn, tmp_path)
+    again = read_sample(tmp_path)
+    for field in fields(drawn):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(drawn, field.name))
+    assert isinstance(again.texts, tuple) and again.seed == 3
+
+
+def test_the_stage_describes_the_slices(corpus: Corpus, tmp_path: Path) -> None:
+    rows = sample({"corpus": corpus.folder}, OPTIONS, None, tmp_path, Reporter(quiet=True))
+    drawn = read_sample(tmp_path)
+    assert rows == describe(drawn)
+    row = next(r for r in rows if (r.metric, r.condition) == ("longest_bits", "static_out"))
+    assert row.value == pytest.approx(drawn.targets.longest_bits.mean()) and not row.slice
 
 
 def test_too_little_text(corpus: Corpus, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from engram_eval.verbs.verb import Verb
 STAGE_VERBS = {
     "train": ("train", "load"),
     "evaluate": ("evaluate", "baseline"),
-    "probe": ("probe", "probe_pair"),
+    "probe": ("sample", "probe", "probe_pair"),
     "analyze": ("analyze",),
     "report": ("analyze", "report"),
 }

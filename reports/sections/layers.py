@@ -15,9 +15,17 @@ WORDS: dict[str | tuple[str, str], str] = {
     ("static_in", "low"): "token read: the least predictable third",
     ("static_out", "high"): "next token: the most predictable third",
     ("static_out", "low"): "next token: the least predictable third",
+    ("static_in", "name_end"): "token read: the end of a name",
+    ("static_out", "name_end"): "next token: the end of a name",
+    ("static_in_longest", "high"): "token read: the most predictable third",
+    ("static_in_longest", "low"): "token read: the least predictable third",
+    ("static_out_longest", "high"): "next token: the most predictable third",
+    ("static_out_longest", "low"): "next token: the least predictable third",
     "domain": "by domain",
     "static_in": "by predictability of the token read",
+    "static_in_longest": "by predictability of the token read, from its longest match",
     "static_out": "by predictability of the next token",
+    "static_out_longest": "by predictability of the next token, from its longest match",
 }
 
 Draw = Callable[[Sequence[MetricRow], int], Canvas]
