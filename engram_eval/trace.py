@@ -1,5 +1,6 @@
 """One text's way through the memory: tokens, n-grams, rows, gates, and what was added."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,17 +32,20 @@ class Ngram(NamedTuple):
     Attributes:
         texts: of the compressed tokens, the oldest first; ``NOTHING`` beyond the text's start.
         rows: one per head, within the head's own table.
+        sizes: rows of each head's table.
     """
 
     texts: tuple[str, ...]
     rows: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 class Write(NamedTuple):
     """What the memory of one layer did for a token.
 
     Attributes:
-        gate: between 0 and 1; None for a memory without one.
+        gate: between 0 and 1, the mean over residual streams; None for a memory without one.
+        gates: of each stream.
         added: length of what was added to the residual stream.
         stream: length of the stream before that.
         promoted: tokens that the added vector alone raises most, by the unembedding.
@@ -50,25 +54,41 @@ class Write(NamedTuple):
     layer: int
     ngrams: tuple[Ngram, ...]
     gate: float | None
+    gates: tuple[float, ...]
     added: float
     stream: float
     promoted: tuple[str, ...]
 
 
 class Step(NamedTuple):
-    """One token: its text, its id, its id after compression, and what each memory did."""
+    """One token, what each memory did there, and what that was worth.
+
+    Attributes:
+        text, id: of the token.
+        compressed: its id after compression.
+        next_bits: surprisal of the token that follows, in bits; None for the last.
+        next_bits_off: the same with every memory's output zeroed, also at earlier tokens.
+    """
 
     text: str
     id: int
     compressed: int
+    next_bits: float | None
+    next_bits_off: float | None
     writes: tuple[Write, ...]
 
 
 class Trace(NamedTuple):
-    """A traced text; ``model`` says whose memory it went through."""
+    """A traced text.
+
+    Attributes:
+        model: whose memory it went through.
+        trained: False where gates, what is added and surprisal mean nothing yet.
+    """
 
     text: str
     model: str
+    trained: bool
     steps: tuple[Step, ...]
 
 
@@ -94,9 +114,7 @@ def trace_random(text: str, seed: int = 0) -> Trace:
         torch.manual_seed(seed)
         model = EngramForCausalLM(architecture_config(shape))
     model.set_tokenizer(tokenizer)
-    return trace(
-        text, open_model(model), tokenizer, "an untrained model, whose gates mean nothing yet"
-    )
+    return trace(text, open_model(model), tokenizer, "An untrained model", trained=False)
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:
@@ -111,8 +129,21 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def trace(text: str, adapter: Adapter, tokenizer: PreTrainedTokenizerBase, name: str) -> Trace:
+def trace(
+    text: str,
+    adapter: Adapter,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    trained: bool = True,
+) -> Trace:
     """Run ``text`` through a model and collect what its memories did.
+
+    Args:
+        text: a sentence or a few.
+        adapter: the model.
+        tokenizer: the model's.
+        name: how the trace calls the model.
+        trained: whether its weights mean anything.
 
     Raises:
         UserError: the model's memory reads no tokens, or the text is empty or too long.
@@ -126,7 +157,9 @@ def trace(text: str, adapter: Adapter, tokenizer: PreTrainedTokenizerBase, name:
     sites = ("memory_out", "memory_gate", "resid_pre")
     taps = [Tap(site, layer) for layer in adapter.memory_layers for site in sites]
     with torch.no_grad(), adapter.record([tap for tap in taps if tap in adapter.places]) as found:
-        adapter.run(ids)
+        bits = _next_bits(adapter.logits(ids), ids)
+    with torch.no_grad(), adapter.memory_off():
+        bits_off = _next_bits(adapter.logits(ids), ids)
     words = Words(tokenizer, core.token_history)
     history, rows = core.token_history(ids, ids.shape[1])[:, 0], core.ngram_rows(ids)
     by_layer = []
@@ -134,9 +167,16 @@ def trace(text: str, adapter: Adapter, tokenizer: PreTrainedTokenizerBase, name:
         ngrams = ngrams_of(core, layer, rows[layer][0], history, words)
         by_layer.append(_writes(adapter, layer, ngrams, found, words))
     compressed = core.token_history.compressed_ids[ids[0]].tolist()
-    tokens = zip(ids[0].tolist(), compressed, zip(*by_layer, strict=True), strict=True)
-    steps = (Step(words.token(one), one, small, writes) for one, small, writes in tokens)
-    return Trace(text, name, tuple(steps))
+    writes = zip(*by_layer, strict=True)
+    tokens = zip(ids[0].tolist(), compressed, bits, bits_off, writes, strict=True)
+    steps = (Step(words.token(one), one, *others) for one, *others in tokens)
+    return Trace(text, name, trained, tuple(steps))
+
+
+def _next_bits(logits: Tensor, ids: Tensor) -> list[float | None]:
+    """Return the surprisal of each following token, in bits, from logits (1, T, V); then None."""
+    surprisal = -logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    return [*(surprisal / math.log(2)).tolist(), None]
 
 
 class Words:
@@ -173,17 +213,19 @@ def ngrams_of(
         words: texts.
     """
     config = core.config
-    starts = torch.tensor([0, *table_layouts(config)[layer].head_rows[:-1]]).cumsum(0)
+    head_rows = torch.tensor(table_layouts(config)[layer].head_rows)
+    starts = head_rows.cumsum(0) - head_rows
     orders = [1] if config.engram_memory == "per_layer" else config.engram_ngram_orders
     parts = (rows - starts).unflatten(1, (len(orders), -1))
+    sizes = head_rows.unflatten(0, (len(orders), -1)).tolist()
     pad = int(core.token_history.compressed_ids[core.token_history.pad_id])
     found = []
     for column, own in zip(history.T.tolist(), parts.tolist(), strict=True):
         texts = [words.compressed(one) if one != pad else NOTHING for one in column]
         found.append(
             tuple(
-                Ngram(tuple(reversed(texts[:order])), tuple(numbers))
-                for order, numbers in zip(orders, own, strict=True)
+                Ngram(tuple(reversed(texts[:order])), tuple(numbers), tuple(many))
+                for order, numbers, many in zip(orders, own, sizes, strict=True)
             )
         )
     return found
@@ -199,12 +241,14 @@ def _writes(
     """Return what the memory of ``layer`` did for each token."""
     added, stream = found[Tap("memory_out", layer)][0], found[Tap("resid_pre", layer)][0]
     gates = found.get(Tap("memory_gate", layer))
+    opened = [()] * len(added) if gates is None else [tuple(one) for one in gates[0].tolist()]
     best = adapter.unembed(added).topk(PROMOTED, dim=-1).indices.tolist()
     return [
         Write(
             layer,
             ngrams[place],
-            None if gates is None else float(gates[0, place].mean()),
+            sum(opened[place]) / len(opened[place]) if opened[place] else None,
+            opened[place],
             float(added[place].norm()),
             float(stream[place].norm()),
             tuple(words.token(one) for one in best[place]),

@@ -1,74 +1,105 @@
-"""Shows a traced text: as lines for the terminal, as data, as one HTML page."""
+"""Shows a traced text: as lines for the terminal, and as data; ``trace_page`` has the page."""
 
-from typing import Any
-
-from jinja2 import Environment
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from engram_eval.trace import Step, Trace, Write
 
 BAR = 10
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Trace: {{ trace.text | truncate(60) }}</title>
-<style>
-:root { color-scheme: light dark; --mark: 11, 98, 176; }
-@media (prefers-color-scheme: dark) { :root { --mark: 107, 181, 245; } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-.text { font: 17px/2.2 ui-monospace, monospace; white-space: pre-wrap; }
-.text a { color: inherit; text-decoration: none; padding: .2em 0; border-bottom: 2px solid; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; }
-tr + tr { border-top: 1px solid #8886; }
-code { white-space: pre; } .n { text-align: right; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; } tr:target { outline: 2px solid; }
-</style>
-<h1>One text's way through the memory</h1>
-<p>{{ trace.model }}. The darker a token, the wider its gate; choose one for its n-grams.</p>
-{% for layer in layers %}
-<h2>Layer {{ layer.number }}</h2>
-<p class="text">
-{%- for step, write in layer.tokens -%}
-<a href="#l{{ layer.number }}t{{ loop.index0 }}"
-{%- if write.gate is not none %} style="background: rgba(var(--mark), {{ shade(write.gate) }})"
- title="gate {{ '%.2f' | format(write.gate) }}"{% endif %}>{{ step.text }}</a>
-{%- endfor -%}
-</p>
-<div class="wide"><table>
-<tr><th>token<th class="n">id<th class="n">compressed<th>n-grams<th>rows, one per head
-<th class="n">gate<th class="n">added<th class="n">stream<th>what was added promotes</tr>
-{% for step, write in layer.tokens -%}
-<tr id="l{{ layer.number }}t{{ loop.index0 }}">
-<td><code>{{ step.text }}</code><td class="n">{{ step.id }}<td class="n">{{ step.compressed }}
-<td>{% for ngram in write.ngrams %}<code>{{ ngram.texts | join("|") }}</code><br>{% endfor %}
-<td>{% for ngram in write.ngrams %}<code>{{ ngram.rows | join(" ") }}</code><br>{% endfor %}
-<td class="n">{{ "–" if write.gate is none else "%.2f" | format(write.gate) }}
-<td class="n">{{ "%.3g" | format(write.added) }}<td class="n">{{ "%.3g" | format(write.stream) }}
-<td>{% for word in write.promoted %}<code>{{ word }}</code> {% endfor %}</tr>
-{% endfor -%}
-</table></div>
-{% endfor %}
-</html>
-"""
+SHADES = " ▁▂▃▄▅▆▇█"
+WIDTH = 100
 
 
-def trace_text(trace: Trace) -> str:
-    """Lay a trace out for the terminal."""
-    lines = [f"{trace.model}; added: length of what the memory adds, and of the stream before"]
+class Cell(NamedTuple):
+    """A token's column in the overview: its text, its gates' shades, what memory saved."""
+
+    token: str
+    gates: tuple[str, ...]
+    saved: str
+
+
+def trace_text(trace: Trace, width: int = WIDTH) -> str:
+    """Lay a trace out for the terminal: gates at a glance, then every token.
+
+    Args:
+        trace: what to show.
+        width: columns of the overview.
+    """
+    lines = [trace.model, "", *_overview(trace, width), "", *_legend(trace), ""]
     for place, step in enumerate(trace.steps):
         lines.append(f"{place:3} {step.text!r}  id {step.id}, compressed {step.compressed}")
         for write in step.writes:
             lines += _write_lines(write)
+        if trace.trained and step.next_bits is not None and step.next_bits_off is not None:
+            lines.append(
+                f"    next, {trace.steps[place + 1].text!r}: {step.next_bits:.1f} bits; "
+                f"without memory {step.next_bits_off:.1f}"
+            )
     return "\n".join(lines)
+
+
+def _overview(trace: Trace, width: int) -> Iterator[str]:
+    """Yield blocks of lines as wide as allowed: tokens, and under them each layer's gates."""
+    layers = [write.layer for write in trace.steps[0].writes]
+    labels = ["", *(f"gate {layer}" for layer in layers), "saved"]
+    start = max(len(label) for label in labels) + 2
+    blocks: list[list[Cell]] = [[]]
+    used = start
+    for cell in _cells(trace):
+        size = len(cell.token) + 1
+        if blocks[-1] and used + size > width:
+            blocks.append([])
+            used = start
+        blocks[-1].append(cell)
+        used += size
+    gated = [number for number, write in enumerate(trace.steps[0].writes) if write.gates]
+    for block in blocks:
+        yield " " * start + " ".join(cell.token for cell in block)
+        for number in gated:
+            shades = (cell.gates[number] * len(cell.token) for cell in block)
+            yield f"{labels[1 + number]:{start}}" + " ".join(shades)
+        if trace.trained:
+            saved = (f"{cell.saved:{len(cell.token)}}" for cell in block)
+            yield f"{labels[-1]:{start}}" + " ".join(saved)
+
+
+def _cells(trace: Trace) -> Iterator[Cell]:
+    for step in trace.steps:
+        text = step.text.strip(" ") or "␣"
+        token = "".join(c if c.isprintable() else "·" for c in text)
+        gates = tuple("" if write.gate is None else _shade(write.gate) for write in step.writes)
+        value = saved_bits(step)
+        saved = "" if value is None else f"{round(value):+d}"
+        token = f"{token:{len(saved)}}" if trace.trained else token
+        yield Cell(token, gates, saved)
+
+
+def _shade(gate: float) -> str:
+    return SHADES[min(len(SHADES) - 1, round(gate * (len(SHADES) - 1)))]
+
+
+def saved_bits(step: Step) -> float | None:
+    """Return by how much the memories lower the next token's surprisal; None for the last."""
+    if step.next_bits is None or step.next_bits_off is None:
+        return None
+    return step.next_bits_off - step.next_bits
+
+
+def _legend(trace: Trace) -> Iterator[str]:
+    yield "gate: how far a layer's memory opens; added: length of what it adds, and of the stream"
+    if trace.trained:
+        yield "saved: bits of surprisal at the next token, against the same model without memory"
+    else:
+        yield "n-grams and rows are real; gates and what is added mean nothing before training"
 
 
 def _write_lines(write: Write) -> list[str]:
     gate = ""
     if write.gate is not None:
         full = round(write.gate * BAR)
-        gate = f"gate {write.gate:.2f} {'█' * full}{'░' * (BAR - full)}  "
+        streams = " ".join(f"{gate:.2f}" for gate in write.gates)
+        each = f"({streams})  " if len(write.gates) > 1 else " "
+        gate = f"gate {write.gate:.2f} {'█' * full}{'░' * (BAR - full)} {each}"
     promoted = " ".join(repr(word) for word in write.promoted)
     head = f"    layer {write.layer}  {gate}added {write.added:.3g} to {write.stream:.3g}"
     lines = [f"{head}  promotes {promoted}"]
@@ -80,7 +111,7 @@ def _write_lines(write: Write) -> list[str]:
 
 def trace_data(trace: Trace) -> dict[str, Any]:
     """Return a trace as plain JSON data."""
-    return {"text": trace.text, "model": trace.model, "steps": [_step(s) for s in trace.steps]}
+    return {**trace._asdict(), "steps": [_step(step) for step in trace.steps]}
 
 
 def _step(step: Step) -> dict[str, Any]:
@@ -89,21 +120,3 @@ def _step(step: Step) -> dict[str, Any]:
         for write in step.writes
     ]
     return {**step._asdict(), "writes": writes}
-
-
-def trace_html(trace: Trace) -> str:
-    """Lay a trace out as one page that needs nothing else."""
-    layers = [
-        {
-            "number": write.layer,
-            "tokens": [(step, step.writes[number]) for step in trace.steps],
-        }
-        for number, write in enumerate(trace.steps[0].writes)
-    ]
-    page = Environment(autoescape=True, trim_blocks=False).from_string(PAGE)
-    return page.render(trace=trace, layers=layers, shade=_shade)
-
-
-def _shade(gate: float) -> str:
-    """Return the opacity of a gate's colour; even an open one leaves the text readable."""
-    return f"{0.55 * gate:.2f}"

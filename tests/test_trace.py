@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from test_models_remote import byte_tokenizer
 from engram_eval.adapters.load import open_model
 from engram_eval.cli import main
 from engram_eval.errors import UserError
+from engram_eval.models.layout import table_layouts
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.trace import NOTHING, Trace, small_tokenizer, trace, trace_random
-from engram_eval.trace_view import trace_data, trace_html, trace_text
+from engram_eval.trace_page import trace_html
+from engram_eval.trace_view import saved_bits, trace_data, trace_text
 
 TEXT = "A <b>\nbb"
 RELATIVES = [
@@ -59,13 +62,15 @@ def test_tokens_and_ngrams() -> None:
 def test_numbers_are_the_modules_own() -> None:
     model, tokenizer = model_of(), byte_tokenizer()
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
-    memory, seen = model.model.memory(2), {}
-    memory.gate_tap.register_forward_hook(lambda m, i, o: seen.update(gate=o))
-    memory.register_forward_hook(lambda m, i, o: seen.update(added=o, stream=i[0]))
+    memory, heard = model.model.memory(2), {}
+    memory.gate_tap.register_forward_hook(lambda m, i, o: heard.update(gate=o))
+    memory.register_forward_hook(lambda m, i, o: heard.update(added=o, stream=i[0]))
     with torch.no_grad():
         model(ids)
     history = model.model.token_history(ids, ids.shape[1])
     rows = memory.hash.hash_ids(history)[0].tolist()
+    # The trace runs the model once more, without memory.
+    seen = dict(heard)
     found = trace(TEXT, open_model(model), tokenizer, "tiny")
     for place, step in enumerate(found.steps):
         write = step.writes[1]
@@ -97,21 +102,94 @@ def test_relatives(options: dict[str, Any]) -> None:
         assert rows[layer][0, place, 0] == write.ngrams[0].rows[0]
 
 
-def test_text_and_page_show_every_token() -> None:
+def test_surprisal_is_the_models_own_with_and_without_memory() -> None:
+    model, tokenizer = model_of(), byte_tokenizer()
+    ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    found = trace(TEXT, open_model(model), tokenizer, "tiny")
+    with torch.no_grad():
+        whole = model(ids, labels=ids).loss
+        for layer in model.config.engram_layers:
+            memory = model.model.memory(layer)
+            memory.register_forward_hook(lambda m, i, o: torch.zeros_like(o))
+        bare = model(ids, labels=ids).loss
+    *steps, last = found.steps
+    assert last.next_bits is last.next_bits_off is saved_bits(last) is None
+    for name, loss in (("next_bits", whole), ("next_bits_off", bare)):
+        mean = sum(getattr(step, name) for step in steps) / len(steps)
+        assert mean == pytest.approx(float(loss) / math.log(2), rel=1e-4)
+    assert saved_bits(steps[0]) == steps[0].next_bits_off - steps[0].next_bits
+
+
+def test_heads_rows_lie_within_their_tables() -> None:
+    layouts = table_layouts(model_of().config)
+    for step in traced().steps:
+        for write in step.writes:
+            sizes = [size for ngram in write.ngrams for size in ngram.sizes]
+            assert tuple(sizes) == layouts[write.layer].head_rows
+            rows = [row for ngram in write.ngrams for row in ngram.rows]
+            assert all(0 <= row < size for row, size in zip(rows, sizes, strict=True))
+
+
+def test_each_stream_has_a_gate() -> None:
+    found = traced(residual_streams=3)
+    for step in found.steps:
+        for write in step.writes:
+            assert len(write.gates) == 3 and len(set(write.gates)) == 3
+            assert write.gate == pytest.approx(sum(write.gates) / 3)
+    assert trace_html(found).count('class="meter"') == 3 * 2 * len(found.steps)
+    first = found.steps[0].writes[0].gates
+    assert f"({' '.join(f'{gate:.2f}' for gate in first)})" in trace_text(found)
+
+
+def test_lines_show_every_token() -> None:
     found = traced()
-    lines, page = trace_text(found).splitlines(), trace_html(found)
-    assert len(lines) == 1 + len(found.steps) * (1 + 2 * 3)
-    assert "2-gram '·|a'" in lines[2 + 1]
-    assert page.count("<tr id=") == 2 * len(found.steps)
-    assert "&lt;</a>" in page and "<b>" not in page, "the text is no mark-up"
-    assert "http" not in page.replace("http-equiv", "")
+    lines = trace_text(found).splitlines()
+    first = lines.index(f"  0 'A'  id {found.steps[0].id}, compressed {found.steps[0].compressed}")
+    # A token has a line, three for each of two memories, and one for the next token.
+    assert len(lines) - first == len(found.steps) * (1 + 2 * 3 + 1) - 1
+    assert "2-gram '·|a'" in lines[first + 2]
+    step = found.steps[0]
+    assert lines[first + 7] == (
+        f"    next, ' ': {step.next_bits:.1f} bits; without memory {step.next_bits_off:.1f}"
+    )
+    head = lines[:first]
+    assert [line[:8] for line in head[2:6]] == [" " * 8, "gate 0  ", "gate 2  ", "saved   "]
+
+
+def test_the_overview_is_no_wider_than_asked() -> None:
+    found = traced()
+    whole, narrow = trace_text(found), trace_text(found, width=20)
+    overview = narrow[: narrow.index("gate: how far")].splitlines()
+    assert max(map(len, overview)) <= 20
+    assert narrow.count("gate 2  ") > whole.count("gate 2  ") == 1
+
+
+def test_the_page_shows_every_token_and_needs_nothing_else() -> None:
+    found = traced()
+    page = trace_html(found)
+    assert page.count("<article id=") == len(found.steps)
+    # Two layers' gates and what memory saved.
+    assert page.count("data-token=") == 3 * len(found.steps)
+    assert page.count(" first") == 1
+    assert "&lt;</a>" in page and "<b>\nbb" not in page, "the text is no mark-up"
+    assert "http" not in page and "@import" not in page and "url(" not in page
     assert f"{found.steps[0].writes[0].gate:.2f}" in page
+    assert f"<b>{found.steps[0].next_bits:.1f} bits</b>" in page
 
 
 def test_memories_without_gate_have_none_on_the_page() -> None:
     found = traced(engram_memory="per_layer")
-    assert "gate" not in "\n".join(trace_text(found).splitlines()[1:])
-    assert "gate 0" not in trace_html(found)
+    assert "gate 0" not in trace_text(found)
+    assert '<span class="meter"' not in trace_html(found) and ">no gate<" in trace_html(found)
+
+
+def test_before_training_nothing_is_said_to_be_saved() -> None:
+    found = trace_random("A cat", seed=0)
+    assert not found.trained and traced().trained
+    assert "mean nothing before training" in trace_text(found)
+    assert "mean nothing before training" in trace_html(found)
+    assert "saved" not in trace_text(found) and "without memory" not in trace_text(found)
+    assert ">saved<" not in trace_html(found) and 'class="next"' not in trace_html(found)
 
 
 def test_an_untrained_model_traces_any_text() -> None:
@@ -136,7 +214,8 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
     expected = trace(TEXT, open_model(folder), byte_tokenizer(), str(folder))
     assert data == json.loads(json.dumps(trace_data(expected)))
     page = tmp_path / "deep" / "trace.html"
-    assert run(TEXT, "--model", str(folder), "--html", str(page)) == trace_text(expected) + "\n"
+    shown = run(TEXT, "--model", str(folder), "--html", str(page))
+    assert shown == f"{trace_text(expected)}\n{page}\n"
     assert page.read_text(encoding="utf-8") == trace_html(expected)
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shutil
+import sys
 from pathlib import Path
 
 from engram_eval.errors import UserError
@@ -22,16 +24,19 @@ def _trace(arguments: argparse.Namespace) -> int:
         raise UserError("trace needs either --model DIR or --random")
     from engram_eval.records import write_atomic
     from engram_eval.trace import trace_folder, trace_random
-    from engram_eval.trace_view import trace_data, trace_html, trace_text
+    from engram_eval.trace_page import trace_html
+    from engram_eval.trace_view import trace_data, trace_text
 
     if arguments.random:
         traced = trace_random(arguments.text, arguments.seed)
     else:
         traced = trace_folder(arguments.text, arguments.model)
     data = json.dumps(trace_data(traced), indent=1, ensure_ascii=False)
-    print(data if arguments.json else trace_text(traced))
+    width = min(shutil.get_terminal_size((100, 0)).columns, 160)
+    print(data if arguments.json else trace_text(traced, width))
     if arguments.html is not None:
         write_atomic(arguments.html, trace_html(traced))
+        print(arguments.html, file=sys.stderr if arguments.json else sys.stdout)
     return 0
 
 
