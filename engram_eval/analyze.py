@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.errors import UserError
 from engram_eval.evaluation.informative import Judgement, judge_tasks
 from engram_eval.item_scores import Scores, Table, load_scores, select
@@ -45,7 +46,7 @@ class Pairing(NamedTuple):
 
 
 def analyze(study_dir: Path) -> Path:
-    """Write ``comparisons.jsonl`` of a study folder and return its path.
+    """Write ``comparisons.jsonl`` and ``verdicts.json`` of a study folder; return the first's path.
 
     Every row compares ``model_b`` with ``model_a`` on one metric of one task, domain or held-out
     domain; ``effect`` is b - a, turned so that positive means that b is better. Rows are there
@@ -65,6 +66,7 @@ def analyze(study_dir: Path) -> Path:
     ]
     path = study_dir / "comparisons.jsonl"
     write_jsonl(path, sorted(_adjust(found), key=canonical_json))
+    write_verdicts(study_dir)
     return path
 
 

@@ -1,6 +1,6 @@
 """Mistakes in a study that would otherwise show only after the expensive part."""
 
-from engram_eval.config import EvalConfig, StudyConfig, TrainConfig
+from engram_eval.config import EvalConfig, StudyConfig, TrainConfig, arm_training
 from engram_eval.errors import UserError, unknown
 from engram_eval.stages import resolve
 
@@ -10,7 +10,7 @@ def check_study(study: StudyConfig) -> None:
 
     Raises:
         UserError: no models, seeds that are missing or repeated, an unknown task, baseline or
-            probe, or an impossible number.
+            probe, an impossible number, or nothing to score.
     """
     if not study.models:
         raise UserError("the study has no models")
@@ -21,6 +21,8 @@ def check_study(study: StudyConfig) -> None:
             )
     _check_names(study)
     _check_training(study.train)
+    for model in study.models:
+        _check_training(arm_training(study, model))
     _check_evaluation(study.evaluate)
 
 
@@ -46,6 +48,8 @@ def _check_training(train: TrainConfig) -> None:
 
 
 def _check_evaluation(evaluate: EvalConfig) -> None:
+    if not evaluate.tasks and not evaluate.heldout:
+        raise UserError("nothing to score: no tasks, and evaluate.heldout=false")
     for name, least in (("limit", 0), ("batch_size", 1), ("seq_len", 1), ("heldout_sequences", 0)):
         if getattr(evaluate, name) < least:
             raise UserError(

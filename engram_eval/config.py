@@ -82,6 +82,7 @@ class ModelSpec:
         match: name of the model whose parameters and FLOPs the solver must meet; the solver
             then chooses ``n_routed_experts``, ``shared_expert_intermediate_size`` and
             ``engram_rows``.
+        train: keys of ``TrainConfig`` that this arm sets otherwise than the study.
         solved: the architecture already meets ``match``; set in a resolved ``study.json``.
         path: folder of a trained model, which is loaded instead of trained.
     """
@@ -90,6 +91,7 @@ class ModelSpec:
     architecture: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     match: str | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)
     solved: bool = False
     path: str = ""
 
@@ -134,7 +136,7 @@ class EvalConfig:
     """What is scored, with lm-eval and as held-out loss.
 
     Attributes:
-        tasks: names of tasks, groups or tags.
+        tasks: names of tasks, groups or tags; none where held-out loss says enough.
         limit: most items of each task (0: all).
         batch_size: requests that are scored at once.
         seq_len: window of the held-out loss, in tokens; the one that models were trained with.
@@ -179,6 +181,16 @@ class StudyConfig:
     evaluate: EvalConfig = field(default_factory=EvalConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     baselines: tuple[str, ...] = ("ngram",)
+
+
+def arm_training(study: StudyConfig, model: ModelSpec) -> TrainConfig:
+    """Return how one arm of a study is trained: the study's settings with the arm's own.
+
+    Raises:
+        UserError: a key that ``TrainConfig`` does not have, or a value of the wrong type.
+    """
+    settings = {**to_dict(study.train), **model.train}
+    return from_dict(TrainConfig, settings, f"models.{model.name}.train")
 
 
 @dataclass(frozen=True)

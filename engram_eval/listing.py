@@ -14,6 +14,7 @@ LISTS: dict[str, str] = {
     "probes": "probes.registry:PROBES",
     "variants": "engram_eval.variants:VARIANTS",
     "baselines": "engram_eval.baselines.registry:BASELINES",
+    "claims": "engram_eval.claims.registry:CLAIMS",
 }
 
 

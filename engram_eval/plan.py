@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engram_eval.config import StudyConfig
+from engram_eval.config import StudyConfig, arm_training
 from engram_eval.stages import resolve
 from engram_eval.study_folder import study_ledger
 
@@ -28,15 +28,17 @@ def plan(study: StudyConfig, measure: bool = True) -> dict[str, Any]:
     """
     ledger = study_ledger(study)
     footprint = resolve("engram_eval.footprint:training_footprint")
-    for row in ledger.values():
+    training = {model.name: arm_training(study, model) for model in study.models}
+    for name, row in ledger.items():
+        train = training[name]
         row["training_flops"] = (
             TRAINING_FLOPS_PER_FORWARD_FLOP * row["flops_per_token"] * row["tokens"]
         )
-        row["training_memory_mb"] = round(footprint(row["architecture"], study.train).total / 1e6)
+        row["training_memory_mb"] = round(footprint(row["architecture"], train).total / 1e6)
         row["training_seconds"] = None
         if measure:
             rate = resolve("engram_eval.bench.rate:seconds_per_token")
-            row["training_seconds"] = rate(row["architecture"], study.train) * row["tokens"]
+            row["training_seconds"] = rate(row["architecture"], train) * row["tokens"]
     return {"study": study.name, "scale": study.scale, "models": ledger}
 
 

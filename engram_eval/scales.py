@@ -92,6 +92,21 @@ SCALES: dict[str, Scale] = {
         evaluate=EvalConfig(limit=12, seq_len=64, heldout_sequences=64),
         probe=ProbeConfig(tokens=2_048, seq_len=64),
     ),
+    "tiny": Scale(
+        backbone=_backbone(64, 4, 2, 1, 96),
+        experts=_experts(16, 2, 32, 32),
+        fine_experts=_experts(44, 4, 16, 32),
+        memory=_memory(row_dim=8, rows=1_000),
+        engram_experts=12,
+        corpus=CorpusConfig(
+            vocab_size=2048,
+            train_bytes=3_200_000,
+            entities=EntityDials(n_entities=100, max_exposures=60),
+        ),
+        train=TrainConfig(tokens=131_072, batch_size=4, lr=8e-3, val_sequences=32),
+        evaluate=EvalConfig(tasks=(), heldout_sequences=160),
+        probe=ProbeConfig(probes=(), tokens=8_192),
+    ),
     "quick": Scale(
         backbone=_backbone(128, 8, 4, 2, 192),
         experts=_experts(16, 2, 64, 64),

@@ -19,6 +19,7 @@ from engram_eval.config import (
     ProbeStage,
     StudyConfig,
     TrainStage,
+    arm_training,
     to_dict,
 )
 from engram_eval.errors import UserError
@@ -133,7 +134,7 @@ def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Nod
     if model.path:
         sha256 = resolve("engram_eval.adapters.stage:model_sha256")(Path(model.path))
         return Node("load", LoadStage(model.path, sha256), {}, model.name, seed)
-    stage = TrainStage(model.architecture, study.train)
+    stage = TrainStage(model.architecture, arm_training(study, model))
     return Node("train", stage, {"corpus": corpus}, model.name, seed)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.config import LoadStage, PairStage, StudyConfig, TrainStage, to_dict
+from engram_eval.config import LoadStage, PairStage, StudyConfig, TrainStage, arm_training, to_dict
 from engram_eval.records import (
     StageRecord,
     read_record,
@@ -60,7 +60,7 @@ def study_ledger(study: StudyConfig) -> dict[str, Any]:
         model.name: {
             **dataclasses.asdict(count(model.architecture, study.train.seq_len)),
             "seeds": list(model.seeds),
-            "tokens": study.train.tokens,
+            "tokens": arm_training(study, model).tokens,
             "matched_to": model.match,
             "tuned": False,
             "architecture": dict(model.architecture),

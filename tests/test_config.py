@@ -98,7 +98,7 @@ def test_a_bad_override_is_explained(assignment: str, message: str) -> None:
 
 
 def test_a_scale_names_the_main_study() -> None:
-    assert find_study("quick") == find_study("main", "quick")
+    assert find_study("quick") == find_study("brief", "quick")
 
 
 def test_study_files(tmp_path) -> None:

@@ -134,7 +134,7 @@ def test_rows_are_owned(smoke: StudyConfig, calls: list[str], tmp_path: Path) ->
     rows = [json.loads(line) for line in (tmp_path / "smoke" / "metrics.jsonl").open()]
     trained = {(r["model"], r["seed"]) for r in rows if r["name"] == "train"}
     assert trained == {("dense", 0), ("moe", 0), ("moe", 1), ("engram", 0), ("engram", 1)}
-    assert {row["study"] for row in rows} == {"main"}
+    assert {row["study"] for row in rows} == {"brief"}
     assert {r["model"] for r in rows if r["stage"] == "baseline"} == {"ngram"}
 
 

@@ -1,25 +1,45 @@
 """Variants as arms of a study: each matched in cost to one of them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from engram_eval.allocation import experts_kept
 from engram_eval.config import ModelSpec
 from engram_eval.scales import Scale
 from engram_eval.variants import find_variant
 
 BASELINE = "moe"
+TWO_SEEDS, THREE_SEEDS, FIVE_SEEDS = (tuple(range(count)) for count in (2, 3, 5))
 
 
-def arm(name: str, scale: Scale, seeds: tuple[int, ...] = (0, 1)) -> ModelSpec:
-    """Return a variant at a scale, to be matched to ``moe`` unless it has a cost of its own.
+def arm(
+    name: str,
+    scale: Scale,
+    seeds: tuple[int, ...] = TWO_SEEDS,
+    label: str | None = None,
+    match: str = BASELINE,
+    train: Mapping[str, Any] | None = None,
+) -> ModelSpec:
+    """Return a variant at a scale, to be matched in cost unless it has a cost of its own.
+
+    Args:
+        name: of the variant.
+        scale: sizes.
+        seeds: one model each.
+        label: what the study calls it, if not by its variant's name.
+        match: the arm to match; that arm itself, and a variant that costs more, are not matched.
+        train: settings of this arm alone.
 
     Raises:
         UserError: there is no variant of that name.
     """
     variant = find_variant(name)
-    match = BASELINE if variant.matched and name != BASELINE else None
-    return ModelSpec(name, variant.architecture(scale), seeds=seeds, match=match)
+    label = label or name
+    matched = match if variant.matched and label != match else None
+    return ModelSpec(label, variant.architecture(scale), seeds, matched, dict(train or {}))
 
 
-def allocation_arm(rho: float, scale: Scale, seeds: tuple[int, ...] = (0, 1)) -> ModelSpec:
+def allocation_arm(rho: float, scale: Scale, seeds: tuple[int, ...] = TWO_SEEDS) -> ModelSpec:
     """Return the arm ``rho_75`` (for 0.75) of an allocation study; ``rho_100`` must be one too.
 
     All idle parameters of ``rho_100``, a mixture of fine experts, are shared: ``rho`` stays with

@@ -1,22 +1,26 @@
-"""The main comparison: MoE against Engram at equal cost, beside their dense twin."""
+"""The main comparison: MoE against Engram at equal cost; dense, and a memory on top of both."""
 
 from engram_eval.config import StudyConfig
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import arm
+from engram_eval.studies.arms import FIVE_SEEDS, arm
 
 QUESTION = (
     "At equal parameters and equal FLOPs, does a share of the experts' parameters serve better "
     "as an n-gram memory?"
 )
+ARMS = ("dense", "dense_engram", "engram_extra", "moe", "engram")
 
 
 def study(scale: Scale, scale_name: str) -> StudyConfig:
-    """Return the study at a scale: dense (one seed), MoE and Engram (two seeds each)."""
+    """Return the study at a scale, five seeds an arm; the last two arms are what is asked about.
+
+    ``dense_engram`` and ``engram_extra`` cost more than the others, and the ledger says so.
+    """
     return StudyConfig(
         name="main",
         scale=scale_name,
         question=QUESTION,
-        models=(arm("dense", scale, seeds=(0,)), arm("moe", scale), arm("engram", scale)),
+        models=tuple(arm(name, scale, FIVE_SEEDS) for name in ARMS),
         corpus=scale.corpus,
         train=scale.train,
         evaluate=scale.evaluate,

@@ -22,9 +22,17 @@ class Shipped(NamedTuple):
 
 
 STUDIES: dict[str, Shipped] = {
+    "brief": Shipped(
+        "engram_eval.studies.brief:study",
+        "a first look: MoE against Engram at equal cost, beside their dense twin, in two seeds",
+    ),
     "main": Shipped(
         "engram_eval.studies.main:study",
-        "MoE against Engram at equal parameters and FLOPs, beside their dense twin",
+        "MoE against Engram at equal cost, dense, and a memory on top of both, in five seeds",
+    ),
+    "horizon": Shipped(
+        "engram_eval.studies.horizon:study",
+        "does the gap vanish: the pair at 1, 4 and 16 times the tokens, and at three widths",
     ),
     "controls": Shipped(
         "engram_eval.studies.controls:study",
@@ -40,7 +48,7 @@ def find_study(
     corpus: Sequence[str] = (),
     n_seeds: int | None = None,
 ) -> StudyConfig:
-    """Return a study by shipped name, scale name (= ``main`` at that scale) or file.
+    """Return a study by shipped name, scale name (= ``brief`` at that scale) or file.
 
     Args:
         name: ``main``, ``quick``, ``my_study.toml``, or a folder with a ``study.json``.
@@ -77,8 +85,10 @@ def _base(name: str, scale: str | None) -> StudyConfig:
         raise unknown("scale", scale, SCALES)
     if name in SCALES:
         if scale not in (None, name):
-            raise UserError(f"study {name!r} is `main --scale {name}`; --scale {scale} contradicts")
-        name, scale = "main", name
+            raise UserError(
+                f"study {name!r} is `brief --scale {name}`; --scale {scale} contradicts"
+            )
+        name, scale = "brief", name
     if name not in STUDIES:
         raise unknown("study", name, [*STUDIES, *SCALES])
     scale = scale or "quick"
@@ -102,7 +112,7 @@ def _read(path: Path) -> StudyConfig:
 def study_folder(study: StudyConfig, name: str, changed: bool = False) -> Path:
     """Return where a study's results go unless the user says otherwise.
 
-    A folder that was named is its own; ``main`` at a scale is ``runs/<scale>``; a study that was
+    A folder that was named is its own; ``brief`` at a scale is ``runs/<scale>``; a study that was
     changed on the command line has a folder of its own, ``runs/<scale>-<hash>``.
     """
     path = Path(name)
@@ -110,5 +120,5 @@ def study_folder(study: StudyConfig, name: str, changed: bool = False) -> Path:
         return path
     if path.name == "study.json":
         return path.parent
-    place = study.scale if study.name == "main" else f"{study.name}-{study.scale}"
+    place = study.scale if study.name == "brief" else f"{study.name}-{study.scale}"
     return Path("runs") / (f"{place}-{content_hash(to_dict(study))[:6]}" if changed else place)

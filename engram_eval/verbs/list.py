@@ -8,7 +8,9 @@ from engram_eval.verbs.verb import Verb
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", help="studies, scales, variants, tasks, probes or baselines")
+    parser.add_argument(
+        "what", help="studies, scales, variants, tasks, probes, baselines or claims"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
 

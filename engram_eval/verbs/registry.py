@@ -4,6 +4,7 @@ The files import what is heavy inside their actions, so that ``--help`` answers 
 """
 
 from engram_eval.verbs.bench import BENCH
+from engram_eval.verbs.claims import CLAIMS
 from engram_eval.verbs.convert import CONVERT
 from engram_eval.verbs.generate import GENERATE
 from engram_eval.verbs.list import LIST
@@ -15,6 +16,7 @@ from engram_eval.verbs.verify import VERIFY
 
 VERBS: dict[str, Verb] = {
     **STUDY_VERBS,
+    "claims": CLAIMS,
     "verify": VERIFY,
     "bench": BENCH,
     "list": LIST,

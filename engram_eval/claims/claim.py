@@ -1,0 +1,96 @@
+"""What a claim is: a sentence of the literature as a test over metric rows, declared beforehand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Prediction = Literal["greater", "equal"]
+"""``greater``: the contrast is positive. ``equal``: it is smaller than the smallest effect."""
+
+Test = Literal["pooled", "paired"]
+"""``pooled``: within seeds, one variance for all arms of the study. ``paired``: the contrast's own
+spread over seeds, for arms that are trained differently (other widths, other horizons)."""
+
+ALL_TEXT: Mapping[str, str] = {}
+MEAN_OF_TASKS = "tasks"
+
+
+class Rows(NamedTuple):
+    """Which metric row of a trained model is meant; one row per model and seed must fit.
+
+    Attributes:
+        name: as in metric rows; ``tasks`` is the mean over the informative tasks of a domain.
+        slice: the row's labels, exactly.
+    """
+
+    name: str = "heldout"
+    metric: str = "bits_per_byte"
+    slice: Mapping[str, str] = ALL_TEXT
+    condition: str | None = None
+    site: str | None = None
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The number of one trained model that a claim is about: ``sum(weight x row)``.
+
+    Attributes:
+        terms: rows and their weights.
+        log: take the natural logarithm of each row first, so that differences are relative.
+        unit: of the score.
+    """
+
+    terms: tuple[tuple[float, Rows], ...]
+    log: bool = False
+    unit: str = "bit/byte"
+
+
+def heldout(domain: str | None = None) -> Score:
+    """Return held-out bits per byte, of all text or of one domain."""
+    return Score(((1.0, Rows(slice={"domain": domain} if domain else ALL_TEXT)),))
+
+
+HELDOUT: Score = heldout()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published claim, or a published doubt, as a test.
+
+    Attributes:
+        id: ``<study>.<name>``.
+        study: the study whose rows decide it.
+        sentence: what is claimed.
+        source: who claims it.
+        published: the figure that was published, with its unit.
+        contrasts: label -> weights of arms, which add up to 0; positive is the claim's direction.
+            Several must all hold.
+        smallest_effect: of interest, in the score's unit; below it there is no difference.
+    """
+
+    id: str
+    study: str
+    sentence: str
+    source: str
+    published: str
+    contrasts: Mapping[str, Mapping[str, float]]
+    smallest_effect: float
+    score: Score = HELDOUT
+    prediction: Prediction = "greater"
+    test: Test = "pooled"
+
+    @property
+    def about(self) -> str:
+        """One line for lists."""
+        return f"{self.sentence} ({self.source}: {self.published})"
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The models that it is about, in order of appearance."""
+        return tuple(dict.fromkeys(arm for part in self.contrasts.values() for arm in part))
+
+
+def less_than(better: str, worse: str) -> dict[str, dict[str, float]]:
+    """Return the contrast that is positive where ``better`` has the lower loss."""
+    return {f"{worse} - {better}": {worse: 1.0, better: -1.0}}

@@ -1,0 +1,91 @@
+"""Finds the metric rows that a claim is about, and makes one number of them per arm and seed."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from engram_eval.claims.claim import MEAN_OF_TASKS, Rows, Score
+from engram_eval.errors import UserError
+from engram_eval.evaluation.informative import judge_tasks
+from engram_eval.records import MetricRow, canonical_json
+
+Trained = tuple[str, int]
+Key = tuple[str, str, str, str | None, str | None, int | None]
+
+
+class Table(NamedTuple):
+    """Metric rows of trained models, found by what they are about.
+
+    Attributes:
+        cells: values by (what the row is about) and (model, seed).
+    """
+
+    cells: Mapping[Key, Mapping[Trained, Sequence[float]]]
+
+    def values(self, score: Score) -> dict[str, dict[int, float]]:
+        """Return a score of every arm by seed; models that lack one of its rows are left out.
+
+        Raises:
+            UserError: the logarithm of a number that is not positive, or two rows that both fit.
+        """
+        columns = [(weight, self._column(rows)) for weight, rows in score.terms]
+        shared = set.intersection(*(set(cells) for _, cells in columns))
+        found: dict[str, dict[int, float]] = {}
+        for model, seed in sorted(shared):
+            numbers = [(weight, cells[model, seed]) for weight, cells in columns]
+            if score.log and min(value for _, value in numbers) <= 0:
+                raise UserError(f"{model} seed {seed}: no logarithm of a number below 0")
+            found.setdefault(model, {})[seed] = sum(
+                weight * (math.log(value) if score.log else value) for weight, value in numbers
+            )
+        return found
+
+    def _column(self, rows: Rows) -> dict[Trained, float]:
+        cells = self.cells.get(_key(rows), {})
+        for (model, seed), values in cells.items():
+            if len(values) > 1:
+                raise UserError(f"{model} seed {seed}: {len(values)} rows fit {rows}")
+        return {who: values[0] for who, values in cells.items()}
+
+
+def _key(rows: Rows) -> Key:
+    return (
+        rows.name,
+        rows.metric,
+        canonical_json(dict(rows.slice)),
+        rows.condition,
+        rows.site,
+        rows.layer,
+    )
+
+
+def read_table(rows: Sequence[MetricRow]) -> Table:
+    """Index the rows that name a model and a seed, at the end of training and without a partner."""
+    cells: dict[Key, dict[Trained, list[float]]] = {}
+    for row in rows:
+        if row.model is None or row.seed is None or row.value is None:
+            continue
+        if row.step is not None or row.other is not None:
+            continue
+        key = _key(Rows(row.name, row.metric, row.slice, row.condition, row.site, row.layer))
+        cells.setdefault(key, {}).setdefault((row.model, row.seed), []).append(row.value)
+    return Table({**cells, **_task_means(rows)})
+
+
+def _task_means(rows: Iterable[MetricRow]) -> dict[Key, dict[Trained, list[float]]]:
+    """Return the mean accuracy over the informative tasks of each domain, by trained model."""
+    rows = list(rows)
+    judged = judge_tasks(rows)
+    found: dict[Key, dict[Trained, list[float]]] = {}
+    for row in rows:
+        whole = row.metric == "acc" and row.split == "test" and set(row.slice) == {"domain"}
+        if not whole or row.model is None or row.seed is None or row.value is None:
+            continue
+        if row.name in judged and judged[row.name].informative:
+            key = _key(Rows(MEAN_OF_TASKS, "acc", row.slice))
+            found.setdefault(key, {}).setdefault((row.model, row.seed), []).append(row.value)
+    return {
+        key: {who: [statistics.fmean(values)] for who, values in cells.items()}
+        for key, cells in found.items()
+    }

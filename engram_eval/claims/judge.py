@@ -1,0 +1,177 @@
+"""From the values of a study's arms to verdicts: the tests, their correction, the power."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from engram_eval.claims.claim import Claim
+from engram_eval.contrasts import (
+    Estimate,
+    Values,
+    block_contrast,
+    interval,
+    p_equivalent,
+    p_greater,
+    power_of_difference,
+    power_of_equivalence,
+    seed_contrast,
+)
+from engram_eval.errors import UserError
+from engram_eval.stats import holm
+
+ALPHA = 0.05
+SEEDS_FOR_A_TEST = 3
+
+Word = Literal["supported", "no_difference", "reversed", "inconclusive"]
+
+
+class Part(NamedTuple):
+    """One contrast of a claim."""
+
+    label: str
+    estimate: Estimate
+
+
+class Tested(NamedTuple):
+    """A claim's contrasts and the p-values of the whole claim, before any correction.
+
+    Attributes:
+        shown: the part that decides: the smallest where all must be positive, else the largest.
+        sign: on which side of 0 the claim lies, if it does.
+        p_difference: two-sided, of "no difference".
+        p_equivalence: of "a difference of at least the smallest effect".
+    """
+
+    claim: Claim
+    parts: tuple[Part, ...]
+    shown: Part
+    sign: int
+    p_difference: float
+    p_equivalence: float
+    seeds: int
+
+
+class Verdict(NamedTuple):
+    """What a claim came to. Numbers are None where there was nothing to test.
+
+    Attributes:
+        seeds: of the arm that has fewest.
+        power: to find the smallest effect (or, where none is predicted, to show that there is
+            none) with this spread, at the level that the correction leaves at least.
+    """
+
+    claim: Claim
+    verdict: Word
+    reason: str
+    seeds: int
+    tested: Tested | None = None
+    p_difference: float | None = None
+    p_equivalence: float | None = None
+    power: float = 0.0
+
+
+def test_claim(claim: Claim, values: Values) -> Tested | str:
+    """Test one claim; return the reason instead where its rows do not allow it.
+
+    Args:
+        claim: what is tested.
+        values: the claim's score of every arm of the study, by seed.
+    """
+    absent = [arm for arm in claim.arms if not values.get(arm)]
+    if absent:
+        return f"no rows of {', '.join(absent)}"
+    seeds = seeds_of(claim, values)
+    if seeds < SEEDS_FOR_A_TEST:
+        return f"{seeds} seed{'s' if seeds > 1 else ''} per arm, a test needs {SEEDS_FOR_A_TEST}"
+    estimate = block_contrast if claim.test == "pooled" else seed_contrast
+    try:
+        parts = tuple(Part(label, estimate(values, w)) for label, w in claim.contrasts.items())
+    except UserError as error:
+        return str(error)
+    return _combine(claim, parts, seeds)
+
+
+def seeds_of(claim: Claim, values: Values) -> int:
+    """Return how many seeds the claim's arms have in common."""
+    return len(set.intersection(*(set(values.get(arm, {})) for arm in claim.arms)))
+
+
+def _combine(claim: Claim, parts: tuple[Part, ...], seeds: int) -> Tested:
+    """Join the parts: all must be positive (or all equivalent), any can contradict.
+
+    What must hold for all takes the largest p (an intersection-union test), what holds for any
+    takes the smallest times their number (Bonferroni).
+    """
+    found, count = [part.estimate for part in parts], len(parts)
+    above = [2 * p_greater(e) for e in found]
+    below = [2 * p_greater(e._replace(value=-e.value)) for e in found]
+    same = [p_equivalent(e, claim.smallest_effect) for e in found]
+    least = min(parts, key=lambda part: part.estimate.value)
+    if claim.prediction == "equal":
+        most = max(parts, key=lambda part: abs(part.estimate.value))
+        different = count * min(*above, *below)
+        sign = 1 if most.estimate.value > 0 else -1
+        return Tested(claim, parts, most, sign, min(1.0, different), max(same), seeds)
+    favour, against = max(above), count * min(below)
+    sign = 1 if favour <= against else -1
+    p = min(1.0, favour, against)
+    return Tested(claim, parts, least, sign, p, min(1.0, count * min(same)), seeds)
+
+
+def judge(claims: Sequence[tuple[Claim, Values]], alpha: float = ALPHA) -> list[Verdict]:
+    """Judge the claims of one study together, p-values corrected by Holm over those tested.
+
+    Differences and equivalences are two families, each of them at ``alpha``.
+
+    Args:
+        claims: each with its score's values.
+        alpha: chance of any false verdict of either kind.
+    """
+    results = [(claim, values, test_claim(claim, values)) for claim, values in claims]
+    tested = [found for _, _, found in results if isinstance(found, Tested)]
+    if not tested:
+        return [_untested(claim, values, str(why)) for claim, values, why in results]
+    different = holm([found.p_difference for found in tested])
+    same = holm([found.p_equivalence for found in tested])
+    corrected = iter(zip(different.tolist(), same.tolist(), strict=True))
+    return [
+        _decide(found, *next(corrected), alpha, len(tested))
+        if isinstance(found, Tested)
+        else _untested(claim, values, found)
+        for claim, values, found in results
+    ]
+
+
+def _untested(claim: Claim, values: Values, reason: str) -> Verdict:
+    return Verdict(claim, "inconclusive", reason, seeds_of(claim, values))
+
+
+def _decide(found: Tested, different: float, same: float, alpha: float, count: int) -> Verdict:
+    """Turn corrected p-values into a verdict and say why."""
+    claim = found.claim
+    power = _power(found, alpha / count)
+    bound = f"{claim.smallest_effect:g} {claim.score.unit}"
+    word: Word
+    if same < alpha:
+        word = "supported" if claim.prediction == "equal" else "no_difference"
+        reason = f"smaller than {bound}"
+        if different < alpha:
+            reason += ", though not zero"
+    elif different < alpha:
+        word = "reversed" if claim.prediction == "equal" or found.sign < 0 else "supported"
+        reason = "differs from zero"
+    else:
+        word = "inconclusive"
+        reason = f"neither differs from zero nor is smaller than {bound}; power {power:.0%}"
+    return Verdict(claim, word, reason, found.seeds, found, different, same, power)
+
+
+def _power(found: Tested, alpha: float) -> float:
+    """Return the power of the part that had least."""
+    bound = found.claim.smallest_effect
+    test = power_of_equivalence if found.claim.prediction == "equal" else power_of_difference
+    return min(test(part.estimate, bound, alpha) for part in found.parts)
+
+
+def bounds(part: Part) -> tuple[float, float]:
+    """Return the 95 % interval of a part, not corrected."""
+    return interval(part.estimate)

@@ -1,0 +1,41 @@
+"""Verdicts for people, and the short form for machines."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BRIEF = ("id", "study", "verdict", "effect", "ci_low", "ci_high", "seeds", "scale")
+MORE = ("unit", "smallest_effect", "power", "tuned", "claim", "source", "published")
+
+
+def brief(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``engram-eval claims --json`` prints of a verdict."""
+    return {key: entry[key] for key in (*BRIEF, *MORE)}
+
+
+def table(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Lay verdicts out as text: the numbers in one line, the claim in the next."""
+    if not entries:
+        return "no claims: these studies decide none"
+    lines = [line for entry in entries for line in _lines(entry)]
+    counts = Counter(entry["verdict"].replace("_", " ") for entry in entries)
+    told = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+    return "\n".join([*lines, "", f"{len(entries)} claims, each at its scale only: {told}"])
+
+
+def _lines(entry: Mapping[str, Any]) -> list[str]:
+    word = entry["verdict"].replace("_", " ")
+    caution = "" if entry["tuned"] else ", untuned"
+    scale = f"at this scale ({entry['scale']}), {entry['seeds']} seeds{caution}"
+    return [
+        f"{word:13} {entry['id']:34} {_effect(entry):44} {scale}",
+        f"{'':13} {entry['claim']} [{entry['source']}: {entry['published']}]",
+        *([f"{'':13} {entry['reason']}"] if entry["verdict"] == "inconclusive" else []),
+    ]
+
+
+def _effect(entry: Mapping[str, Any]) -> str:
+    if entry["effect"] is None:
+        return "not tested"
+    bounds = f"[{entry['ci_low']:+.4f}, {entry['ci_high']:+.4f}]"
+    return f"{entry['effect']:+.4f} {bounds} {entry['unit']}"

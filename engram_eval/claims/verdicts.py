@@ -1,0 +1,157 @@
+"""Writes ``verdicts.json`` of a study folder: every claim that its study decides, with its numbers.
+
+A list of objects, in the order in which the claims are declared:
+
+- ``schema`` (1), ``id``, ``study``, ``scale``: the claim, and at which scale this was found
+- ``claim``, ``source``, ``published``: its sentence, who says so, the published figure
+- ``prediction``: ``greater`` (the effect is positive) or ``equal`` (there is no difference)
+- ``verdict``: ``supported``, ``no_difference`` (where a difference is claimed: it is smaller than
+  ``smallest_effect``), ``reversed`` (the other way round; where none is claimed: there is one),
+  or ``inconclusive``; ``reason`` says why
+- ``effect``, ``ci_low``, ``ci_high``, ``level``: of the contrast that decides, in ``unit``, turned
+  so that positive is what the claim says; the interval is over seeds and not corrected; null
+  where nothing could be tested
+- ``smallest_effect``: of interest, declared before the runs, in ``unit``
+- ``p_difference``, ``p_equivalence``: corrected by Holm over the study's claims
+- ``power``: to find ``smallest_effect`` with this spread; 0 where nothing could be tested
+- ``seeds``: how many all arms have in common; ``tuned``: whether every arm's rates were tuned
+- ``test``: in words; ``score``: in words, which rows it is made of
+- ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``, ``ci_high``
+- ``rows``: list of ``weight``, ``name``, ``metric``, ``slice``, ``condition``, ``site``, ``layer``:
+  the metric rows of each arm and seed; ``values``: arm -> seed -> the score made of them
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engram_eval.claims.claim import Claim, Score
+from engram_eval.claims.collect import Table, read_table
+from engram_eval.claims.judge import Part, Verdict, bounds, judge
+from engram_eval.claims.registry import claims_of
+from engram_eval.contrasts import Values
+from engram_eval.errors import UserError
+from engram_eval.records import read_jsonl, row_from_dict, write_json
+
+SCHEMA = 1
+LEVEL = 0.95
+FILE = "verdicts.json"
+
+TESTS = {
+    "pooled": "t-test over seeds within data order, variance pooled over the study's arms",
+    "paired": "t-test over each seed's contrast",
+}
+
+
+def write_verdicts(study_dir: Path) -> Path:
+    """Judge the claims that a study decides and write ``verdicts.json``; return its path."""
+    study = json.loads((study_dir / "study.json").read_text())
+    table = read_table([row_from_dict(row) for row in read_jsonl(study_dir / "metrics.jsonl")])
+    path = study_dir / "ledger.json"
+    # Models that were loaded have no ledger; how they were tuned is then unknown.
+    ledger = json.loads(path.read_text()) if path.exists() else {}
+    asked = [claim for claim in claims_of(study.get("name", "")) if _applies(claim, study)]
+    values = [(claim, _values(claim, table)) for claim in asked]
+    verdicts = zip(judge(values), values, strict=True)
+    out = study_dir / FILE
+    write_json(out, [_entry(v, found, study, ledger) for v, (_, found) in verdicts])
+    return out
+
+
+def _applies(claim: Claim, study: Mapping[str, Any]) -> bool:
+    """Tell whether a study scores what a claim is about: one on tasks needs tasks."""
+    tasks = any(rows.metric == "acc" for _, rows in claim.score.terms)
+    return bool(study.get("evaluate", {}).get("tasks")) or not tasks
+
+
+def _values(claim: Claim, table: Table) -> Values:
+    try:
+        return table.values(claim.score)
+    except UserError:
+        return {}
+
+
+def _entry(
+    verdict: Verdict, values: Values, study: Mapping[str, Any], ledger: Mapping[str, Any]
+) -> dict[str, Any]:
+    claim, tested = verdict.claim, verdict.tested
+    low, high = bounds(tested.shown) if tested else (None, None)
+    return {
+        "schema": SCHEMA,
+        "id": claim.id,
+        "study": study["name"],
+        "scale": study.get("scale"),
+        "claim": claim.sentence,
+        "source": claim.source,
+        "published": claim.published,
+        "prediction": claim.prediction,
+        "verdict": verdict.verdict,
+        "reason": verdict.reason,
+        "effect": tested.shown.estimate.value if tested else None,
+        "ci_low": low,
+        "ci_high": high,
+        "level": LEVEL,
+        "unit": claim.score.unit,
+        "smallest_effect": claim.smallest_effect,
+        "p_difference": verdict.p_difference,
+        "p_equivalence": verdict.p_equivalence,
+        "power": verdict.power,
+        "seeds": verdict.seeds,
+        "tuned": all(ledger.get(arm, {}).get("tuned", False) for arm in claim.arms),
+        "test": TESTS[claim.test],
+        "score": describe(claim.score),
+        "contrasts": _contrasts(claim, tested.parts if tested else ()),
+        "rows": _rows(claim.score),
+        "values": {
+            arm: {str(seed): value for seed, value in seeds.items()}
+            for arm, seeds in values.items()
+            if arm in claim.arms
+        },
+    }
+
+
+def _contrasts(claim: Claim, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    found = {part.label: part for part in parts}
+    rows = []
+    for label, weights in claim.contrasts.items():
+        part = found.get(label)
+        low, high = bounds(part) if part else (None, None)
+        effect = part.estimate.value if part else None
+        numbers = {"effect": effect, "ci_low": low, "ci_high": high}
+        rows.append({"label": label, "weights": dict(weights), **numbers})
+    return rows
+
+
+def _rows(score: Score) -> list[dict[str, Any]]:
+    return [
+        {"weight": weight, **rows._asdict(), "slice": dict(rows.slice)}
+        for weight, rows in score.terms
+    ]
+
+
+def describe(score: Score) -> str:
+    """Say which rows a score is made of."""
+    parts = []
+    for weight, rows in score.terms:
+        labels = "".join(f" {value}" for value in rows.slice.values())
+        name = f"{rows.name}{labels} {rows.metric}"
+        factor = "" if abs(weight) == 1 else f"{abs(weight):g} "
+        parts.append(f"{'-' if weight < 0 else '+'} {factor}{'ln ' if score.log else ''}{name}")
+    return " ".join(parts).removeprefix("+ ")
+
+
+def read_verdicts(study_dir: Path) -> list[dict[str, Any]]:
+    """Read a study folder's verdicts.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    path = study_dir / FILE
+    if not path.exists():
+        raise UserError(f"{study_dir}: no {FILE} here; `engram-eval analyze {study_dir}` writes it")
+    try:
+        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+    return found

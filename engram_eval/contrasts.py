@@ -1,0 +1,173 @@
+"""Contrasts of a study's arms over seeds; plain numpy in, named tuples out. Imports no torch.
+
+A seed fixes the order of the text for every arm, so arms are compared within seeds. Few seeds say
+little about the spread; the arms of one scale are trained alike and share one variance.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+# Not ``from scipy import stats``: half a second that most of what needs these sums never uses.
+import scipy
+
+from engram_eval.errors import UserError
+
+Array = npt.NDArray[np.float64]
+Values = Mapping[str, Mapping[int, float]]
+"""Arm -> seed -> value."""
+
+
+NO_SPREAD = 1e-9
+"""A standard error at or below this is rounding."""
+
+
+class Estimate(NamedTuple):
+    """A contrast, its standard error, and the degrees of freedom of that error."""
+
+    value: float
+    stderr: float
+    dof: float
+
+
+class Design(NamedTuple):
+    """What is linear in the observations of a layout of arms and seeds.
+
+    Attributes:
+        solve: (arms + seeds, n): least-squares effects from n observations.
+        residual: (n, n): projects observations on what the effects leave over.
+        covariance: (arms, arms): of the arms' effects, in units of the error variance.
+        dof: n minus the effects that can be told apart.
+    """
+
+    solve: Array
+    residual: Array
+    covariance: Array
+    dof: int
+
+
+@functools.lru_cache(maxsize=64)
+def block_design(cells: tuple[tuple[str, int], ...]) -> Design:
+    """Return the least-squares layout ``value = arm + seed + error`` (randomised blocks).
+
+    Args:
+        cells: (arm, seed) of each observation; arms need not have all seeds.
+    """
+    arms = list(dict.fromkeys(arm for arm, _ in cells))
+    seeds = sorted({seed for _, seed in cells})
+    matrix = np.zeros((len(cells), len(arms) + len(seeds)))
+    for row, (arm, seed) in enumerate(cells):
+        matrix[row, arms.index(arm)] = 1.0
+        matrix[row, len(arms) + seeds.index(seed)] = 1.0
+    solve: Array = np.linalg.pinv(matrix).astype(np.float64)
+    residual = np.eye(len(cells)) - matrix @ solve
+    covariance = (solve @ solve.T)[: len(arms), : len(arms)]
+    return Design(solve, residual, covariance, len(cells) - int(np.linalg.matrix_rank(matrix)))
+
+
+def block_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
+    """Estimate ``sum(weight x arm)`` within seeds, with the variance pooled over all arms.
+
+    With two arms of equal seeds this is the paired t-test; arms outside of ``weights`` only add
+    degrees of freedom.
+
+    Args:
+        values: of all arms that are trained alike.
+        weights: add up to 0.
+
+    Raises:
+        UserError: weights that do not add up to 0, an arm without values, no spread, or arms that
+            share no seed with each other.
+    """
+    _check(values, weights)
+    cells = [(arm, seed) for arm, seeds in values.items() for seed in sorted(seeds)]
+    design = block_design(tuple(cells))
+    observed = np.array([values[arm][seed] for arm, seed in cells])
+    vector = np.array([weights.get(arm, 0.0) for arm in dict.fromkeys(a for a, _ in cells)])
+    if design.dof < 1:
+        raise UserError("contrast: no degrees of freedom are left for the error")
+    left = design.residual @ observed
+    variance = float(left @ left) / design.dof
+    spread = variance * float(vector @ design.covariance @ vector)
+    if spread <= NO_SPREAD**2:
+        raise UserError("contrast: no spread over seeds")
+    value = float(vector @ (design.solve @ observed)[: vector.size])
+    return Estimate(value, math.sqrt(spread), float(design.dof))
+
+
+def seed_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
+    """Estimate ``sum(weight x arm)`` from its value at each seed that all these arms have.
+
+    No variance is shared between arms: for arms that are trained differently.
+
+    Raises:
+        UserError: weights that do not add up to 0, an arm without values, fewer than two common
+            seeds, or no spread over them.
+    """
+    _check(values, weights)
+    shared = set.intersection(*(set(values[arm]) for arm in weights))
+    if len(shared) < 2:
+        raise UserError(f"contrast: {len(shared)} seeds that all arms have; at least 2 are needed")
+    each = np.array(
+        [sum(w * values[arm][seed] for arm, w in weights.items()) for seed in sorted(shared)]
+    )
+    stderr = float(each.std(ddof=1) / math.sqrt(each.size))
+    if stderr <= NO_SPREAD:
+        raise UserError("contrast: no spread over seeds")
+    return Estimate(float(each.mean()), stderr, float(each.size - 1))
+
+
+def _check(values: Values, weights: Mapping[str, float]) -> None:
+    if abs(sum(weights.values())) > 1e-9:
+        raise UserError(f"contrast: the weights {dict(weights)} do not add up to 0")
+    for arm in weights:
+        if not values.get(arm):
+            raise UserError(f"contrast: arm {arm!r} has no values")
+
+
+def slope_weights(x: Mapping[str, float]) -> dict[str, float]:
+    """Return the contrast that is the least-squares slope of arms over ``x``."""
+    points = np.array(list(x.values()), dtype=np.float64)
+    centred = points - points.mean()
+    total = float(centred @ centred)
+    return {arm: float(c) / total for arm, c in zip(x, centred, strict=True)}
+
+
+def interval(found: Estimate, level: float = 0.95) -> tuple[float, float]:
+    """Return Student's confidence interval of a contrast."""
+    half = float(scipy.stats.t.ppf(0.5 + level / 2, found.dof)) * found.stderr
+    return found.value - half, found.value + half
+
+
+def p_greater(found: Estimate, bound: float = 0.0) -> float:
+    """Return the one-sided p-value of "the contrast is at most ``bound``"."""
+    return float(scipy.stats.t.sf((found.value - bound) / found.stderr, found.dof))
+
+
+def p_equivalent(found: Estimate, bound: float) -> float:
+    """Return the p-value of "the contrast is at least ``bound`` away from 0".
+
+    Two one-sided tests (Schuirmann 1987): the larger of the two p-values.
+    """
+    mirrored = found._replace(value=-found.value)
+    return max(p_greater(found, -bound), p_greater(mirrored, -bound))
+
+
+def power_of_difference(found: Estimate, effect: float, alpha: float = 0.05) -> float:
+    """Return how likely the two-sided t-test finds a true effect of this size, on its side.
+
+    From the noncentral t distribution with the standard error at hand.
+    """
+    critical = float(scipy.stats.t.ppf(1 - alpha / 2, found.dof))
+    return float(scipy.stats.nct.sf(critical, found.dof, abs(effect) / found.stderr))
+
+
+def power_of_equivalence(found: Estimate, bound: float, alpha: float = 0.05) -> float:
+    """Return how likely the equivalence test passes where the true contrast is 0."""
+    critical = float(scipy.stats.t.ppf(1 - alpha, found.dof))
+    room = bound / found.stderr - critical
+    return max(0.0, 2 * float(scipy.stats.t.cdf(room, found.dof)) - 1)

@@ -1,0 +1,26 @@
+"""``engram-eval claims``: the verdicts over one or more study folders."""
+
+import argparse
+import json
+from pathlib import Path
+
+from engram_eval.verbs.verb import Verb
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="study folders")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def _claims(arguments: argparse.Namespace) -> int:
+    from engram_eval.claims.table import brief, table
+    from engram_eval.claims.verdicts import read_verdicts
+
+    found = [entry for folder in arguments.folders for entry in read_verdicts(folder)]
+    print(
+        json.dumps([brief(entry) for entry in found], indent=1) if arguments.json else table(found)
+    )
+    return 0
+
+
+CLAIMS = Verb("the verdicts of finished studies", _arguments, _claims)

@@ -1,0 +1,364 @@
+"""Verdicts: the tests behind them against scipy and hand-worked cases, then simulated studies."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as reference
+
+from engram_eval.claims.claim import Claim, Rows, Score, less_than
+from engram_eval.claims.collect import read_table
+from engram_eval.claims.judge import Verdict, judge
+from engram_eval.claims.registry import CLAIMS, claims_of
+from engram_eval.claims.table import BRIEF
+from engram_eval.claims.verdicts import read_verdicts, write_verdicts
+from engram_eval.cli import main
+from engram_eval.contrasts import (
+    Estimate,
+    block_contrast,
+    interval,
+    p_equivalent,
+    p_greater,
+    power_of_difference,
+    power_of_equivalence,
+    seed_contrast,
+    slope_weights,
+)
+from engram_eval.errors import UserError
+from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
+from engram_eval.studies.registry import STUDIES, find_study
+from engram_eval.variants import VARIANTS
+
+ARMS = ("a", "b", "c", "d")
+SMALLEST = 0.01
+
+
+def simulate(
+    rng: np.random.Generator, gain: float, spread: float = 0.004, seeds: int = 5
+) -> dict[str, dict[int, float]]:
+    """Draw losses: seeds share an effect, and ``b`` is better than the others by ``gain``."""
+    common = rng.normal(0, 0.02, seeds)
+    return {
+        arm: {
+            seed: 1.3 + common[seed] - (gain if arm == "b" else 0.0) + rng.normal(0, spread)
+            for seed in range(seeds)
+        }
+        for arm in ARMS
+    }
+
+
+def claim(**changes: object) -> Claim:
+    made = Claim("x.b", "x", "b beats a", "nobody", "nothing", less_than("b", "a"), SMALLEST)
+    return dataclasses.replace(made, **changes)
+
+
+def one(values: dict, **changes: object) -> Verdict:
+    return judge([(claim(**changes), values)])[0]
+
+
+# --- the statistics -------------------------------------------------------------------------
+
+
+def test_two_arms_with_equal_seeds_are_the_paired_t_test() -> None:
+    values = simulate(np.random.default_rng(0), 0.01)
+    pair = {arm: values[arm] for arm in ("a", "b")}
+    a, b = (list(pair[arm].values()) for arm in ("a", "b"))
+    truth = reference.ttest_rel(a, b)
+    for contrast in (block_contrast, seed_contrast):
+        found = contrast(pair, {"a": 1.0, "b": -1.0})
+        assert found.value / found.stderr == pytest.approx(truth.statistic)
+        assert found.dof == truth.df
+        low, high = interval(found)
+        assert (low, high) == pytest.approx(tuple(truth.confidence_interval()))
+        assert 2 * min(p_greater(found), 1 - p_greater(found)) == pytest.approx(truth.pvalue)
+
+
+def test_the_variance_of_all_arms_is_pooled() -> None:
+    values = simulate(np.random.default_rng(1), 0.0)
+    table = np.array([list(values[arm].values()) for arm in ARMS])
+    rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    dof = (len(ARMS) - 1) * (table.shape[1] - 1)
+    found = block_contrast(values, {"a": 1.0, "b": -1.0})
+    assert found.value == pytest.approx(table[0].mean() - table[1].mean())
+    assert found.dof == dof
+    assert found.stderr == pytest.approx(np.sqrt((rest**2).sum() / dof * 2 / table.shape[1]))
+
+
+def test_arms_may_have_fewer_seeds() -> None:
+    values = {"a": {0: 1.0, 1: 2.1, 2: 3.0}, "b": {0: 0.5, 1: 1.5}, "c": {1: 3.0, 2: 4.2}}
+    found = block_contrast(values, {"a": 1.0, "b": -1.0})
+    rows = [(arm, seed, y) for arm, seeds in values.items() for seed, y in seeds.items()]
+    x = np.array(
+        [[arm == "b", arm == "c", s == 1, s == 2, True] for arm, s, _ in rows], dtype=float
+    )
+    y = np.array([row[2] for row in rows])
+    solution, residual, *_ = np.linalg.lstsq(x, y, rcond=None)
+    assert found.value == pytest.approx(-solution[0])
+    assert found.dof == len(rows) - 5
+    covariance = residual[0] / found.dof * np.linalg.inv(x.T @ x)
+    assert found.stderr == pytest.approx(np.sqrt(covariance[0, 0]))
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=6, unique=True), st.floats(-2, 2))
+def test_slope_weights_find_a_slope(points: list[float], slope: float) -> None:
+    x = {str(i): point for i, point in enumerate(points)}
+    if np.ptp(points) < 1e-3:
+        return
+    weights = slope_weights(x)
+    assert sum(weights[arm] * (2.0 + slope * x[arm]) for arm in x) == pytest.approx(slope, abs=1e-6)
+
+
+def test_equivalence_is_two_one_sided_tests() -> None:
+    rng = np.random.default_rng(2)
+    differences = rng.normal(0.001, 0.004, 6)
+    found = Estimate(differences.mean(), reference.sem(differences), 5.0)
+    above = reference.ttest_1samp(differences, -SMALLEST, alternative="greater").pvalue
+    below = reference.ttest_1samp(differences, SMALLEST, alternative="less").pvalue
+    assert p_equivalent(found, SMALLEST) == pytest.approx(max(above, below))
+
+
+def test_power_is_how_often_the_test_finds_it() -> None:
+    rng = np.random.default_rng(3)
+    draws = rng.normal(0.01, 0.01, (20_000, 5))
+    p = reference.ttest_1samp(draws, 0, axis=1)
+    share = float(((p.pvalue < 0.05) & (p.statistic > 0)).mean())
+    found = Estimate(0.0, 0.01 / np.sqrt(5), 4.0)
+    # The standard error is known here, and drawn there: equal up to the noise of the draws.
+    assert power_of_difference(found, 0.01) == pytest.approx(share, abs=0.02)
+    assert power_of_difference(found, 1.0) == pytest.approx(1.0)
+    assert power_of_equivalence(found, 1.0) == pytest.approx(1.0)
+    assert power_of_equivalence(found, 0.001) == 0.0
+
+
+@pytest.mark.parametrize("contrast", [block_contrast, seed_contrast])
+def test_impossible_contrasts_are_refused(contrast) -> None:
+    values = {"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0, 1: 2.0}}
+    with pytest.raises(UserError, match="do not add up to 0"):
+        contrast(values, {"a": 1.0, "b": 1.0})
+    with pytest.raises(UserError, match="'z' has no values"):
+        contrast(values, {"a": 1.0, "z": -1.0})
+    with pytest.raises(UserError, match="no spread"):
+        contrast(values, {"a": 1.0, "b": -1.0})
+    with pytest.raises(UserError, match=r"degrees of freedom|seeds that all arms have"):
+        contrast({"a": {0: 1.0}, "b": {0: 2.0}}, {"a": 1.0, "b": -1.0})
+
+
+# --- the verdicts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gain", "prediction", "verdict"),
+    [
+        (0.05, "greater", "supported"),
+        (-0.05, "greater", "reversed"),
+        (0.0, "greater", "no_difference"),
+        (0.0, "equal", "supported"),
+        (0.05, "equal", "reversed"),
+        (-0.05, "equal", "reversed"),
+    ],
+)
+@pytest.mark.parametrize("test", ["pooled", "paired"])
+def test_effects_present_absent_and_reversed(gain, prediction, verdict, test) -> None:
+    values = simulate(np.random.default_rng(4), gain, spread=0.002)
+    found = one(values, prediction=prediction, test=test)
+    assert found.verdict == verdict
+    assert found.tested is not None and found.seeds == 5
+    assert found.tested.shown.estimate.value == pytest.approx(gain, abs=0.005)
+
+
+def test_a_wide_spread_is_inconclusive_and_says_its_power() -> None:
+    found = one(simulate(np.random.default_rng(5), 0.005, spread=0.05))
+    assert found.verdict == "inconclusive"
+    assert 0 < found.power < 0.5
+    assert f"power {found.power:.0%}" in found.reason
+
+
+def test_a_tiny_but_certain_effect_is_no_difference() -> None:
+    found = one(simulate(np.random.default_rng(6), 0.004, spread=0.0005))
+    assert found.verdict == "no_difference"
+    assert found.reason == "smaller than 0.01 bit/byte, though not zero"
+
+
+def test_too_few_seeds_and_missing_rows_are_inconclusive() -> None:
+    values = simulate(np.random.default_rng(7), 0.05, seeds=2)
+    found = one(values)
+    assert (found.verdict, found.seeds, found.power) == ("inconclusive", 2, 0.0)
+    assert found.reason == "2 seeds per arm, a test needs 3"
+    del values["b"]
+    found = one(values)
+    assert (found.verdict, found.reason, found.seeds) == ("inconclusive", "no rows of b", 0)
+
+
+def test_a_shape_holds_only_if_all_its_parts_do() -> None:
+    shape = {"a - b": {"a": 1.0, "b": -1.0}, "c - b": {"c": 1.0, "b": -1.0}}
+    values = simulate(np.random.default_rng(8), 0.05, spread=0.002)
+    assert one(values, contrasts=shape).verdict == "supported"
+    flat = {**values, "c": {seed: value + 0.0003 for seed, value in values["b"].items()}}
+    assert one(flat, contrasts=shape).verdict == "no_difference"
+    falling = {**values, "c": {seed: value - 0.05 for seed, value in values["b"].items()}}
+    found = one(falling, contrasts=shape)
+    assert found.verdict == "reversed"
+    assert found.tested is not None and found.tested.shown.label == "c - b"
+
+
+def test_false_verdicts_stay_within_the_nominal_level() -> None:
+    """Over 1,000 studies without any effect: the chance of any false one is at most 5 %."""
+    rng = np.random.default_rng(9)
+    claims = [claim(contrasts=less_than("b", other)) for other in ("a", "c", "d")]
+    wrong = lost = 0
+    for _ in range(1000):
+        values = simulate(rng, 0.0, spread=0.01)
+        words = {verdict.verdict for verdict in judge([(c, values) for c in claims])}
+        wrong += bool(words & {"supported", "reversed"})
+        # A true effect of the smallest size: "no difference" is the false verdict.
+        shifted = {**values, "b": {s: v - SMALLEST for s, v in values["b"].items()}}
+        lost += any(v.verdict == "no_difference" for v in judge([(c, shifted) for c in claims]))
+    limit = 50 + 3 * np.sqrt(1000 * 0.05 * 0.95)
+    assert wrong <= limit and lost <= limit
+    assert wrong > 5, "a test that never errs at the 5 % level is not the declared test"
+
+
+# --- the declared claims --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_is_whole_and_about_arms_of_its_study(name: str) -> None:
+    found = CLAIMS[name]
+    assert found.id == name and name.split(".")[0] == found.study in STUDIES
+    assert found.smallest_effect > 0
+    assert all((found.sentence, found.source, found.published, found.score.unit))
+    study = find_study(found.study, "tiny")
+    assert set(found.arms) <= {model.name for model in study.models}
+    for weights in found.contrasts.values():
+        assert sum(weights.values()) == pytest.approx(0)
+    seeds = [len(model.seeds) for model in study.models if model.name in found.arms]
+    assert min(seeds) >= (5 if found.study in ("main", "horizon") else 3)
+
+
+def test_the_first_look_shares_the_claims_about_its_arms() -> None:
+    arms = {model.name for model in find_study("brief").models}
+    ids = {found.id for found in claims_of("brief")}
+    assert "main.loss" in ids and "main.extra" not in ids
+    assert all(set(CLAIMS[i].arms) <= arms for i in ids)
+    assert claims_of("compare") == []
+
+
+def test_horizon_contrasts_are_slopes_of_the_gap() -> None:
+    (weights,) = CLAIMS["horizon.vanishes_with_tokens"].contrasts.values()
+    gaps = {"1x": 0.30, "4x": 0.20, "16x": 0.10}
+    losses = {f"moe_{k}": 1.5 + gap for k, gap in gaps.items()}
+    losses |= {f"engram_{k}": 1.5 for k in gaps}
+    assert sum(w * losses[arm] for arm, w in weights.items()) == pytest.approx(0.05)
+
+
+# --- from rows to a file --------------------------------------------------------------------
+
+
+def rows_of(values: dict, **fields: object) -> list[MetricRow]:
+    return [
+        MetricRow("heldout", "bits_per_byte", value, model=arm, seed=seed, **fields)
+        for arm, seeds in values.items()
+        for seed, value in seeds.items()
+    ]
+
+
+def test_scores_are_weighted_sums_of_rows() -> None:
+    easy, hard = {"domain": "facts"}, {"domain": "math"}
+    rows = rows_of({"a": {0: 2.0}, "b": {0: 1.0}}, slice=easy) + rows_of(
+        {"a": {0: 4.0}}, slice=hard
+    )
+    score = Score(((1.0, Rows(slice=hard)), (-0.5, Rows(slice=easy))))
+    table = read_table(rows)
+    assert table.values(score) == {"a": {0: 3.0}}
+    logs = table.values(dataclasses.replace(score, log=True))
+    assert logs["a"][0] == pytest.approx(np.log(4) - 0.5 * np.log(2))
+    with pytest.raises(UserError, match="2 rows fit"):
+        read_table(rows * 2).values(score)
+
+
+def test_a_mean_over_tasks_takes_those_that_inform() -> None:
+    def row(task: str, model: str, value: float) -> MetricRow:
+        return MetricRow(task, "acc", value, model=model, seed=0, split="test", n=200,
+                         baseline=0.25, slice={"domain": "code"}, stage="evaluate")  # fmt: skip
+
+    rows = [row("one", "a", 0.6), row("two", "a", 0.8), row("one", "b", 0.5), row("two", "b", 0.4)]
+    rows += [row("guessed", "a", 0.25), row("guessed", "b", 0.26)]
+    score = Score(((1.0, Rows("tasks", "acc", {"domain": "code"})),))
+    found = read_table(rows).values(score)
+    assert found == {"a": {0: pytest.approx(0.7)}, "b": {0: pytest.approx(0.45)}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A study folder of the controls whose memory is 0.1 bits per byte better than all others."""
+    rng = np.random.default_rng(10)
+    arms = [model.name for model in find_study("controls", "tiny").models]
+    values = {
+        arm: {s: 1.3 - (0.1 if arm == "engram" else 0) + rng.normal(0, 0.002) for s in range(3)}
+        for arm in arms
+    }
+    write_json(tmp_path / "study.json", {"name": "controls", "scale": "tiny",
+                                         "evaluate": {"tasks": []}})  # fmt: skip
+    write_json(tmp_path / "ledger.json", {arm: {"tuned": arm == "engram"} for arm in arms})
+    write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows_of(values)])
+    return tmp_path
+
+
+def test_verdicts_can_be_traced_to_rows(folder: Path) -> None:
+    write_verdicts(folder)
+    found = {entry["id"]: entry for entry in read_verdicts(folder)}
+    assert list(found) == [c.id for c in claims_of("controls")]
+    assert found["controls.random_index"]["verdict"] == "supported"
+    assert found["controls.capacity_one"]["verdict"] == "reversed"
+    assert found["controls.one_row_adds_nothing"]["verdict"] == "supported"
+    assert found["controls.bigram"]["verdict"] == "reversed"
+    assert not any(entry["tuned"] for entry in found.values())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    for entry in found.values():
+        (selector,) = entry["rows"]
+        for arm, seeds in entry["values"].items():
+            for seed, value in seeds.items():
+                fits = [
+                    r["value"]
+                    for r in rows
+                    if r["model"] == arm
+                    and r["seed"] == int(seed)
+                    and all(r[k] == selector[k] for k in ("name", "metric", "slice"))
+                ]
+                assert fits == [value]
+        for part in entry["contrasts"]:
+            means = {arm: np.mean(list(v.values())) for arm, v in entry["values"].items()}
+            effect = sum(w * means[arm] for arm, w in part["weights"].items())
+            assert part["effect"] == pytest.approx(effect)
+            assert part["ci_low"] < part["effect"] < part["ci_high"]
+
+
+def test_the_command_prints_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_verdicts(folder)
+    assert main(["claims", str(folder), str(folder)]) == 0
+    text = capsys.readouterr().out
+    count = len(claims_of("controls"))
+    assert f"{2 * count} claims, each at its scale only" in text
+    assert "at this scale (tiny), 3 seeds, untuned" in text
+    assert main(["claims", str(folder), "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert len(entries) == count and all(set(BRIEF) <= set(entry) for entry in entries)
+
+
+def test_a_folder_without_verdicts_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["claims", str(tmp_path)]) == 2
+    assert "no verdicts.json here" in capsys.readouterr().err
+    (tmp_path / "verdicts.json").write_text("[")
+    assert main(["claims", str(tmp_path)]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_variants_that_controls_name_exist() -> None:
+    names = {model.name for model in find_study("controls", "tiny").models}
+    assert names - {"capacity_one_bare"} <= set(VARIANTS)
