@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from engram_eval.errors import UserError
 from engram_eval.ledger import Ledger, architecture_config, ledger_of, moe_layers
+from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.solver import TOLERANCE, Goal, settings
 
 FINE = 40
@@ -89,7 +90,7 @@ def allocate(
     goal = Goal(
         target.params_total, target.flops_per_token, tolerance, target.params_active_backbone
     )
-    wish = {"engram_rows": _ones(memory), **moe, **memory, "n_routed_experts": kept}
+    wish = {**moe, "engram_rows": _ones(memory), **memory, "n_routed_experts": kept}
     best: tuple[float, Ledger] | None = None
     for knobs in settings(wish, goal, seq_len):
         if knobs["n_routed_experts"] != kept:
@@ -106,7 +107,7 @@ def allocate(
 
 
 def _ones(memory: Architecture) -> list[int]:
-    return [1] * len(architecture_config(memory).engram_ngram_orders)
+    return [1] * len(memory.get("engram_ngram_orders", EngramConfig.engram_ngram_orders))
 
 
 def _near(found: Allocation, moe: Architecture, rho: float) -> Allocation:

@@ -12,6 +12,8 @@ TRAINING_FLOPS_PER_FORWARD_FLOP = 3
 COLUMNS = {
     "total": "params_total",
     "active": "params_active",
+    "P_tot": "params_total_backbone",
+    "P_act": "params_active_backbone",
     "table": "params_table",
     "FLOP/token": "flops_per_token",
     "tokens": "tokens",
@@ -44,13 +46,14 @@ def plan(study: StudyConfig, measure: bool = True) -> dict[str, Any]:
 
 def plan_table(planned: dict[str, Any]) -> str:
     """Lay a plan out as text; times and FLOPs are those of one seed."""
-    head = f"{'model':10}" + "".join(f"{name:>13}" for name in COLUMNS)
+    head = f"{'model':10}" + "".join(f"{name:>12}" for name in COLUMNS)
     lines = [f"{planned['study']} at scale {planned['scale']}", f"{head}   time/seed  seeds"]
     for name, row in planned["models"].items():
-        counts = "".join(f"{row[key]:13,}" for key in COLUMNS.values())
+        counts = "".join(f"{row[key]:12,}" for key in COLUMNS.values())
         lines.append(
             f"{name:10}{counts} {_time(row['training_seconds']):>11} {len(row['seeds']):6}"
         )
+    lines.append("P_tot, P_act: total and active parameters without embedding and head")
     seconds = [row["training_seconds"] for row in planned["models"].values()]
     if seconds and None not in seconds:
         total = sum(

@@ -76,6 +76,7 @@ def test_any_mixture_is_shared_exactly_or_refused_with_advice(data: st.DataObjec
     }
     memory = {
         "engram_layers": data.draw(st.sampled_from([[0], [1], [0, 1]])),
+        "engram_ngram_orders": data.draw(st.sampled_from([[2], [2, 3], [2, 3, 4]])),
         "engram_heads": data.draw(st.sampled_from([1, 4])),
         "engram_row_dim": data.draw(st.sampled_from([4, 16, 64])),
     }

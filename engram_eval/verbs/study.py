@@ -11,6 +11,8 @@ from typing import Any
 from engram_eval.errors import UserError, unknown
 from engram_eval.verbs.verb import Verb
 
+STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
+
 STAGE_VERBS = {
     "train": ("train", "load"),
     "evaluate": ("evaluate", "baseline"),
@@ -21,7 +23,11 @@ STAGE_VERBS = {
 
 
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", help="a shipped study, a scale, a .toml/.json file or a folder")
+    parser.add_argument("study", help=STUDY_HELP)
+    _change_arguments(parser)
+
+
+def _change_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", help="smoke, quick (default) or small")
     parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
     parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
@@ -135,18 +141,32 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    _study_arguments(parser)
+    parser.add_argument("study", nargs="?", help=STUDY_HELP)
+    parser.add_argument("--paper", action="store_true", help="count the paper's models instead")
+    _change_arguments(parser)
     parser.add_argument("--no-time", action="store_true", help="do not measure this machine")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.paper == (arguments.study is not None):
+        raise UserError("plan needs either a study or --paper")
+    if arguments.paper:
+        return _plan_paper(arguments.json)
     from engram_eval.plan import plan, plan_table
     from engram_eval.study import solve
 
     study, _ = _find(arguments)
     planned = plan(solve(study), measure=not arguments.no_time)
     print(json.dumps(planned, indent=1) if arguments.json else plan_table(planned))
+    return 0
+
+
+def _plan_paper(as_json: bool) -> int:
+    from engram_eval.paper import paper_plan, paper_table
+
+    rows = paper_plan()
+    print(json.dumps(rows, indent=1) if as_json else paper_table(rows))
     return 0
 
 
