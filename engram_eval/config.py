@@ -9,13 +9,16 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union
 
 from engram_eval.errors import UserError, nearest
 
 T = TypeVar("T")
+
+UNKEYED = {"keyed": False}
+"""Marks a field that a finished result does not hang on: it is no part of a stage's key."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class TrainConfig:
         save_every_s: seconds between two resume points; has no influence on the numbers.
         threads: torch threads of one run; 0 means one per core. Small models train faster side
             by side on one thread each (``--workers``) than one by one on several.
+        skip_bad_batches: how many batches may be left out because their loss is not finite.
+        tensorboard: also write the log for TensorBoard.
     """
 
     tokens: int = 2_097_152
@@ -129,6 +134,8 @@ class TrainConfig:
     val_sequences: int = 192
     save_every_s: float = 30.0
     threads: int = 1
+    skip_bad_batches: int = field(default=0, metadata=UNKEYED)
+    tensorboard: bool = field(default=False, metadata=UNKEYED)
 
 
 @dataclass(frozen=True)
@@ -236,12 +243,22 @@ class PairStage:
 
 def to_dict(value: Any) -> Any:
     """Turn a configuration into plain JSON data (tuples become lists)."""
+    return _plain(value, lambda found: True)
+
+
+def key_dict(value: Any) -> Any:
+    """Return ``to_dict`` without the fields that are marked as ``UNKEYED``."""
+    return _plain(value, lambda found: found.metadata.get("keyed", True))
+
+
+def _plain(value: Any, wanted: Callable[[dataclasses.Field[Any]], bool]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = [f.name for f in dataclasses.fields(value) if wanted(f)]
+        return {name: _plain(getattr(value, name), wanted) for name in fields}
     if isinstance(value, Mapping):
-        return {str(key): to_dict(item) for key, item in value.items()}
+        return {str(key): _plain(item, wanted) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_dict(item) for item in value]
+        return [_plain(item, wanted) for item in value]
     return value
 
 

@@ -36,6 +36,9 @@ METRICS: dict[str, Metric] = {
     "bits_per_answer": Metric("bit/answer", False),
     "loss_nats": Metric("nat/token", False),
     "grad_norm": Metric("1", None),
+    "grad_norm_backbone": Metric("1", None),
+    "grad_norm_table": Metric("1", None),
+    "skipped_batches": Metric("batch", None),
     "tokens": Metric("token", None),
     "tokens_seen_per_parameter": Metric("token/parameter", None),
     "epochs": Metric("1", None),
@@ -44,8 +47,14 @@ METRICS: dict[str, Metric] = {
     "params_table": Metric("parameter", None),
     "flops_per_token": Metric("FLOP/token", None),
     "router_load_max": Metric("share of tokens on the fullest expert x experts", None),
+    "router_load_entropy_bits": Metric("bit", None),
+    "router_entropy_bits": Metric("bit/token", None),
     "rows_touched": Metric("fraction", None),
+    "collision_rate": Metric("share of reads whose row last served another n-gram", None),
     "gate_mean": Metric("1", None),
+    "gate_p10": Metric("1", None),
+    "gate_p50": Metric("1", None),
+    "gate_p90": Metric("1", None),
     "kl_bits": Metric("bit/token", False),
     "kl_reverse_bits": Metric("bit/token", False),
     "early_kl_bits": Metric("bit/token", False),
@@ -155,7 +164,11 @@ def file_sha256(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: temporary name beside it, fsync, rename."""
+    """Write a whole file or nothing: temporary name beside it, fsync, rename.
+
+    Raises:
+        OSError: naming ``path``; what was there before is untouched.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = data.encode() if isinstance(data, str) else data
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -166,8 +179,10 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             os.fsync(out.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -20,7 +20,7 @@ from engram_eval.config import (
     StudyConfig,
     TrainStage,
     arm_training,
-    to_dict,
+    key_dict,
 )
 from engram_eval.errors import UserError
 from engram_eval.records import content_hash, read_record
@@ -46,7 +46,7 @@ class Node:
     @functools.cached_property
     def key(self) -> str:
         """16 hex digits that name the result; what arms are called is no part of it."""
-        config = to_dict(self.config)
+        config = key_dict(self.config)
         if isinstance(self.config, PairStage):
             del config["other"]
         return content_hash(

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -86,16 +85,3 @@ def test_a_plan_is_printed_and_matched(capsys: pytest.CaptureFixture[str]) -> No
     assert moe["training_seconds"] is None
     assert moe["training_flops"] == 3 * moe["flops_per_token"] * moe["tokens"]
     assert abs(models["dense"]["flops_per_token"] / moe["flops_per_token"] - 1) <= 0.01
-
-
-def test_status_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stage = {"status": "ok", "seconds": 1.25, "label": "corpus", "error": None}
-    path = tmp_path / "stages.json"
-    path.write_text(json.dumps([stage]))
-    assert main(["status", str(tmp_path)]) == 0
-    assert "corpus" in capsys.readouterr().out
-    path.write_text(json.dumps([stage, {**stage, "status": "failed", "error": "disk full"}]))
-    assert main(["status", str(tmp_path), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)[1]["error"] == "disk full"
-    assert main(["status", str(tmp_path)]) == 1
-    assert "disk full" in capsys.readouterr().out

@@ -137,10 +137,11 @@ def test_clipping_equals_torch(max_norm: float) -> None:
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         b.grad = None if a.grad is None else a.grad.clone()
     table = float(ours.memory["table"].weight.grad.norm())  # type: ignore[union-attr, operator]
-    total, of_table = clip_gradients(ours, max_norm)
+    total, backbone, of_table = clip_gradients(ours, max_norm)
     truth = torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
     assert total == pytest.approx(float(truth), rel=1e-6)
     assert of_table == pytest.approx(table, rel=1e-6)
+    assert backbone == pytest.approx(math.sqrt(float(truth) ** 2 - table**2), rel=1e-6)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         if a.grad is not None and b.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=0)

@@ -86,22 +86,29 @@ class NgramHash(nn.Module):
         for name, values in self.constants.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64))
 
+    def mixes(self, history: torch.Tensor) -> torch.Tensor:
+        """Mix ``history`` (N, B, T), where [k] is the id k places back.
+
+        Returns:
+            (B, T, orders) numbers >= 0, one per n-gram; heads differ by what they divide them by.
+        """
+        terms = history * self.multipliers[:, None, None]
+        found, mix = [], terms[0]
+        for length in range(1, self.orders[-1] + 1):
+            if length > 1:
+                mix = mix ^ terms[length - 1]
+            if length in self.orders:
+                found.append(mix)
+        return torch.stack(found, dim=-1)
+
     def hash_ids(self, history: torch.Tensor) -> torch.Tensor:
         """Hash ``history`` (N, B, T), where [k] is the id k places back.
 
         Returns:
             (B, T, heads over all orders) row numbers within each head's own table.
         """
-        terms = history * self.multipliers[:, None, None]
         heads = len(self.primes) // len(self.orders)
-        found, mix = [], terms[0]
-        for length in range(1, self.orders[-1] + 1):
-            if length > 1:
-                mix = mix ^ terms[length - 1]
-            if length in self.orders:
-                first = self.orders.index(length) * heads
-                found.append(mix[..., None] % self.primes[first : first + heads])
-        return torch.cat(found, dim=-1)
+        return self.mixes(history).repeat_interleave(heads, dim=-1) % self.primes
 
     def forward(self, history: torch.Tensor) -> torch.Tensor:
         """Return (B, T, heads) rows of the concatenated table for ``history`` (N, B, T)."""

@@ -5,13 +5,15 @@ they exist for one chunk of tokens at a time: loss and both gradients are comput
 pass, and the backward pass only scales them.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100
+LEAST_PROBABILITY = 1e-30
+"""Well above the smallest normal float32."""
 
 
 def linear_cross_entropy(
@@ -32,13 +34,33 @@ def linear_cross_entropy(
     Returns:
         Scalar; NaN where every label is -100, as in ``F.cross_entropy``.
     """
+    return losses_by_token(hidden, weight, labels, chunk_tokens).mean
+
+
+class Losses(NamedTuple):
+    """Cross-entropy in nats.
+
+    Attributes:
+        mean: scalar, over the labels that are not -100; differentiable.
+        each: (N,) of every token, 0 where the label is -100; no gradient flows through it.
+    """
+
+    mean: Tensor
+    each: Tensor
+
+
+def losses_by_token(
+    hidden: Tensor, weight: Tensor, labels: Tensor, chunk_tokens: int = 512
+) -> Losses:
+    """Return what ``linear_cross_entropy`` returns, and what it is the mean of."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _LinearCrossEntropy.apply(
-            hidden, weight, labels, chunk_tokens, dtype, torch.is_grad_enabled()
+        return Losses(
+            *_LinearCrossEntropy.apply(
+                hidden, weight, labels, chunk_tokens, dtype, torch.is_grad_enabled()
+            )
         )
-    return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -53,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         dtype: torch.dtype,
         grad: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
         # Most batches ignore nothing: they need no copy.
         dense = len(kept) == len(labels)
@@ -61,18 +83,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         want_hidden, want_weight = (grad and need for need in ctx.needs_input_grad[:2])
         grad_rows = torch.empty_like(rows) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=_wide(dtype)) if want_weight else None
-        total = _accumulate(
+        each = _accumulate(
             rows.to(dtype), weight.to(dtype), targets, chunk_tokens, grad_rows, grad_weight
         )
+        mean = each.mean() if len(kept) else each.new_full((), float("nan"))
+        if not dense:
+            each = each.new_zeros(len(labels)).index_copy_(0, kept, each)
         if grad_rows is not None and not dense:
             grad_rows = torch.zeros_like(hidden).index_copy_(0, kept, grad_rows)
         ctx.save_for_backward(grad_rows, grad_weight)
         ctx.count, ctx.weight_dtype = len(kept), weight.dtype
-        return total / len(kept) if len(kept) else total.new_full((), float("nan"))
+        ctx.mark_non_differentiable(each)
+        return mean, each
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_rows, grad_weight = ctx.saved_tensors
         scale = grad_loss / ctx.count
         hidden = None if grad_rows is None else grad_rows * scale.to(grad_rows.dtype)
@@ -93,12 +119,11 @@ def _accumulate(
     grad_rows: Tensor | None,
     grad_weight: Tensor | None,
 ) -> Tensor:
-    """Return the summed loss of all rows and fill the gradients of that sum in place."""
-    total = torch.zeros((), dtype=_wide(rows.dtype), device=rows.device)
+    """Return the loss of every row, (N,), and fill the gradients of their sum in place."""
+    losses = torch.empty(len(rows), dtype=_wide(rows.dtype), device=rows.device)
     for start in range(0, len(rows), chunk_tokens):
         part = slice(start, start + chunk_tokens)
-        loss, probs = _chunk(rows[part] @ weight.T, targets[part])
-        total += loss
+        losses[part], probs = _chunk(rows[part] @ weight.T, targets[part])
         if grad_rows is None and grad_weight is None:
             continue
         probs[torch.arange(len(probs), device=rows.device), targets[part]] -= 1
@@ -107,16 +132,22 @@ def _accumulate(
             grad_rows[part] = error @ weight
         if grad_weight is not None:
             grad_weight += error.T @ rows[part]
-    return total
+    return losses
 
 
 def _chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the summed loss and the probabilities (C, V) of one chunk.
+    """Return the losses (C,) and the probabilities (C, V) of one chunk.
 
-    log Z is taken at the most probable token, whose probability cannot underflow:
-    log Z = max logit - log max p. This spares a second pass of exponentials.
+    A loss is the target's -log p, which spares two passes for log Z; where p is too small to be
+    exact, log Z is taken at the most probable token: log Z = max logit - log max p.
     """
     logits = logits.to(_wide(logits.dtype))
     probs = torch.softmax(logits, dim=-1)
-    log_z = logits.amax(-1) - probs.amax(-1).log()
-    return (log_z - logits.gather(1, targets[:, None]).squeeze(1)).sum(), probs
+    chosen = probs.gather(1, targets[:, None]).squeeze(1)
+    losses = -chosen.log()
+    rare = (chosen < LEAST_PROBABILITY).nonzero().squeeze(1)
+    if len(rare):
+        few = logits[rare]
+        log_z = few.amax(-1) - probs[rare].amax(-1).log()
+        losses[rare] = log_z - few.gather(1, targets[rare, None]).squeeze(1)
+    return losses, probs

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram_eval.errors import UserError
+from engram_eval.training.lookup import Lookup
 
 
 class Batch(NamedTuple):
@@ -23,12 +24,16 @@ class Batch(NamedTuple):
         labels: (B, T) int64, the token that follows each input.
         sequences: (B,) which sequences of the corpus these are, for messages.
         epoch: 0-based pass over the corpus in which the batch begins.
+        domains: (B, T) the domain that each label belongs to, where the documents are known.
+        lookup: what the memory reads, where it has been looked up already.
     """
 
     inputs: Tensor
     labels: Tensor
     sequences: NDArray[np.int64]
     epoch: int
+    domains: NDArray[np.int64] | None = None
+    lookup: Lookup | None = None
 
 
 class Batches:
@@ -38,14 +43,25 @@ class Batches:
     exactly once in an epoch (the last, incomplete sequence is left out). Each epoch has its own
     permutation, drawn from ``(seed, epoch)``. A batch may span two epochs.
 
+    Args:
+        tokens: (N,) the text.
+        seq_len, batch_size, seed: see above.
+        docs: (documents, 4) as ``Corpus.docs`` returns them; batches then know their domains.
+
     Raises:
         UserError: if the text is shorter than one sequence.
     """
 
     def __init__(
-        self, tokens: NDArray[np.integer], seq_len: int, batch_size: int, seed: int
+        self,
+        tokens: NDArray[np.integer],
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        docs: NDArray[np.int64] | None = None,
     ) -> None:
         self.tokens, self.seq_len, self.batch_size, self.seed = tokens, seq_len, batch_size, seed
+        self.docs = docs
         self.n_sequences = (len(tokens) - 1) // seq_len
         if self.n_sequences < 1:
             raise UserError(
@@ -64,11 +80,18 @@ class Batches:
         )
         spans = sequences[:, None] * self.seq_len + np.arange(self.seq_len + 1)
         text = torch.from_numpy(self.tokens[spans].astype(np.int64))
-        return Batch(text[:, :-1], text[:, 1:], sequences, int(epochs[0]))
+        domains = self._domains(spans[:, 1:])
+        return Batch(text[:, :-1], text[:, 1:], sequences, int(epochs[0]), domains)
 
     def epochs(self, steps: int) -> float:
         """Return how often the text has been seen after ``steps`` steps."""
         return steps * self.batch_size / self.n_sequences
+
+    def _domains(self, places: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        if self.docs is None:
+            return None
+        numbers = np.searchsorted(self.docs[:, 0], places, side="right") - 1
+        return np.asarray(self.docs[numbers, 2])
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_sequences)

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engram_eval.config import TrainConfig
-from engram_eval.models.loss import linear_cross_entropy
+from engram_eval.models.loss import Losses, losses_by_token
 from engram_eval.models.moe import update_router_bias
 from engram_eval.progress import Reporter, Task
 from engram_eval.training.checkpoint import (
@@ -25,13 +25,17 @@ from engram_eval.training.checkpoint import (
 )
 from engram_eval.training.data import Batch, Batches
 from engram_eval.training.interrupt import Interrupt, catch_signals
+from engram_eval.training.lenient import BadBatches
 from engram_eval.training.logs import Log
 from engram_eval.training.optim import (
+    Norms,
     build_optimizer,
     clip_gradients,
     learning_rate,
     set_learning_rate,
 )
+from engram_eval.training.prefetch import prefetched
+from engram_eval.training.tensorboard import Board
 from engram_eval.training.watch import Watch
 
 LOGS = ("train.jsonl", "timing.jsonl", "validation.jsonl")
@@ -41,11 +45,18 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message names step and batch."""
 
 
-class Norms(NamedTuple):
-    """Gradient norms before clipping: of all parameters, and of the memory's tables alone."""
+class Outcome(NamedTuple):
+    """What a training step showed.
 
-    total: float
-    table: float
+    Attributes:
+        loss: nats per token, before the step.
+        each: (B * T,) nats of every token.
+        norms: of the gradients before clipping.
+    """
+
+    loss: float
+    each: Tensor
+    norms: Norms
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Run:
         keep: given the step, writes a checkpoint and returns validation rows as plain data.
         out: folder of logs and resume points.
         name: identifies the run in its resume points.
+        domains: names of the domains of the batches.
     """
 
     model: PreTrainedModel
@@ -70,6 +82,7 @@ class Run:
     keep: Callable[[int], list[dict[str, Any]]]
     out: Path
     name: str
+    domains: Sequence[str] = ()
 
 
 class State(NamedTuple):
@@ -78,34 +91,36 @@ class State(NamedTuple):
     optimizer: torch.optim.Optimizer
     watch: Watch
     logs: dict[str, Log]
+    bad: BadBatches
+    board: Board
 
 
-def loss_of(model: PreTrainedModel, batch: Batch, bf16: bool) -> Tensor:
-    """Return the mean loss of a batch, in nats per token."""
+def loss_of(model: PreTrainedModel, batch: Batch, bf16: bool) -> Losses:
+    """Return the losses of a batch, in nats per token."""
+    rows = batch.lookup.rows if batch.lookup is not None and batch.lookup.rows else None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        hidden = model.model(input_ids=batch.inputs, use_cache=False).last_hidden_state
-        return linear_cross_entropy(
-            hidden.flatten(0, 1), model.lm_head.weight, batch.labels.flatten()
+        decoder = model.model
+        hidden = decoder(input_ids=batch.inputs, use_cache=False, engram_rows=rows)
+        return losses_by_token(
+            hidden.last_hidden_state.flatten(0, 1), model.lm_head.weight, batch.labels.flatten()
         )
 
 
 def train_step(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig
-) -> tuple[float, Norms]:
+) -> Outcome:
     """Take one optimiser step; the learning rate is set by the caller.
-
-    Returns:
-        loss in nats per token, gradient norms before clipping.
 
     Raises:
         TrainingError: the loss or a gradient is not finite; parameters are then unchanged.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    loss = loss_of(model, batch, config.autocast_bf16)
-    loss.backward()
-    norms = Norms(*clip_gradients(model, config.clip_norm))
-    for what, value in (("loss", loss.item()), ("gradient norm", norms.total)):
+    losses = loss_of(model, batch, config.autocast_bf16)
+    losses.mean.backward()
+    norms = clip_gradients(model, config.clip_norm)
+    outcome = Outcome(losses.mean.item(), losses.each, norms)
+    for what, value in (("loss", outcome.loss), ("gradient norm", norms.total)):
         if not math.isfinite(value):
             raise TrainingError(
                 f"the {what} is {value} on sequences {batch.sequences.tolist()} "
@@ -114,7 +129,7 @@ def train_step(
     optimizer.step()
     if config.router_bias_rate:
         update_router_bias(model, config.router_bias_rate)
-    return loss.item(), norms
+    return outcome
 
 
 def train_model(run: Run, report: Reporter) -> None:
@@ -129,55 +144,94 @@ def train_model(run: Run, report: Reporter) -> None:
     with ExitStack() as stack:
         optimizer, watch = build_optimizer(run.model, run.config), Watch(run.model)
         stack.callback(watch.close)
+        bad = BadBatches(run.config.skip_bad_batches)
         if point is not None:
             unpack(point.tensors, run.model, optimizer)
             watch.unpack(point.tensors)
+            bad.unpack(point.tensors)
             report.say(f"going on after step {point.step} of {run.steps}")
         first, sizes = (point.step, point.log_sizes) if point else (0, {})
         logs = {n: stack.enter_context(Log(run.out / n, sizes.get(n, 0))) for n in LOGS}
+        board = stack.enter_context(Board(run.out, run.config.tensorboard, first))
         task = stack.enter_context(report.task("train", run.steps - first))
         interrupt = stack.enter_context(catch_signals())
-        _steps(run, State(optimizer, watch, logs), first, task, interrupt)
+        _steps(run, State(optimizer, watch, logs, bad, board), first, task, interrupt)
 
 
 def _steps(run: Run, state: State, first: int, task: Task, interrupt: Interrupt) -> None:
     """Take steps ``first`` .. ``run.steps`` - 1."""
     saved = time.monotonic()
-    for step in range(first, run.steps):
-        info = _one(run, state, step)
-        done = step + 1
-        if done in run.keep_at:
-            for row in run.keep(done):
-                state.logs["validation.jsonl"].write(row)
-        task.advance(1, info)
-        due = time.monotonic() - saved >= run.config.save_every_s
-        if due or interrupt.signal is not None:
-            _save(run, state, done)
-            saved = time.monotonic()
-        interrupt.leave()
+    with closing(prefetched(run.model, run.batches, first, run.steps)) as batches:
+        for step, batch in enumerate(batches, start=first):
+            info = _one(run, state, step, batch)
+            done = step + 1
+            if done in run.keep_at:
+                for row in run.keep(done):
+                    state.logs["validation.jsonl"].write(row)
+            task.advance(1, info)
+            due = time.monotonic() - saved >= run.config.save_every_s
+            if due or interrupt.signal is not None:
+                _save(run, state, done)
+                saved = time.monotonic()
+            interrupt.leave()
 
 
-def _one(run: Run, state: State, step: int) -> str:
+def _one(run: Run, state: State, step: int, batch: Batch) -> str:
     """Take a 0-based step, write its two lines, and return a short text on how it went."""
     started = time.perf_counter()
     rate = learning_rate(step, run.steps, run.config)
     set_learning_rate(state.optimizer, rate)
-    try:
-        loss, norms = train_step(run.model, state.optimizer, run.batches.batch(step), run.config)
-    except TrainingError as error:
-        raise TrainingError(f"step {step + 1} of {run.steps}: {error}") from None
     per_step = run.config.batch_size * run.config.seq_len
-    row = {"step": step + 1, "tokens": (step + 1) * per_step, "loss_nats": loss, "lr": rate}
-    row |= {"grad_norm": norms.total, "grad_norm_table": norms.table, **state.watch.numbers()}
+    row: dict[str, Any] = {"step": step + 1, "tokens": (step + 1) * per_step, "lr": rate}
+    try:
+        row |= _numbers(run, state, batch)
+    except TrainingError as error:
+        place = f"step {step + 1} of {run.steps}"
+        if not state.bad.may_skip():
+            raise TrainingError(f"{place}: {error}{state.bad.advice()}") from None
+        row |= {"loss_nats": None, "skipped": str(error)}
+        # What the hooks have collected belongs to no step.
+        state.watch.numbers()
     state.logs["train.jsonl"].write(row)
     seconds = time.perf_counter() - started
     speed = per_step / seconds
     state.logs["timing.jsonl"].write({"step": step + 1, "seconds": seconds, "tokens_per_s": speed})
-    return f"loss {loss:.3f}, {speed:,.0f} tokens/s"
+    state.board.write(step + 1, row | {"tokens_per_s": speed})
+    shown = "skipped" if row["loss_nats"] is None else f"loss {row['loss_nats']:.3f}"
+    return f"{shown}, {speed:,.0f} tokens/s"
+
+
+def _numbers(run: Run, state: State, batch: Batch) -> dict[str, Any]:
+    """Take a step and return what is written of it."""
+    outcome = train_step(run.model, state.optimizer, batch, run.config)
+    if batch.lookup is not None:
+        state.watch.look(batch.lookup)
+    return {
+        "loss_nats": outcome.loss,
+        "grad_norm": outcome.norms.total,
+        "grad_norm_backbone": outcome.norms.backbone,
+        "grad_norm_table": outcome.norms.table,
+        **state.watch.numbers(),
+        "domains": _by_domain(outcome.each, batch, run.domains),
+    }
+
+
+def _by_domain(each: Tensor, batch: Batch, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the loss and the tokens of each domain in a batch."""
+    if batch.domains is None:
+        return {}
+    where = torch.from_numpy(batch.domains.reshape(-1))
+    tokens = torch.bincount(where, minlength=len(names))
+    nats = torch.bincount(where, weights=each.double(), minlength=len(names))
+    return {
+        name: {"loss_nats": float(nats[i] / tokens[i]), "tokens": int(tokens[i])}
+        for i, name in enumerate(names)
+        if tokens[i]
+    }
 
 
 def _save(run: Run, state: State, step: int) -> None:
     """Write a resume point; the logs reach the disk first, because it relies on them."""
     sizes = {name: log.sync() for name, log in state.logs.items()}
-    tensors = {**pack(run.model, state.optimizer), **state.watch.pack()}
+    tensors = {**pack(run.model, state.optimizer), **state.watch.pack(), **state.bad.pack()}
     save_resume_point(run.out, ResumePoint(step, tensors, sizes), run.name)

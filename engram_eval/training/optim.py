@@ -5,7 +5,7 @@ The memory's table has its own rate and no weight decay (arXiv:2601.07372 App. A
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,18 +80,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> tuple[float, float]:
-    """Scale all gradients down to a global norm; return the norms before it.
+class Norms(NamedTuple):
+    """Gradient norms before clipping: of all parameters, without and of the memory's tables."""
 
-    Returns:
-        Norm of all gradients, and of the tables' alone (0 without a table).
-    """
+    total: float
+    backbone: float
+    table: float
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Norms:
+    """Scale all gradients down to a global norm; return the norms before it."""
     named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
     total = _norm([grad for _, grad in named])
     table = _norm([grad for name, grad in named if name.endswith(TABLE_SUFFIX)])
     if total > max_norm:
         torch._foreach_mul_([grad for _, grad in named], max_norm / (total + 1e-6))
-    return total, table
+    return Norms(total, math.sqrt(max(0.0, total**2 - table**2)), table)
 
 
 def _norm(grads: list[Tensor]) -> float:

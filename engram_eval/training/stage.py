@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from engram_eval.allocator import keep_freed_memory
-from engram_eval.config import TrainConfig, TrainStage, to_dict
+from engram_eval.config import TrainConfig, TrainStage, key_dict
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import heldout_rows
@@ -34,9 +35,14 @@ from engram_eval.training.checkpoint import delete_resume_points
 from engram_eval.training.data import Batches
 from engram_eval.training.folder import write_model_folder
 from engram_eval.training.loop import Run, train_model
-from engram_eval.training.watch import peak_memory_mb, reset_peak_memory
+from engram_eval.training.watch import GATE_QUANTILES, peak_memory_mb, reset_peak_memory
 
 EVAL_BATCH = 16
+WATCHED = (
+    *("grad_norm_backbone", "grad_norm_table", "collision_rate", "gate_mean", *GATE_QUANTILES),
+    *("router_load_max", "router_load_entropy_bits", "router_entropy_bits"),
+)
+"""Numbers of ``train.jsonl`` that the record holds, averaged."""
 
 
 def train(
@@ -67,7 +73,8 @@ def train(
         raise UserError("training needs a seed")
     corpus, settings = load_corpus(inputs["corpus"]), config.train
     steps = n_steps(settings)
-    batches = Batches(corpus.tokens("train"), settings.seq_len, settings.batch_size, seed)
+    shape = settings.seq_len, settings.batch_size, seed
+    batches = Batches(corpus.tokens("train"), *shape, docs=corpus.docs("train"))
     keep_freed_memory()
     reset_peak_memory()
     with _threads(settings.threads):
@@ -75,7 +82,9 @@ def train(
         keep_at = checkpoint_steps(settings.checkpoints, steps)
         keep = functools.partial(_keep, model, corpus, config, seed, out)
         name = _run_name(config, seed, inputs["corpus"])
-        run = Run(model, batches, settings, steps, frozenset(keep_at), keep, out, name)
+        run = Run(
+            model, batches, settings, steps, frozenset(keep_at), keep, out, name, corpus.domains
+        )
         train_model(run, report)
     rows = _rows(out, config, keep_at, batches.epochs(steps))
     delete_resume_points(out)
@@ -142,7 +151,7 @@ def _threads(count: int) -> Iterator[None]:
 def _run_name(config: TrainStage, seed: int, corpus: Path) -> str:
     """Return a hash over all that the numbers of this run depend on."""
     manifest = file_sha256(corpus / "manifest.json")
-    return content_hash({"config": to_dict(config), "seed": seed, "corpus": manifest})
+    return content_hash({"config": key_dict(config), "seed": seed, "corpus": manifest})
 
 
 def _keep(
@@ -168,8 +177,7 @@ def _rows(out: Path, config: TrainStage, keep_at: Sequence[int], epochs: float) 
     log = list(read_jsonl(out / "train.jsonl"))
     rows = [row_from_dict(row) for row in read_jsonl(out / "validation.jsonl")]
     for start, end in itertools.pairwise([0, *keep_at]):
-        loss = statistics.fmean(line["loss_nats"] for line in log[start:end])
-        rows.append(MetricRow("train", "loss_nats", loss, split="train", step=end, n=end - start))
+        rows += _training_losses(log[start:end], end)
     counts = ledger_of(config.architecture, config.train.seq_len)
     totals = {
         "tokens": log[-1]["tokens"],
@@ -179,21 +187,41 @@ def _rows(out: Path, config: TrainStage, keep_at: Sequence[int], epochs: float) 
         "params_active": counts.params_active,
         "params_table": counts.params_table,
         "flops_per_token": counts.flops_per_token,
+        "skipped_batches": sum(line["loss_nats"] is None for line in log),
         **_last_interval(log, keep_at),
         **_speed(out, log[-1]["tokens"]),
     }
     return rows + [MetricRow("train", name, value) for name, value in totals.items()]
 
 
+def _training_losses(lines: Sequence[Mapping[str, Any]], step: int) -> Iterator[MetricRow]:
+    """Yield the mean training loss of some steps, and that of each domain in them."""
+    row = functools.partial(MetricRow, "train", "loss_nats", split="train", step=step)
+    taken = [line for line in lines if line["loss_nats"] is not None]
+    if taken:
+        yield row(statistics.fmean(line["loss_nats"] for line in taken), n=len(taken))
+    nats: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    for line in taken:
+        for domain, numbers in line["domains"].items():
+            nats[domain] += numbers["loss_nats"] * numbers["tokens"]
+            tokens[domain] += numbers["tokens"]
+    for domain, count in sorted(tokens.items()):
+        yield row(nats[domain] / count, slice={"domain": domain}, n=count)
+
+
 def _last_interval(log: Sequence[Mapping[str, Any]], keep_at: Sequence[int]) -> dict[str, float]:
-    """Return router load and gate, averaged since the last but one checkpoint; rows read so far."""
-    recent = log[keep_at[-2] if len(keep_at) > 1 else 0 :]
+    """Return what was watched, averaged since the last but one checkpoint; rows read so far."""
+    since = log[keep_at[-2] if len(keep_at) > 1 else 0 :]
+    recent = [line for line in since if line["loss_nats"] is not None]
+    if not recent:
+        return {}
     means = {
         name: statistics.fmean(line[name] for line in recent)
-        for name in ("router_load_max", "gate_mean")
+        for name in WATCHED
         if name in recent[-1]
     }
-    touched = {name: log[-1][name] for name in ("rows_touched",) if name in log[-1]}
+    touched = {name: recent[-1][name] for name in ("rows_touched",) if name in recent[-1]}
     return means | touched
 
 

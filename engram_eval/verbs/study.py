@@ -1,6 +1,7 @@
 """Studies: run all stages or one, count what they cost, compare trained models."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -33,6 +34,10 @@ def _change_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides")
+    parser.add_argument(
+        "--skip-bad-batches", type=int, metavar="N", help="leave out up to N that give no number"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
     _process_arguments(parser)
 
 
@@ -76,6 +81,10 @@ def _find(arguments: argparse.Namespace) -> tuple[Any, Path]:
         arguments.study, arguments.scale, arguments.set, arguments.corpus, arguments.seeds
     )
     changed = bool(arguments.set or arguments.corpus or arguments.seeds)
+    manner: dict[str, Any] = {"tensorboard": True} if arguments.tensorboard else {}
+    if arguments.skip_bad_batches is not None:
+        manner["skip_bad_batches"] = arguments.skip_bad_batches
+    study = dataclasses.replace(study, train=dataclasses.replace(study.train, **manner))
     return study, arguments.out or study_folder(study, arguments.study, changed)
 
 

@@ -1,0 +1,30 @@
+"""Batches that are cut and hashed while the step before them runs."""
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+
+from transformers import PreTrainedModel
+
+from engram_eval.training.data import Batch, Batches
+from engram_eval.training.lookup import look_up
+
+
+def prefetched(
+    model: PreTrainedModel, batches: Batches, first: int, steps: int
+) -> Generator[Batch]:
+    """Yield the batches of steps ``first`` .. ``steps`` - 1, each with its ``lookup``.
+
+    One batch is made ahead, in a thread; it hangs on nothing that a training step changes.
+    """
+
+    def prepare(step: int) -> Batch:
+        batch = batches.batch(step)
+        return batch._replace(lookup=look_up(model, batch.inputs))
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+        ahead = pool.submit(prepare, first) if first < steps else None
+        for step in range(first, steps):
+            assert ahead is not None
+            batch = ahead.result()
+            ahead = pool.submit(prepare, step + 1) if step + 1 < steps else None
+            yield batch
