@@ -84,6 +84,8 @@ def block_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
             share no seed with each other.
     """
     _check(values, weights)
+    if abs(sum(weights.values())) > 1e-9:
+        raise UserError(f"contrast: the weights {dict(weights)} do not add up to 0")
     cells = [(arm, seed) for arm, seeds in values.items() for seed in sorted(seeds)]
     design = block_design(tuple(cells))
     observed = np.array([values[arm][seed] for arm, seed in cells])
@@ -102,11 +104,11 @@ def block_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
 def seed_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
     """Estimate ``sum(weight x arm)`` from its value at each seed that all these arms have.
 
-    No variance is shared between arms: for arms that are trained differently.
+    No variance is shared between arms: for arms that are trained differently. With weights that do
+    not add up to 0 it tests whether a value is 0, which makes sense for one that is a difference.
 
     Raises:
-        UserError: weights that do not add up to 0, an arm without values, fewer than two common
-            seeds, or no spread over them.
+        UserError: an arm without values, fewer than two common seeds, or no spread over them.
     """
     _check(values, weights)
     shared = set.intersection(*(set(values[arm]) for arm in weights))
@@ -122,8 +124,6 @@ def seed_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
 
 
 def _check(values: Values, weights: Mapping[str, float]) -> None:
-    if abs(sum(weights.values())) > 1e-9:
-        raise UserError(f"contrast: the weights {dict(weights)} do not add up to 0")
     for arm in weights:
         if not values.get(arm):
             raise UserError(f"contrast: arm {arm!r} has no values")

@@ -14,6 +14,7 @@ from engram_eval.claims.claim import Claim, Rows, Score, less_than
 from engram_eval.claims.collect import read_table
 from engram_eval.claims.judge import Verdict, judge
 from engram_eval.claims.registry import CLAIMS, claims_of
+from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.table import BRIEF
 from engram_eval.claims.verdicts import read_verdicts, write_verdicts
 from engram_eval.cli import main
@@ -137,14 +138,48 @@ def test_power_is_how_often_the_test_finds_it() -> None:
 @pytest.mark.parametrize("contrast", [block_contrast, seed_contrast])
 def test_impossible_contrasts_are_refused(contrast) -> None:
     values = {"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0, 1: 2.0}}
-    with pytest.raises(UserError, match="do not add up to 0"):
-        contrast(values, {"a": 1.0, "b": 1.0})
     with pytest.raises(UserError, match="'z' has no values"):
         contrast(values, {"a": 1.0, "z": -1.0})
     with pytest.raises(UserError, match="no spread"):
         contrast(values, {"a": 1.0, "b": -1.0})
     with pytest.raises(UserError, match=r"degrees of freedom|seeds that all arms have"):
         contrast({"a": {0: 1.0}, "b": {0: 2.0}}, {"a": 1.0, "b": -1.0})
+
+
+def test_a_pooled_contrast_adds_up_to_zero_and_a_difference_may_be_tested_against_it() -> None:
+    values = {"a": {0: 1.0, 1: 2.0, 2: 2.5}, "b": {0: 1.5, 1: 2.0, 2: 2.1}}
+    with pytest.raises(UserError, match="do not add up to 0"):
+        block_contrast(values, {"a": 1.0, "b": 1.0})
+    found = seed_contrast(values, {"a": 1.0})
+    assert found.value / found.stderr == pytest.approx(
+        reference.ttest_1samp(list(values["a"].values()), 0).statistic
+    )
+
+
+@pytest.mark.parametrize(
+    ("curve", "best"),
+    [
+        (lambda x: 0.0 * x, "flat"),
+        (lambda x: 0.3 * x, "line"),
+        (lambda x: (x - 0.7) ** 2, "parabola"),
+        (lambda x: 0.1 * (x == 1.0), "step at the end"),
+    ],
+)
+def test_the_planted_curve_is_recognised(curve, best: str) -> None:
+    rng = np.random.default_rng(11)
+    axis = {str(x): x for x in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
+    level = rng.normal(0, 0.1, 3)
+    values = {
+        arm: {s: float(curve(np.array(x)) + level[s] + rng.normal(0, 0.002)) for s in range(3)}
+        for arm, x in axis.items()
+    }
+    found = describe_shape(axis, values)
+    assert found is not None and found["best"] == best
+    assert sum(found["weights"].values()) == pytest.approx(1)
+    if best == "parabola":
+        assert found["lowest"] == pytest.approx(0.7, abs=0.01)
+        assert found["low"] <= found["lowest"] <= found["high"]
+    assert describe_shape({"a": 1.0, "b": 2.0}, values) is None
 
 
 # --- the verdicts ---------------------------------------------------------------------------
@@ -233,10 +268,12 @@ def test_every_claim_is_whole_and_about_arms_of_its_study(name: str) -> None:
     assert all((found.sentence, found.source, found.published, found.score.unit))
     study = find_study(found.study, "tiny")
     assert set(found.arms) <= {model.name for model in study.models}
+    differs = sum(weight for weight, _ in found.score.terms) == 0
     for weights in found.contrasts.values():
-        assert sum(weights.values()) == pytest.approx(0)
+        assert sum(weights.values()) == pytest.approx(0) or (differs and found.test == "paired")
     seeds = [len(model.seeds) for model in study.models if model.name in found.arms]
     assert min(seeds) >= (5 if found.study in ("main", "horizon") else 3)
+    assert set(found.axis or {}) <= {model.name for model in study.models}
 
 
 def test_the_first_look_shares_the_claims_about_its_arms() -> None:

@@ -64,9 +64,10 @@ class Claim:
         sentence: what is claimed.
         source: who claims it.
         published: the figure that was published, with its unit.
-        contrasts: label -> weights of arms, which add up to 0; positive is the claim's direction.
-            Several must all hold.
+        contrasts: label -> weights of arms; positive is the claim's direction. Several must all
+            hold. The weights add up to 0, unless the score itself is a difference.
         smallest_effect: of interest, in the score's unit; below it there is no difference.
+        axis: arm -> place, where the claim is about a curve; ``shapes`` then describes it.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Claim:
     score: Score = HELDOUT
     prediction: Prediction = "greater"
     test: Test = "pooled"
+    axis: Mapping[str, float] | None = None
 
     @property
     def about(self) -> str:

@@ -1,11 +1,29 @@
 """All claims by id, and which of them a study decides."""
 
+from engram_eval.claims.allocation import ALLOCATION
 from engram_eval.claims.claim import Claim
+from engram_eval.claims.components import COMPONENTS
 from engram_eval.claims.controls import CONTROLS
 from engram_eval.claims.horizon import HORIZON
 from engram_eval.claims.main import MAIN
+from engram_eval.claims.mechanism import MECHANISM
+from engram_eval.claims.placement import PLACEMENT
+from engram_eval.claims.slots import SLOTS
 
-CLAIMS: dict[str, Claim] = {claim.id: claim for claim in (*MAIN, *CONTROLS, *HORIZON)}
+CLAIMS: dict[str, Claim] = {
+    claim.id: claim
+    for claims in (
+        MAIN,
+        CONTROLS,
+        HORIZON,
+        ALLOCATION,
+        SLOTS,
+        PLACEMENT,
+        COMPONENTS,
+        MECHANISM,
+    )
+    for claim in claims
+}
 
 TRIMMED: dict[str, tuple[str, tuple[str, ...]]] = {
     "brief": ("main", ("dense", "moe", "engram")),

@@ -17,6 +17,7 @@ A list of objects, in the order in which the claims are declared:
 - ``seeds``: how many all arms have in common; ``tuned``: whether every arm's rates were tuned
 - ``test``: in words; ``score``: in words, which rows it is made of
 - ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``, ``ci_high``
+- ``shape``: where the claim is about a curve, see ``shapes.describe_shape``; else null
 - ``rows``: list of ``weight``, ``name``, ``metric``, ``slice``, ``condition``, ``site``, ``layer``:
   the metric rows of each arm and seed; ``values``: arm -> seed -> the score made of them
 """
@@ -30,6 +31,7 @@ from engram_eval.claims.claim import Claim, Score
 from engram_eval.claims.collect import Table, read_table
 from engram_eval.claims.judge import Part, Verdict, bounds, judge
 from engram_eval.claims.registry import claims_of
+from engram_eval.claims.shapes import describe_shape
 from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
 from engram_eval.records import read_jsonl, row_from_dict, write_json
@@ -102,11 +104,12 @@ def _entry(
         "test": TESTS[claim.test],
         "score": describe(claim.score),
         "contrasts": _contrasts(claim, tested.parts if tested else ()),
+        "shape": describe_shape(claim.axis, values) if claim.axis else None,
         "rows": _rows(claim.score),
         "values": {
             arm: {str(seed): value for seed, value in seeds.items()}
             for arm, seeds in values.items()
-            if arm in claim.arms
+            if arm in (claim.axis or claim.arms) or arm in claim.arms
         },
     }
 

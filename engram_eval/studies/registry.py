@@ -38,6 +38,26 @@ STUDIES: dict[str, Shipped] = {
         "engram_eval.studies.controls:study",
         "the memory beside what should not work: one row, random rows, frozen rows, plain bigrams",
     ),
+    "allocation": Shipped(
+        "engram_eval.studies.allocation:study",
+        "a fixed sparse budget shared between fine experts and a table, ten shares",
+    ),
+    "slots": Shipped(
+        "engram_eval.studies.slots:study",
+        "the table from one row to 100 times its rows, beside OverEncoding and plain bigrams",
+    ),
+    "placement": Shipped(
+        "engram_eval.studies.placement:study",
+        "one memory at each depth, and two of half the size",
+    ),
+    "components": Shipped(
+        "engram_eval.studies.components:study",
+        "each part of the memory removed or swapped: gate, convolution, compression, orders, heads",
+    ),
+    "mechanism": Shipped(
+        "engram_eval.studies.mechanism:study",
+        "lenses, CKA, linear probes and knock-outs on the main pair, over seeds",
+    ),
 }
 
 

@@ -1,0 +1,75 @@
+"""Claims of ``allocation``: the U-shape over the experts' share rho, and how steep its ends are."""
+
+from engram_eval.claims.claim import Claim, less_than
+from engram_eval.studies.allocation import SHARES
+
+FIGURE = "arXiv:2601.07372 Fig. 3 left"
+SMALLEST = 0.01
+"""Bits per byte; the paper's whole gain is 0.8 % of its loss."""
+
+MIDDLE = {f"rho_{rho}": 1 / 3 for rho in (85, 80, 75)}
+AXIS = {f"rho_{rho * 100:g}": rho for rho in SHARES}
+
+
+def _above_middle(arm: str) -> dict[str, float]:
+    return {arm: 1.0, **{name: -weight for name, weight in MIDDLE.items()}}
+
+
+ALLOCATION = (
+    Claim(
+        "allocation.u_shape",
+        "allocation",
+        "The loss over the experts' share is U-shaped: both ends lie above the middle",
+        FIGURE,
+        "1.7248 at rho 100 %, 1.7109 at 80 %, 1.7247 at 40 %",
+        {
+            "rho 100 % - middle": _above_middle("rho_100"),
+            "rho 40 % - middle": _above_middle("rho_40"),
+        },
+        SMALLEST,
+        axis=AXIS,
+    ),
+    Claim(
+        "allocation.some_memory",
+        "allocation",
+        "A fifth of the sparse parameters serves better in a table than in experts",
+        FIGURE,
+        "1.7109 at rho 80 % against 1.7248 nats",
+        {"rho 100 % - middle": _above_middle("rho_100")},
+        SMALLEST,
+    ),
+    Claim(
+        "allocation.first_share_buys_most",
+        "allocation",
+        "The first 5 % of the budget buys more than half of the gain",
+        FIGURE,
+        "66 to 77 % of the best gain",
+        {
+            "gain of the first 5 % - half the gain of the middle": {
+                "rho_100": 0.5,
+                "rho_95": -1.0,
+                **{name: weight / 2 for name, weight in MIDDLE.items()},
+            }
+        },
+        SMALLEST,
+    ),
+    Claim(
+        "allocation.far_end",
+        "allocation",
+        "With 40 % of the budget in experts the model is as good as with all of it",
+        FIGURE,
+        "1.7247 against 1.7248 nats",
+        less_than("rho_40", "rho_100"),
+        SMALLEST,
+        prediction="equal",
+    ),
+    Claim(
+        "allocation.half_is_too_much",
+        "allocation",
+        "Half of the budget in a table is worse than a quarter",
+        "arXiv:2608.30320 (Qwen3.8-Flash-Next)",
+        "1.201 against 1.197 nats",
+        less_than("rho_75", "rho_50"),
+        SMALLEST,
+    ),
+)

@@ -1,0 +1,113 @@
+"""Claims of ``slots``: how the loss falls with the table's rows, and beside its relatives."""
+
+import math
+
+from engram_eval.claims.claim import Claim, Rows, Score, less_than
+from engram_eval.contrasts import slope_weights
+from engram_eval.studies.slots import RELATIVES, ROWS
+
+FIGURE = "arXiv:2601.07372 Fig. 3 right"
+SMALLEST = 0.01
+PER_DECADE = Score(((1.0, Rows()),), unit="bit/byte per decade")
+
+DECADES = {f"engram_{name}": math.log10(factor) for name, factor in ROWS.items()}
+FALL = {arm: -weight for arm, weight in slope_weights(DECADES).items()}
+
+
+def _mean_gain(relative: str) -> dict[str, float]:
+    share = 1 / len(RELATIVES)
+    worse = {f"{relative}_{name}": share for name in RELATIVES}
+    return worse | {f"engram_{name}": -share for name in RELATIVES}
+
+
+SLOTS = (
+    Claim(
+        "slots.more_rows",
+        "slots",
+        "The loss falls with every decade of rows",
+        FIGURE,
+        "0.0284 nats per decade",
+        {"fall per decade": FALL},
+        SMALLEST,
+        PER_DECADE,
+        axis=DECADES,
+    ),
+    Claim(
+        "slots.no_saturation",
+        "slots",
+        "The last decade of rows buys as much as an earlier one: the fall is log-linear",
+        FIGURE,
+        "a straight line over 1.6 decades, R2 0.994",
+        {
+            "1x to 10x - 10x to 100x": {
+                "engram_1x": 1.0,
+                "engram_10x": -2.0,
+                "engram_100x": 1.0,
+            }
+        },
+        SMALLEST,
+        prediction="equal",
+    ),
+    Claim(
+        "slots.saturates",
+        "slots",
+        "Each further decade of rows buys less: the fall saturates",
+        "arXiv:2608.30320 (Qwen3.8-Flash-Next)",
+        "0.032, 0.012, 0.007 and 0.008 nats from 0 to 20, 50, 100 and 200 times",
+        {
+            "0.1x to 1x - 1x to 10x": {
+                "engram_0.1x": 1.0,
+                "engram_1x": -2.0,
+                "engram_10x": 1.0,
+            },
+            "1x to 10x - 10x to 100x": {
+                "engram_1x": 1.0,
+                "engram_10x": -2.0,
+                "engram_100x": 1.0,
+            },
+        },
+        SMALLEST,
+    ),
+    Claim(
+        "slots.small_table",
+        "slots",
+        "A tenth of the table already gives half of its gain",
+        FIGURE,
+        "1.8082, 1.7883 and 1.7678 nats without, with a fifth and with all rows",
+        {
+            "gain of a tenth - half the gain": {
+                "engram_one_row": 0.5,
+                "engram_0.1x": -1.0,
+                "engram_1x": 0.5,
+            }
+        },
+        SMALLEST,
+    ),
+    Claim(
+        "slots.over_encoding",
+        "slots",
+        "At equal table size the memory beats n-grams averaged into the input",
+        FIGURE,
+        "0.010 to 0.017 nats better",
+        {"OverEncoding - Engram, mean over sizes": _mean_gain("over_encoding")},
+        SMALLEST,
+    ),
+    Claim(
+        "slots.bigram",
+        "slots",
+        "At equal table size the memory beats a plain table of bigrams",
+        "openai/parameter-golf #1369 (doubts it)",
+        "a gated 2-, 3- and 4-gram memory loses to plain bigrams",
+        {"bigrams - Engram, mean over sizes": _mean_gain("bigram")},
+        SMALLEST,
+    ),
+    Claim(
+        "slots.hundredfold",
+        "slots",
+        "A hundred times the rows still lower the loss",
+        "AutoArk TinyEngram (doubts it)",
+        "a larger table is not better",
+        less_than("engram_100x", "engram_1x"),
+        SMALLEST,
+    ),
+)

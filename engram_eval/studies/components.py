@@ -1,0 +1,47 @@
+"""Which parts of the memory matter? Each removed or swapped, the budget held."""
+
+import dataclasses
+
+from engram_eval.config import ModelSpec, StudyConfig
+from engram_eval.scales import Scale
+from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm
+from engram_eval.variants import engram
+
+QUESTION = "Which parts of the memory does its gain come from?"
+VARIANTS = (
+    "engram",
+    "no_gate",
+    "signed_sqrt",
+    "no_conv",
+    "no_compression",
+    "running_on",
+    "engram_2",
+    "engram_234",
+)
+
+
+def study(scale: Scale, scale_name: str) -> StudyConfig:
+    """Return the study at a scale, three seeds an arm, all at the cost of the MoE."""
+    parts = [arm(name, scale, THREE_SEEDS) for name in (BASELINE, *VARIANTS)]
+    parts += [
+        arm("engram", scale, THREE_SEEDS, "table_rate_1x", train={"table_lr_multiplier": 1.0}),
+        _one_head(scale),
+    ]
+    return StudyConfig(
+        name="components",
+        scale=scale_name,
+        question=QUESTION,
+        models=tuple(parts),
+        corpus=scale.corpus,
+        train=scale.train,
+        evaluate=dataclasses.replace(scale.evaluate, tasks=()),
+        probe=dataclasses.replace(scale.probe, probes=()),
+    )
+
+
+def _one_head(scale: Scale) -> ModelSpec:
+    """Return one hash head per order whose rows are as wide as all heads' together."""
+    memory = scale.memory
+    wide = memory["engram_heads"] * memory["engram_row_dim"]
+    architecture = engram(scale, engram_heads=1, engram_row_dim=wide)
+    return ModelSpec("one_head", architecture, THREE_SEEDS, match=BASELINE)
