@@ -164,7 +164,7 @@ class EvalConfig:
 class ProbeConfig:
     """Which analyses run, on how many validation tokens, in windows of ``seq_len``."""
 
-    probes: tuple[str, ...] = ("logit_lens", "linear", "knockout", "cka")
+    probes: tuple[str, ...] = ("logit_lens", "tuned_lens", "linear", "knockout", "cka")
     tokens: int = 16_384
     seq_len: int = 256
     seed: int = 0

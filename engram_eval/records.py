@@ -60,6 +60,8 @@ METRICS: dict[str, Metric] = {
     "early_kl_bits": Metric("bit/token", False),
     "depth_half_layers": Metric("layer", None),
     "depth_90_layers": Metric("layer", None),
+    "prediction_depth_layers": Metric("layer", None),
+    "final_rank_log2": Metric("log2(rank)", None),
     "cross_entropy_bits": Metric("bit/token", False),
     "entropy_bits": Metric("bit/token", None),
     "top1_agreement": Metric("fraction", None),

@@ -1,13 +1,24 @@
 """LogitLens: what each layer would predict if the model ended there (arXiv:2601.07372 Fig. 4a).
 
-The residual stream after each block, and the embedding as ``resid_pre`` of block 0, goes through
-the final norm and the unembedding. The paper leaves norm, direction and text open; here the norm
-is applied and both directions are given. A lens reads a layer in the *last* layer's language: a
-low divergence shows that the prediction is there, a high one not that it is absent.
+The residual stream goes through the final norm and the unembedding. The paper leaves norm,
+direction and text open; here the norm is applied and both directions are given. A lens reads a
+layer in the *last* layer's language: a low divergence shows that the prediction is there, a high
+one not that it is absent; ``tuned_lens`` is its control. In three lines::
+
+    adapter = open_model("runs/quick/models/engram/seed0")
+    sample = draw_sample(load_corpus("runs/quick/corpus"))
+    rows = logit_lens(adapter, sample).rows
+
+Sites, in the order in which a block writes: ``resid_pre`` of block 0 is the embedding,
+``resid_memory`` the stream after the memory's write, ``resid_mid`` after attention's,
+``resid_post`` after the block. Under condition ``memory_subtracted`` everything that memories have
+written up to there is taken away again: what is left of an early low divergence is not the write
+itself but what the blocks made of it.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +29,11 @@ from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import Batch, batches
 from probes.findings import Findings, mean_rows
-from probes.sample import Floats, Sample, Slice
+from probes.sample import Floats, Ints, Sample, Slice
+from probes.settling import early_weights, fall_bounds, prediction_depth
 
 NAME = "logit_lens"
+SUBTRACTED = "memory_subtracted"
 KEPT = ("kl_bits", "cross_entropy_bits")
 
 # Cells of one temporary matrix (tokens, V): a few of them fit into a core's cache.
@@ -33,12 +46,14 @@ class Reference(NamedTuple):
     Attributes:
         log_p: natural logarithm of the probabilities, (n, V).
         p: the probabilities, (n, V).
+        negentropy: sum of p log p, (n,).
         top: the likeliest token, (n, 1).
         targets: the token that came, (n, 1).
     """
 
     log_p: Tensor
     p: Tensor
+    negentropy: Tensor
     top: Tensor
     targets: Tensor
 
@@ -52,6 +67,7 @@ class Divergence(NamedTuple):
         cross_entropy_bits: of the true next token under the lens.
         entropy_bits: of the lens.
         top1_agreement: 1 where lens and model agree on the likeliest token.
+        final_rank_log2: log2 of the rank (from 1) that the model's likeliest token has here.
     """
 
     kl_bits: Tensor
@@ -59,25 +75,48 @@ class Divergence(NamedTuple):
     cross_entropy_bits: Tensor
     entropy_bits: Tensor
     top1_agreement: Tensor
+    final_rank_log2: Tensor
+
+
+class View(NamedTuple):
+    """One reading of a model: where the stream is taken, and whether memories' writes are in it."""
+
+    site: str
+    layer: int
+    condition: str | None = None
+
+
+# Turns the stream at a view, (n, D), into logits, (n, V).
+Readout = Callable[[View, Tensor], Tensor]
 
 
 def reference(logits: Tensor, targets: Tensor) -> Reference:
     """Prepare the model's logits (n, V) and the true tokens (n,) for many comparisons."""
     log_p = logits.log_softmax(-1)
-    return Reference(log_p, log_p.exp(), log_p.argmax(-1, keepdim=True), targets[:, None])
+    p = log_p.exp()
+    top = log_p.argmax(-1, keepdim=True)
+    return Reference(log_p, p, torch.linalg.vecdot(p, log_p), top, targets[:, None])
 
 
 def divergence(final: Reference, lens: Tensor) -> Divergence:
     """Compare the logits of a lens (n, V) with the model's own predictions."""
-    log_q = lens.log_softmax(-1)
-    q, gap = log_q.exp(), final.log_p - log_q
+    # Each sum over the vocabulary is one pass; log q itself is never written.
+    highest = lens.amax(-1, keepdim=True)
+    z = lens - highest
+    q = z.exp()
+    total = q.sum(-1)
+    log_total = total.log()
+    entropy = log_total - torch.linalg.vecdot(q, z) / total
+    cross = torch.linalg.vecdot(q, final.log_p) / total
+    chosen = z.gather(-1, final.top)
     bits = 1 / math.log(2)
     return Divergence(
-        kl_bits=torch.linalg.vecdot(final.p, gap) * bits,
-        kl_reverse_bits=-torch.linalg.vecdot(q, gap) * bits,
-        cross_entropy_bits=-log_q.gather(-1, final.targets)[:, 0] * bits,
-        entropy_bits=-torch.linalg.vecdot(q, log_q) * bits,
-        top1_agreement=(log_q.gather(-1, final.top)[:, 0] == log_q.amax(-1)).float(),
+        kl_bits=(final.negentropy - torch.linalg.vecdot(final.p, z) + log_total) * bits,
+        kl_reverse_bits=-(entropy + cross) * bits,
+        cross_entropy_bits=(log_total - z.gather(-1, final.targets)[:, 0]) * bits,
+        entropy_bits=entropy * bits,
+        top1_agreement=(chosen[:, 0] == 0).to(lens.dtype),
+        final_rank_log2=(1 + (z > chosen).sum(-1)).to(lens.dtype).log2(),
     )
 
 
@@ -86,91 +125,188 @@ def lens_taps(adapter: Adapter) -> list[Tap]:
     return [Tap("resid_pre", 0)] + [Tap("resid_post", i) for i in range(adapter.n_layers)]
 
 
-def measure(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> Floats:
-    """Return all divergences as an array (measures, depths, tokens)."""
-    taps = lens_taps(adapter)
+def depths(adapter: Adapter, condition: str | None = None) -> list[View]:
+    """Return the views that make a curve over depth; with no write to subtract, none."""
+    if condition == SUBTRACTED and not adapter.memory_layers:
+        return []
+    return [View(tap.site, tap.layer, condition) for tap in lens_taps(adapter)]
+
+
+def views(adapter: Adapter) -> list[View]:
+    """Return all readings: depths, the places inside blocks, and the depths less the writes.
+
+    Before the first memory nothing is subtracted, so that no view is read twice.
+    """
+    inside = [View("resid_memory", layer) for layer in adapter.memory_layers]
+    inside += [View("resid_mid", layer) for layer in range(adapter.n_layers)]
+    first = min(adapter.memory_layers, default=adapter.n_layers)
+    late = [v for v in depths(adapter, SUBTRACTED) if v.site == "resid_post" and v.layer >= first]
+    return [*depths(adapter), *inside, *late]
+
+
+def streams(adapter: Adapter, batch: Batch, wanted: list[View]) -> Iterator[tuple[View, Tensor]]:
+    """Yield the stream at each view, (n, D); ``batch`` must have the taps of ``view_taps``."""
+    for view in wanted:
+        yield view, _stream(adapter, batch.taps, view)
+
+
+def _stream(adapter: Adapter, taps: dict[Tap, Tensor], view: View) -> Tensor:
+    site, layer = view.site, view.layer
+    if site == "resid_mid":
+        stream = taps[Tap("resid_post", layer)] - taps[Tap("mlp_out", layer)]
+    elif site == "resid_memory":
+        before = Tap("resid_post", layer - 1) if layer else Tap("resid_pre", 0)
+        stream = taps[before] + taps[Tap("memory_out", layer)]
+    else:
+        stream = taps[Tap(site, layer)]
+    if view.condition == SUBTRACTED and site != "resid_pre":
+        for memory in adapter.memory_layers:
+            if memory <= layer:
+                stream = stream - taps[Tap("memory_out", memory)]
+    return stream
+
+
+def view_taps(adapter: Adapter, wanted: list[View]) -> list[Tap]:
+    """Return the taps from which the views are made."""
+    found = lens_taps(adapter) + [Tap("memory_out", i) for i in adapter.memory_layers]
+    return found + [Tap("mlp_out", v.layer) for v in wanted if v.site == "resid_mid"]
+
+
+def measure(
+    adapter: Adapter,
+    sample: Sample,
+    wanted: list[View],
+    readout: Readout,
+    report: Reporter | None = None,
+    title: str = NAME,
+) -> Floats:
+    """Return all divergences as an array (measures, views, tokens)."""
     count, length = sample.shape
-    values = np.empty((len(Divergence._fields), len(taps), count * length))
-    for batch in batches(adapter, sample, taps, logits=True, report=report, title=NAME):
-        values[:, :, batch.part] = _measure_batch(adapter, batch, taps).cpu().numpy()
-    return values
+    values = np.empty((len(Divergence._fields), len(wanted), count * length), dtype=np.float32)
+    taps = view_taps(adapter, wanted)
+    for batch in batches(adapter, sample, taps, logits=True, report=report, title=title):
+        values[:, :, batch.part] = _measure_batch(adapter, batch, wanted, readout).cpu().numpy()
+    return values.astype(np.float64)
 
 
-def _measure_batch(adapter: Adapter, batch: Batch, taps: list[Tap]) -> Tensor:
-    """Return the divergences of a batch, (measures, depths, n)."""
+def _measure_batch(adapter: Adapter, batch: Batch, wanted: list[View], readout: Readout) -> Tensor:
+    """Return the divergences of a batch, (measures, views, n)."""
     assert batch.logits is not None
     step = max(1, CELLS // adapter.vocab_size)
-    parts = []
+    found = torch.empty(len(Divergence._fields), len(wanted), len(batch.targets))
     with torch.no_grad():
-        for start in range(0, len(batch.logits), step):
+        read = list(streams(adapter, batch, wanted))
+        for start in range(0, len(batch.targets), step):
             part = slice(start, start + step)
             final = reference(batch.logits[part], batch.targets[part])
-            lenses = (adapter.unembed(batch.taps[tap][part]) for tap in taps)
-            found = [torch.stack(list(divergence(final, lens))) for lens in lenses]
-            parts.append(torch.stack(found, dim=1))
-    return torch.cat(parts, dim=2)
+            for place, (view, stream) in enumerate(read):
+                measured = divergence(final, readout(view, stream[part]))
+                found[:, place, part] = torch.stack(list(measured)).cpu()
+    return found
 
 
 def logit_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> Findings:
-    """Measure every depth on every slice; see the module for what it shows and does not.
+    """Measure every view on every slice; see the module for what it shows and does not.
 
-    Rows: the fields of ``Divergence`` per depth; ``early_kl_bits``, the mean of ``kl_bits`` after
-    the blocks of the first third; ``depth_half_layers`` and ``depth_90_layers``, the number of
-    blocks (interpolated) after which KL(final || lens) has fallen to a half and to a tenth of
-    what it is at the embedding. Standard errors are over documents.
+    Rows: the fields of ``Divergence`` per view, and the curve's numbers of ``curve_rows``, all
+    with errors or intervals over documents.
     """
-    values = measure(adapter, sample, report)
+    wanted = views(adapter)
+    values = measure(adapter, sample, wanted, lambda _, x: adapter.unembed(x), report)
+    return lens_findings(NAME, adapter, sample, wanted, values)
+
+
+def lens_findings(
+    name: str, adapter: Adapter, sample: Sample, wanted: list[View], values: Floats
+) -> Findings:
+    """Turn divergences (measures, views, n) of a sample into rows; keep those of the depths."""
     documents, slices = sample.targets.document, sample.slices("static_out")
-    rows = []
-    for depth, tap in enumerate(lens_taps(adapter)):
-        for metric, per_token in zip(Divergence._fields, values[:, depth], strict=True):
-            artifact = {"key": metric} if metric in KEPT else None
-            rows += mean_rows(
-                per_token,
-                documents,
-                slices,
-                name=NAME,
-                metric=metric,
-                layer=tap.layer,
-                site=tap.site,
-                artifact=artifact,
-            )
-    kl = values[Divergence._fields.index("kl_bits")]
-    early = kl[1 : 1 + math.ceil(adapter.n_layers / 3)].mean(axis=0)
-    rows += mean_rows(
-        early, documents, slices, name=NAME, metric="early_kl_bits", site="resid_post"
-    )
-    rows += [row for part in slices for row in _depth_rows(kl, part)]
-    arrays = {key: values[Divergence._fields.index(key)].astype(np.float32) for key in KEPT}
+    rows = view_rows(name, wanted, values, documents, slices)
+    place = {view: index for index, view in enumerate(wanted)}
+    arrays = {}
+    for condition in (None, SUBTRACTED):
+        here = [
+            place.get(v, place.get(v._replace(condition=None))) for v in depths(adapter, condition)
+        ]
+        if here:
+            curve = values[:, np.array(here)]
+            rows += curve_rows(name, condition, curve, documents, slices, sample.seed)
+    plain = [place[view] for view in depths(adapter)]
+    for key in KEPT:
+        arrays[key] = values[Divergence._fields.index(key)][plain].astype(np.float32)
     return Findings(rows, {**arrays, **sample.index()})
 
 
-def _depth_rows(kl: Floats, part: Slice) -> list[MetricRow]:
-    curve = kl[:, part.mask].mean(axis=1)
-    return [
-        MetricRow(
-            name=NAME,
-            metric=metric,
-            value=fall_depth(curve, share),
-            site="resid_post",
-            split="val",
-            slice=part.labels,
-            n=int(part.mask.sum()),
-        )
-        for metric, share in (("depth_half_layers", 0.5), ("depth_90_layers", 0.1))
-    ]
+def _nearest(place: Mapping[View, int], view: View) -> int:
+    """Return where a view lies; before the first memory the plain one serves for both."""
+    return place[view] if view in place else place[view._replace(condition=None)]
 
 
-def fall_depth(curve: Floats, share: float) -> float | None:
-    """Return where a curve (depths,) first falls to ``share`` of its first value.
+def view_rows(
+    name: str, wanted: list[View], values: Floats, documents: Ints, slices: list[Slice]
+) -> list[MetricRow]:
+    """Return the mean of every measure at every view; secondary ones on the main slices only."""
+    main = [part for part in slices if not part.labels or "static_out" in part.labels]
+    rows = []
+    for place, view in enumerate(wanted):
+        for metric, per_token in zip(Divergence._fields, values[:, place], strict=True):
+            kept = metric in KEPT and view.site in ("resid_pre", "resid_post")
+            rows += mean_rows(
+                per_token,
+                documents,
+                slices if kept else main,
+                name=name,
+                metric=metric,
+                artifact={"key": metric} if kept and view.condition is None else None,
+                **view._asdict(),
+            )
+    return rows
 
-    Linear between depths; 0 is the first depth. None where the curve starts at 0 or never falls
-    so far.
+
+def curve_rows(
+    name: str,
+    condition: str | None,
+    values: Floats,
+    documents: Ints,
+    slices: list[Slice],
+    seed: int,
+) -> list[MetricRow]:
+    """Return what a curve over depth comes to, as one number each.
+
+    ``early_kl_bits``: area under KL(final || lens) over the first third of the depth, divided by
+    it. ``depth_half_layers`` and ``depth_90_layers``: blocks (interpolated) after which that
+    divergence has fallen to a half and to a tenth of what it is at the embedding.
+    ``prediction_depth_layers``: blocks after which the likeliest token stays the model's own.
+
+    Args:
+        name: of the probe.
+        condition: of the curve.
+        values: divergences at the depths alone, (measures, depths, n).
+        documents: of each token, (n,).
+        slices: which tokens.
+        seed: draws the bootstrap.
     """
-    goal = share * curve[0]
-    below = np.flatnonzero(curve <= goal)
-    if curve[0] <= 0 or below.size == 0:
-        return None
-    end = int(below[0])
-    before, after = curve[end - 1], curve[end]
-    return float(end - 1 + (before - goal) / (before - after))
+    fields: dict[str, Any] = {"name": name, "condition": condition, "site": "resid_post"}
+    kl = values[Divergence._fields.index("kl_bits")]
+    early = early_weights(len(kl) - 1) @ kl
+    agrees = values[Divergence._fields.index("top1_agreement")] == 1
+    settled = prediction_depth(agrees)
+    rows = mean_rows(early, documents, slices, metric="early_kl_bits", **fields)
+    rows += mean_rows(settled, documents, slices, metric="prediction_depth_layers", **fields)
+    for metric, share in (("depth_half_layers", 0.5), ("depth_90_layers", 0.1)):
+        for part in slices:
+            rng = np.random.default_rng(seed)
+            found = fall_bounds(kl[:, part.mask], documents[part.mask], share, rng)
+            rows.append(
+                MetricRow(
+                    metric=metric,
+                    value=found.value,
+                    ci_low=found.low,
+                    ci_high=found.high,
+                    split="val",
+                    slice=part.labels,
+                    n=int(part.mask.sum()),
+                    **fields,
+                )
+            )
+    return rows

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
-from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import Batch, batches
@@ -22,10 +21,10 @@ from probes.findings import Findings, mean_rows
 from probes.lens import lens_taps
 from probes.ridge import RidgeFitter, RidgeProbe, one_hot_targets
 from probes.sample import Floats, Ints, Mask, Sample, Slice
+from probes.split import training_part
 from probes.token_tasks import KINDS, TASKS, task_labels, usable
 
 NAME = "linear"
-TRAIN_SHARE = 0.7
 
 
 class Source(NamedTuple):
@@ -60,25 +59,6 @@ def set_up(sample: Sample) -> Trial:
     both = [task_labels(name, sample, rng) for name in TASKS]
     labels = np.stack([column for pair in both for column in pair], axis=1)
     return Trial(torch.from_numpy(labels), train, allowed & ~train)
-
-
-def training_part(documents: Ints, allowed: Mask, rng: np.random.Generator) -> Mask:
-    """Give whole documents at random to the fit until it has ``TRAIN_SHARE`` of the tokens.
-
-    At least one document is left for the test.
-
-    Raises:
-        UserError: fewer than two documents.
-    """
-    names, code = np.unique(documents[allowed], return_inverse=True)
-    if names.size < 2:
-        raise UserError("linear: the sample has fewer than two documents; raise probe.tokens")
-    order = rng.permutation(names.size)
-    sizes = np.bincount(code)[order]
-    chosen = np.cumsum(sizes) - sizes < TRAIN_SHARE * code.size
-    chosen[-1] = False
-    train: Mask = allowed & np.isin(documents, names[order[chosen]])
-    return train
 
 
 def _sources(adapter: Adapter) -> list[Source]:

@@ -22,6 +22,9 @@ PROBES: dict[str, Probe] = {
     "logit_lens": Probe(
         "probes.lens:logit_lens", "single", "what each layer would predict if the model ended there"
     ),
+    "tuned_lens": Probe(
+        "probes.tuned_lens:tuned_lens", "single", "the logit lens with a trained map per layer"
+    ),
     "linear": Probe(
         "probes.linear:linear", "single", "what can be read out linearly, beside a control task"
     ),

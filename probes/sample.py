@@ -15,7 +15,7 @@ the corpus's generator knows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +91,11 @@ class Sample:
     def shape(self) -> tuple[int, int]:
         """(N, T): windows and inputs per window."""
         return self.token.shape[0], self.token.shape[1] - 1
+
+    def windows(self, chosen: Mask) -> "Sample":
+        """Return a sample of some windows, ``chosen`` (N,)."""
+        parts = {name: getattr(self, name)[chosen] for name in Labels._fields}
+        return replace(self, **parts)
 
     @property
     def inputs(self) -> Labels:

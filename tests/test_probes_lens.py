@@ -10,20 +10,40 @@ from hypothesis import strategies as st
 from probes_fixture import VOCAB, engram, llama, noise_sample, silence
 from torch.distributions import Categorical, kl_divergence
 
-from engram_eval.adapters.base import Tap
+from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.adapters.load import open_model
 from engram_eval.records import MetricRow
 from probes import lens
-from probes.lens import Divergence, divergence, fall_depth, logit_lens, measure, reference
+from probes.capture import Batch
+from probes.lens import SUBTRACTED, Divergence, View, divergence, logit_lens, reference
+from probes.sample import Sample
+
+DEPTHS = ("resid_pre", "resid_post")
 
 
-def rows_of(rows: list[MetricRow], metric: str, **labels: str) -> dict[int, MetricRow]:
+def rows_of(
+    rows: list[MetricRow], metric: str, condition: str | None = None, **labels: str
+) -> dict[int, MetricRow]:
     """Return the rows of a metric by depth: 0 is the embedding."""
     return {
-        (row.layer or 0) + (row.site == "resid_post"): row
+        row.layer + (row.site == "resid_post"): row
         for row in rows
-        if row.metric == metric and dict(row.slice) == labels
+        if (row.metric, row.condition, dict(row.slice)) == (metric, condition, labels)
+        and row.layer is not None
+        and row.site in DEPTHS
     }
+
+
+def measure(adapter: Adapter, found: Sample) -> np.ndarray:
+    """Return the divergences at the depths, (measures, depths, n)."""
+    return lens.measure(adapter, found, lens.depths(adapter), lambda _, x: adapter.unembed(x))
+
+
+def _ranks(final: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    order = other.argsort(-1, descending=True).tolist()
+    return torch.tensor(
+        [1.0 + row.index(top) for row, top in zip(order, final.argmax(-1).tolist(), strict=True)]
+    ).double()
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 5))
@@ -40,6 +60,7 @@ def test_divergence_agrees_with_torch(seed: int, scale: float) -> None:
         cross_entropy_bits=-q.log_prob(targets) * bits,
         entropy_bits=q.entropy() * bits,
         top1_agreement=(final.argmax(-1) == other.argmax(-1)).double(),
+        final_rank_log2=_ranks(final, other).log2(),
     )
     for name, value in zip(Divergence._fields, found, strict=True):
         torch.testing.assert_close(
@@ -71,19 +92,64 @@ def test_the_last_layer_is_the_model(make) -> None:
     assert rows_of(rows, "top1_agreement")[last].value == 1
 
 
-def test_every_depth_site_and_slice_has_its_row() -> None:
-    findings = logit_lens(open_model(llama()), noise_sample())
-    keys = {(r.metric, r.layer, r.site, tuple(r.slice.items())) for r in findings.rows}
-    slices = [(), (("domain", "even"),), (("domain", "odd"),)]
-    sides = ("static_out", "static_out_longest")
-    slices += [((side, level),) for side in sides for level in ("high", "low")]
-    depths = [(0, "resid_pre"), *((layer, "resid_post") for layer in range(3))]
-    expected = {(m, *depth, s) for m in Divergence._fields for depth in depths for s in slices}
-    whole = ("early_kl_bits", "depth_half_layers", "depth_90_layers")
-    expected |= {(m, None, "resid_post", s) for m in whole for s in slices}
+def test_every_view_and_slice_has_its_row() -> None:
+    findings = logit_lens(open_model(engram()), noise_sample())
+    keys = {(r.metric, r.layer, r.site, r.condition, tuple(r.slice.items())) for r in findings.rows}
+    main = [(), (("static_out", "high"),), (("static_out", "low"),)]
+    more = [(("domain", name),) for name in ("even", "odd")]
+    more += [(("static_out_longest", level),) for level in ("high", "low")]
+    depths = [(0, "resid_pre", None), *((layer, "resid_post", None) for layer in range(3))]
+    depths += [(layer, "resid_post", SUBTRACTED) for layer in (1, 2)]
+    inside = [(1, "resid_memory", None), *((layer, "resid_mid", None) for layer in range(3))]
+    expected = {(m, *v, s) for m in Divergence._fields for v in depths + inside for s in main}
+    expected |= {(m, *v, s) for m in lens.KEPT for v in depths for s in more}
+    whole = ("early_kl_bits", "depth_half_layers", "depth_90_layers", "prediction_depth_layers")
+    expected |= {
+        (m, None, "resid_post", c, s)
+        for m in whole
+        for c in (None, SUBTRACTED)
+        for s in main + more
+    }
     assert keys == expected
     assert len(findings.rows) == len(expected)
     assert all(row.split == "val" and row.name == "logit_lens" for row in findings.rows)
+
+
+def test_views_inside_a_block_are_sums_of_what_is_written() -> None:
+    adapter, found = open_model(engram()), noise_sample(windows=2)
+    wanted = lens.views(adapter)
+    tokens = torch.from_numpy(found.token[:, :-1])
+    with torch.no_grad(), adapter.record(adapter.places) as taps:
+        adapter.run(tokens)
+    flat = {tap: tensor.reshape(tokens.numel(), -1) for tap, tensor in taps.items()}
+    batch = Batch(slice(0, tokens.numel()), tokens, tokens.flatten(), flat, None)
+    got = dict(lens.streams(adapter, batch, wanted))
+    memory, attention = flat[Tap("memory_out", 1)], flat[Tap("attn_out", 1)]
+    entering = flat[Tap("resid_pre", 1)]
+    torch.testing.assert_close(got[View("resid_memory", 1)], entering + memory)
+    torch.testing.assert_close(got[View("resid_mid", 1)], entering + memory + attention)
+    late = flat[Tap("resid_post", 2)] - memory
+    torch.testing.assert_close(got[View("resid_post", 2, SUBTRACTED)], late)
+    assert View("resid_post", 0, SUBTRACTED) not in got, "nothing is written before"
+
+
+def test_a_memory_that_is_all_of_the_prediction_is_gone_when_subtracted() -> None:
+    model = silence(engram(first_k_dense_replace=3), range(3))
+    with torch.no_grad():
+        model.model.layers[1].engram.value_proj.weight.mul_(50)
+    rows = logit_lens(open_model(model), noise_sample()).rows
+    plain, without = rows_of(rows, "kl_bits"), rows_of(rows, "kl_bits", SUBTRACTED)
+    assert plain[2].value == pytest.approx(0, abs=1e-4)
+    # Blocks add nothing, so that without the write the embedding is all there is.
+    assert without[2].value == pytest.approx(plain[0].value, rel=1e-4)
+    assert (plain[0].value or 0) > 1
+    early = {r.condition: r.value for r in rows if r.metric == "early_kl_bits" and not r.slice}
+    assert early[SUBTRACTED] == pytest.approx(plain[0].value, rel=1e-4)
+
+
+def test_a_model_without_memory_has_nothing_subtracted() -> None:
+    rows = logit_lens(open_model(llama()), noise_sample()).rows
+    assert not [r for r in rows if r.condition or r.site == "resid_memory"]
 
 
 def test_rows_are_means_of_the_arrays() -> None:
@@ -97,7 +163,8 @@ def test_rows_are_means_of_the_arrays() -> None:
     assert row.value == pytest.approx(kl[1, odd].mean(), rel=1e-5)
     assert row.n == odd.sum()
     early = next(r for r in findings.rows if r.metric == "early_kl_bits" and not r.slice)
-    assert early.value == pytest.approx(kl[1].mean(), rel=1e-5)
+    # A third of three blocks: the mean height of the line from the embedding to block 0.
+    assert early.value == pytest.approx(kl[:2].mean(), rel=1e-5)
     np.testing.assert_array_equal(findings.arrays["token"], found.targets.token)
 
 
@@ -122,6 +189,10 @@ def test_planted_depth() -> None:
     )
     assert half.value is not None and ninety.value is not None
     assert 0 < half.value < ninety.value <= 2
+    assert half.ci_low is not None and half.ci_high is not None
+    assert half.ci_low <= half.value <= half.ci_high
+    settled = next(r for r in rows if r.metric == "prediction_depth_layers" and not r.slice)
+    assert settled.value is not None and 0 < settled.value <= 2
 
 
 def test_planted_nothing() -> None:
@@ -156,19 +227,3 @@ def test_depths_are_in_order() -> None:
         Tap("resid_post", 1),
         Tap("resid_post", 2),
     ]
-
-
-@pytest.mark.parametrize(
-    ("curve", "share", "expected"),
-    [
-        ([8, 4, 0], 0.5, 1.0),
-        ([8, 6, 2, 0], 0.5, 1.5),
-        ([8, 9, 10, 0], 0.5, 2.6),
-        ([8, 4, 0], 0.1, 1.8),
-        ([8, 8, 8], 0.5, None),
-        ([0, 0, 0], 0.5, None),
-    ],
-)
-def test_fall_depth(curve: list[float], share: float, expected: float | None) -> None:
-    found = fall_depth(np.array(curve, dtype=np.float64), share)
-    assert found == (None if expected is None else pytest.approx(expected))

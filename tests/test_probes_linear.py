@@ -15,9 +15,10 @@ from sklearn.preprocessing import StandardScaler
 from engram_eval.adapters.load import open_model
 from engram_eval.errors import UserError
 from engram_eval.records import MetricRow
-from probes.linear import TRAIN_SHARE, linear, training_part
+from probes.linear import linear
 from probes.ridge import RidgeFitter, one_hot_targets
 from probes.sample import Sample
+from probes.split import TRAIN_SHARE, training_part
 from probes.token_tasks import KINDS, TASKS, kinds_of, task_labels, token_kind, usable
 
 

@@ -90,7 +90,7 @@ def test_lens_and_knockout_agree_on_the_loss(folders: dict[str, Path], tmp_path:
     bits = {
         tuple(r.slice.items()): r.value
         for r in lens
-        if (r.metric, r.layer) == ("cross_entropy_bits", 2)
+        if (r.metric, r.layer, r.site, r.condition) == ("cross_entropy_bits", 2, "resid_post", None)
     }
     nats = {tuple(r.slice.items()): r.value for r in cut if r.metric == "loss_nats"}
     assert bits.keys() == nats.keys()

@@ -1,4 +1,4 @@
-"""LogitLens: how far each block's readout is from the model's final prediction."""
+"""Lenses: how far each block's readout is from the model's final prediction."""
 
 from collections.abc import Sequence
 
@@ -8,28 +8,74 @@ from reports.draw import Canvas
 from reports.load import Study
 from reports.numbers import fixed, listing
 from reports.query import pick, values
-from reports.sections.layers import drawn_models, layer_panel, slice_views
+from reports.sections.layers import Draw, drawn_models, layer_panel, slice_views
 from reports.theme import looks
+
+DASHES: dict[str | None, str] = {None: "-", "memory_subtracted": "--"}
+KEY = (
+    "One line per seed; “emb.” is the embedding. Solid: the lens of the stream after each block. "
+    "Dashed: with everything that the memory itself wrote up to there taken away again. A low "
+    "divergence right where the memory writes shows its write; only what stays low without it "
+    "can mean that depth was saved."
+)
 
 
 def lens_block(study: Study, rows: Sequence[MetricRow]) -> Block:
-    """Draw KL(final || lens) by block, over all tokens and by slice."""
-    kept = [row for row in pick(rows, metric="kl_bits") if row.layer is not None]
-    look = looks(study)
-
-    def draw(part: Sequence[MetricRow], width: int) -> Canvas:
-        return layer_panel(part, look, "KL(final ‖ lens), bits", {None: "-"}, width)
-
+    """Draw KL(final || lens) by block, over all tokens and by slice, with and without the write."""
+    kept = _over_depth(rows)
     return Block(
         "logit-lens",
         "LogitLens: how early the final prediction is readable",
-        _finding(study, kept),
-        slice_views(kept, draw),
+        f"{_finding(study, kept)} {_early(study, rows)}".strip(),
+        slice_views(kept, _drawer(study)),
         flat_rows(kept),
         legend=drawn_models(study, kept),
-        key="One line per seed; “emb.” is the embedding. A low divergence right where the memory "
-        "writes shows its write, not yet that depth was saved.",
+        key=KEY,
     )
+
+
+def tuned_lens_block(study: Study, rows: Sequence[MetricRow]) -> Block:
+    """Draw the same with a translation trained per block: the logit lens's control."""
+    kept = _over_depth(rows)
+    return Block(
+        "tuned-lens",
+        "Tuned lens: the same, once each block's language is learnt",
+        "A block may hold the prediction in directions that the last block does not use; each has "
+        "a linear translation of its own here, trained on other documents. A lead that is gone "
+        f"here was a lead in language, not in depth. {_early(study, rows)}".strip(),
+        slice_views(kept, _drawer(study)),
+        flat_rows(kept),
+        legend=drawn_models(study, kept),
+        key=KEY,
+    )
+
+
+def _over_depth(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    """Return the divergences of the embedding and after each block."""
+    found = [row for row in pick(rows, metric="kl_bits") if row.layer is not None]
+    return [row for row in found if row.site in ("resid_pre", "resid_post")]
+
+
+def _drawer(study: Study) -> Draw:
+    look = looks(study)
+
+    def draw(part: Sequence[MetricRow], width: int) -> Canvas:
+        return layer_panel(part, look, "KL(final ‖ lens), bits", DASHES, width)
+
+    return draw
+
+
+def _early(study: Study, rows: Sequence[MetricRow]) -> str:
+    """Quote the area under the first third of the curve, with and without the write."""
+    whole = [row for row in pick(rows, metric="early_kl_bits") if not row.slice]
+    told = []
+    for condition, words in ((None, ""), ("memory_subtracted", " (without the memory’s write)")):
+        here = pick(whole, condition=condition)
+        told += [
+            f"{model}{words} {listing([fixed(v, 2) for v in values(pick(here, model=model))])}"
+            for model in drawn_models(study, here)
+        ]
+    return f"Mean over the first third of the depth, in bits: {'; '.join(told)}." if told else ""
 
 
 def memory_layers(study: Study) -> set[int]:

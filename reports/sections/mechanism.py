@@ -9,7 +9,7 @@ from reports.load import Study
 from reports.query import asked, pick
 from reports.sections.cka import cka_block
 from reports.sections.knockout import knockout_block
-from reports.sections.lens import lens_block
+from reports.sections.lens import lens_block, tuned_lens_block
 from reports.sections.linear import linear_block
 from reports.theme import looks
 
@@ -24,6 +24,7 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("logit_lens", lens_block, "LogitLens is not recorded."),
+    Part("tuned_lens", tuned_lens_block, "The tuned lens is not recorded."),
     Part("cka", cka_block, "CKA between models is not recorded."),
     Part("linear", linear_block, "The linear probe is not recorded."),
     Part("knockout", knockout_block, "The knock-outs are not recorded."),

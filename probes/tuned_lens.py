@@ -1,0 +1,159 @@
+"""Tuned lens: LogitLens with a trained translation of each layer (arXiv:2303.08112).
+
+A layer may hold the prediction in other directions than the last layer uses; the logit lens cannot
+tell that from its absence. Here each depth has an affine map of the stream (its "translator"),
+trained to minimise KL(final || lens) on half of the sample's documents; rows are about the other
+half. Where Engram's lead is gone under the tuned lens, it was a matter of language, not of depth.
+In three lines::
+
+    adapter = open_model("runs/quick/models/engram/seed0")
+    sample = draw_sample(load_corpus("runs/quick/corpus"))
+    rows = tuned_lens(adapter, sample).rows
+
+Translators start from the least-squares map to the last stream (arXiv:2303.09435), which a few
+passes of Adam then improve; the same seed gives the same maps. Under ``memory_subtracted`` the
+translator is the one that was trained on the whole stream.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engram_eval.adapters.base import Adapter
+from engram_eval.progress import Reporter
+from probes.capture import batches
+from probes.findings import Findings
+from probes.lens import View, lens_findings, lens_taps, measure, views
+from probes.sample import Mask, Sample
+from probes.split import training_part
+
+NAME = "tuned_lens"
+FIT_SHARE = 0.5
+PASSES = 2
+TOKENS_PER_STEP = 256
+RATE = 1e-3
+RIDGE = 1e-2
+
+
+class Translators(NamedTuple):
+    """The affine maps ``x @ weight[d] + bias[d]`` of every depth but the last.
+
+    Attributes:
+        weight: (depths, D, D).
+        bias: (depths, D).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, depth: int, stream: Tensor) -> Tensor:
+        """Translate a stream (n, D); the last depth speaks the last layer's language already."""
+        if depth == len(self.weight):
+            return stream
+        return stream @ self.weight[depth] + self.bias[depth]
+
+
+def tuned_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> Findings:
+    """Train translators on half of the documents and measure the others, as ``logit_lens`` does.
+
+    Rows: those of ``logit_lens`` at the depths, on every slice of the held-out half.
+
+    Raises:
+        UserError: fewer than two documents.
+    """
+    fitted, held_out = halves(sample)
+    translators = train_translators(adapter, sample, fitted, report)
+    wanted = [v for v in views(adapter) if v.site in ("resid_pre", "resid_post")]
+    rest = sample.windows(held_out)
+
+    def readout(view: View, stream: Tensor) -> Tensor:
+        depth = 0 if view.site == "resid_pre" else view.layer + 1
+        return adapter.unembed(translators(depth, stream))
+
+    values = measure(adapter, rest, wanted, readout, report, NAME)
+    return lens_findings(NAME, adapter, rest, wanted, values)
+
+
+def halves(sample: Sample) -> tuple[Mask, Mask]:
+    """Split the windows (N,) by the document that they begin in; both halves have some.
+
+    Raises:
+        UserError: all windows begin in one document.
+    """
+    everything = np.ones(len(sample.token), dtype=bool)
+    rng = np.random.default_rng(sample.seed)
+    fitted = training_part(sample.document[:, 0], everything, rng, FIT_SHARE)
+    return fitted, ~fitted
+
+
+def train_translators(
+    adapter: Adapter, sample: Sample, windows: Mask, report: Reporter | None = None
+) -> Translators:
+    """Fit every depth's translator on some windows of a sample.
+
+    Args:
+        adapter: the model, which stays as it is.
+        sample: the text.
+        windows: which of it is read, (N,).
+        report: where progress goes.
+    """
+    streams, last = _collect(adapter, sample.windows(windows), report)
+    start = least_squares(streams, last)
+    leaves = [t.clone().requires_grad_() for t in (*start.weight, *start.bias)]
+    optimiser = torch.optim.Adam(leaves, lr=RATE)
+    generator = torch.Generator().manual_seed(sample.seed)
+    steps = [part for _ in range(PASSES) for part in _parts(len(last), generator)]
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, len(steps))
+    with (report or Reporter(quiet=True)).task(f"{NAME} (fit)", len(steps)) as progress:
+        for part in steps:
+            _set_gradients(adapter, leaves, streams[:, part], last[part])
+            optimiser.step()
+            schedule.step()
+            progress.advance()
+    found = torch.stack(leaves[: len(streams)]), torch.stack(leaves[len(streams) :])
+    return Translators(*(t.detach() for t in found))
+
+
+def _collect(adapter: Adapter, sample: Sample, report: Reporter | None) -> tuple[Tensor, Tensor]:
+    """Return the streams (depths, n, D) of all depths but the last, and the last one, (n, D)."""
+    taps = lens_taps(adapter)
+    read = list(batches(adapter, sample, taps, report=report, title=f"{NAME} (read)"))
+    found = torch.stack([torch.cat([batch.taps[tap] for batch in read]) for tap in taps])
+    return found[:-1], found[-1]
+
+
+def least_squares(streams: Tensor, last: Tensor, ridge: float = RIDGE) -> Translators:
+    """Return the affine maps of ``streams`` (depths, n, D) that come closest to ``last`` (n, D).
+
+    Args:
+        streams: what is translated.
+        last: what it is translated to.
+        ridge: penalty, relative to the mean variance of a stream's coordinates.
+    """
+    centre, goal = streams.mean(1, keepdim=True), last.mean(0)
+    x = (streams - centre).double()
+    gram = x.transpose(1, 2) @ x
+    scale = gram.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(1e-12)
+    gram = gram + ridge * scale[:, None, None] * torch.eye(x.shape[-1], device=x.device)
+    weight = torch.linalg.solve(gram, x.transpose(1, 2) @ (last - goal).double()).to(last.dtype)
+    return Translators(weight, goal - (centre @ weight)[:, 0])
+
+
+def _parts(n: int, generator: torch.Generator) -> Iterator[Tensor]:
+    yield from torch.randperm(n, generator=generator).split(TOKENS_PER_STEP)
+
+
+def _set_gradients(adapter: Adapter, leaves: list[Tensor], streams: Tensor, last: Tensor) -> None:
+    """Set the gradients of KL(final || lens) of every depth; final's own entropy is constant."""
+    with torch.no_grad():
+        p = adapter.unembed(last).softmax(-1)
+    for depth, stream in enumerate(streams):
+        own = [leaves[depth], leaves[len(streams) + depth]]
+        # One depth at a time: only one (n, V) matrix and its gradient live at once.
+        lens = adapter.unembed(stream @ own[0] + own[1])
+        loss = torch.nn.functional.cross_entropy(lens, p)
+        for leaf, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
+            leaf.grad = gradient

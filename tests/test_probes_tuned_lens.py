@@ -1,0 +1,124 @@
+"""The tuned lens: what is said in another language is found, what is not said is not."""
+
+import numpy as np
+import pytest
+import torch
+from probes_fixture import VOCAB, PreviousToken, engram, llama, noise_sample, silence
+from transformers import PreTrainedModel
+
+from engram_eval.adapters.load import open_model
+from engram_eval.errors import UserError
+from engram_eval.records import MetricRow
+from probes.lens import SUBTRACTED, logit_lens
+from probes.tuned_lens import Translators, halves, least_squares, train_translators, tuned_lens
+
+
+def kl(rows: list[MetricRow], condition: str | None = None) -> list[float]:
+    """Return KL by depth on all tokens."""
+    return [
+        row.value or 0.0
+        for row in rows
+        if (row.metric, row.condition, dict(row.slice)) == ("kl_bits", condition, {})
+        and row.site in ("resid_pre", "resid_post")
+    ]
+
+
+def other_language() -> PreTrainedModel:
+    """Make a model whose last block turns the stream by a fixed rotation and does no more."""
+    model = silence(llama(), range(3))
+    block, width = model.model.layers[2], 32
+    rotation = torch.linalg.qr(torch.randn(width, width)).Q
+    embedding = model.model.embed_tokens.weight
+    with torch.no_grad():
+        # Of equal length, the block's norm leaves the stream as it is.
+        embedding.div_(embedding.square().mean(-1, keepdim=True).sqrt())
+        block.post_attention_layernorm.weight.fill_(1.0)
+    block.mlp = torch.nn.Linear(width, width, bias=False)
+    with torch.no_grad():
+        block.mlp.weight.copy_(rotation - torch.eye(width))
+    return model
+
+
+def fetching() -> PreTrainedModel:
+    """Make a model whose prediction is about the previous token, fetched by its last block."""
+    model = silence(llama(), range(3))
+    model.model.layers[2].self_attn = PreviousToken(32)
+    with torch.no_grad():
+        model.model.layers[2].self_attn.out.weight.copy_(20 * torch.eye(32))
+    return model
+
+
+def test_another_language_is_understood() -> None:
+    adapter, found = open_model(other_language()), noise_sample(windows=64)
+    plain, tuned = logit_lens(adapter, found).rows, tuned_lens(adapter, found).rows
+    assert min(kl(plain)[:3]) > 2
+    assert max(kl(tuned)) < 0.02
+
+
+def test_what_is_not_there_is_not_found() -> None:
+    adapter, found = open_model(fetching()), noise_sample(windows=64)
+    plain, tuned = kl(logit_lens(adapter, found).rows), kl(tuned_lens(adapter, found).rows)
+    assert plain[3] == pytest.approx(0, abs=1e-4) and tuned[3] == pytest.approx(0, abs=1e-4)
+    # Tokens are drawn independently: the stream of one says nothing about the one before.
+    assert min(tuned[:3]) > 1
+
+
+def test_rows_are_about_documents_that_were_not_fitted() -> None:
+    found = noise_sample()
+    fitted, held_out = halves(found)
+    assert (fitted ^ held_out).all()
+    assert not set(found.document[fitted, 0]) & set(found.document[held_out, 0])
+    rows = tuned_lens(open_model(engram()), found).rows
+    whole = [r for r in rows if r.metric == "kl_bits" and not r.slice]
+    assert {r.n for r in whole} == {32 * int(held_out.sum())}
+    assert {r.condition for r in whole} == {None, SUBTRACTED}
+    assert {r.name for r in rows} == {"tuned_lens"}
+    same = tuned_lens(open_model(engram()), found).rows
+    assert rows == same
+
+
+def test_the_last_depth_is_the_model() -> None:
+    assert kl(tuned_lens(open_model(llama()), noise_sample()).rows)[-1] == pytest.approx(
+        0, abs=1e-4
+    )
+
+
+def test_training_improves_on_least_squares_and_leaves_the_model_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, found = llama(), noise_sample(windows=64)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    adapter = open_model(model)
+    trained = kl(tuned_lens(adapter, found).rows)
+    monkeypatch.setattr("probes.tuned_lens.PASSES", 0)
+    start = kl(tuned_lens(adapter, found).rows)
+    assert np.mean(trained) < np.mean(start)
+    for name, p in model.named_parameters():
+        assert p.grad is None and torch.equal(p, before[name])
+
+
+def test_least_squares_finds_a_planted_map() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 200, 5, generator=generator) + 3
+    weight, bias = torch.randn(5, 5, generator=generator), torch.randn(5, generator=generator)
+    found = least_squares(x, x[0] @ weight + bias, ridge=1e-8)
+    torch.testing.assert_close(found.weight[0], weight, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found(0, x[0]), x[0] @ weight + bias, atol=1e-2, rtol=1e-3)
+    # The second stream is independent of the goal: its map is the mean and little else.
+    assert found.weight[1].abs().max() < 1
+    assert torch.equal(found(2, x[0]), x[0])
+    assert isinstance(found, Translators)
+
+
+def test_one_document_is_too_few() -> None:
+    found = noise_sample()
+    found.document[:] = 0
+    with pytest.raises(UserError, match="fewer than two documents"):
+        tuned_lens(open_model(llama(vocab_size=VOCAB)), found)
+
+
+def test_seeds_draw_the_split() -> None:
+    found = noise_sample(seed=1)
+    first = train_translators(open_model(llama()), found, halves(found)[0])
+    again = train_translators(open_model(llama()), found, halves(found)[0])
+    torch.testing.assert_close(first.weight, again.weight, rtol=0, atol=0)
