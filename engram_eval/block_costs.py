@@ -1,4 +1,6 @@
-"""What attention and hyper-connections cost in one block, beside attention scores."""
+"""What attention and hyper-connections cost in one block."""
+
+import math
 
 from engram_eval.costs import Part, linear, norm
 from engram_eval.models.configuration_engram import EngramConfig
@@ -25,6 +27,20 @@ def _latent(config: EngramConfig, query: int) -> Part:
     narrow = linear(width, rank + config.qk_rope_head_dim) + norm(rank)
     both = config.qk_nope_head_dim + config.v_head_dim
     return inward + narrow + linear(rank, config.num_attention_heads * both)
+
+
+def attention_scores(config: EngramConfig, seq_len: int) -> Part:
+    """Return the cost of one layer's queries times keys and weights times values.
+
+    A window or a choice of blocks is a mask over all keys here and saves nothing; choosing costs
+    each query its match with the mean key of every block.
+    """
+    heads = config.num_attention_heads
+    scores = Part(flops=2 * seq_len * heads * (config.qk_head_dim + config.value_head_dim))
+    if config.attention_kind != "block_sparse":
+        return scores
+    blocks = math.ceil(seq_len / config.sparse_block_size)
+    return scores + Part(flops=2 * blocks * heads * config.qk_head_dim)
 
 
 def hyper_connection(config: EngramConfig) -> Part:

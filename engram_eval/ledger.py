@@ -20,7 +20,12 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from engram_eval.block_costs import attention_projections, hyper_connection, hyper_head
+from engram_eval.block_costs import (
+    attention_projections,
+    attention_scores,
+    hyper_connection,
+    hyper_head,
+)
 from engram_eval.costs import Part, linear, norm, swiglu
 from engram_eval.errors import UserError
 from engram_eval.memory_costs import memory_cost
@@ -93,7 +98,7 @@ def ledger(config: EngramConfig, seq_len: int) -> Ledger:
     if seq_len < 1:
         raise UserError(f"seq_len={seq_len}: must be at least 1")
     embedding, head = embedding_and_head(config)
-    scores = attention_scores(config, seq_len)
+    scores = attention_scores(config, seq_len).times(config.num_hidden_layers)
     table, memory = tables(config), memories(config)
     experts = routed_experts(config)
     backbone = blocks(config) + scores + table + memory + experts
@@ -129,12 +134,6 @@ def embedding_and_head(config: EngramConfig) -> tuple[Part, Part]:
     if not config.tie_word_embeddings:
         return rows, head
     return Part(head.params, head.params), Part(flops=head.flops)
-
-
-def attention_scores(config: EngramConfig, seq_len: int) -> Part:
-    """Return the cost of queries times keys and weights times values, in all layers."""
-    width = config.num_attention_heads * (config.qk_head_dim + config.value_head_dim)
-    return Part(flops=2 * seq_len * width).times(config.num_hidden_layers)
 
 
 def moe_layers(config: EngramConfig) -> int:

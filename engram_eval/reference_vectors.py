@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -75,6 +76,11 @@ class ReferenceVectors:
     def row_dim(self) -> int:
         """Width of one row."""
         return self.order_width // self.heads
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the outputs were computed in."""
+        return self.layer(self.layers[0], "output").dtype
 
     @property
     def tokenizer_file(self) -> Path:

@@ -29,7 +29,8 @@ from engram_eval.reference_vectors import ReferenceVectors, read_vectors
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-5}
 END_OF_TEXT = "<|endoftext|>"
 CONV_NORM_EPS = 1e-5
-"""Of the demonstration's convolution; its other norms use PyTorch's default, the dtype's eps."""
+"""Of the demonstration's convolution; its other norms use PyTorch's default, the eps of the dtype
+that the file was computed in: float32's own would show wherever keys or streams are small."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def build_memory(
         dilation=vectors.max_order,
         gate="signed_sqrt",
         bias=True,
-        norm_eps=torch.finfo(dtype).eps,
+        norm_eps=torch.finfo(vectors.dtype).eps,
         conv_norm_eps=CONV_NORM_EPS,
     )
     return EngramMemory(spec).to(dtype)

@@ -48,8 +48,17 @@ class Demonstration:
     hc_mult: int = 1
 
 
-def write_vectors(folder: Path, demo: Demonstration, shape: tuple[int, int] = (2, 9)) -> Path:
-    """Write ``vectors.safetensors`` and its ``tokenizer.json``; returns the former's path."""
+def write_vectors(
+    folder: Path, demo: Demonstration, shape: tuple[int, int] = (2, 9), scale: float = 1.0
+) -> Path:
+    """Write ``vectors.safetensors`` and its ``tokenizer.json``; returns the former's path.
+
+    Args:
+        folder: where to.
+        demo: configuration.
+        shape: of the input ids.
+        scale: standard deviation of weights and streams.
+    """
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     compressed = slow_compression(tokenizer)
@@ -58,7 +67,7 @@ def write_vectors(folder: Path, demo: Demonstration, shape: tuple[int, int] = (2
     tensors = {"input_ids": ids, "compressed_ids_of_vocab": torch.tensor(compressed)}
     rows, heads, layers = demo.engram_vocab_size, demo.n_head_per_ngram, demo.layer_ids
     for layer, primes in zip(layers, ref.head_primes(rows, heads, len(layers)), strict=True):
-        made = _layer(demo, layer, primes, compressed, ids, draw)
+        made = _layer(demo, layer, primes, compressed, ids, draw, scale)
         tensors |= {f"layer{layer}.{name}": value for name, value in made.items()}
     metadata = {
         name: json.dumps(list(value) if isinstance(value, tuple) else value)
@@ -76,6 +85,7 @@ def _layer(
     compressed: list[int],
     ids: torch.Tensor,
     draw: torch.Generator,
+    scale: float,
 ) -> dict[str, torch.Tensor]:
     """Everything that a file holds about one layer."""
     order, streams, width = demo.max_ngram_size, demo.hc_mult, demo.hidden_size
@@ -85,8 +95,8 @@ def _layer(
         ref.hash_ids([compressed[i] for i in row], orders, primes, multipliers, pad)
         for row in ids.tolist()
     ]
-    weights = _weights(demo, primes, draw)
-    hidden = torch.randn(*ids.shape, streams, width, generator=draw, dtype=torch.float64)
+    weights = _weights(demo, primes, draw, scale)
+    hidden = scale * torch.randn(*ids.shape, streams, width, generator=draw, dtype=torch.float64)
     eps = torch.finfo(torch.float64).eps
     options = ref.MemoryOptions("signed_sqrt", order, norm_eps=eps, conv_norm_eps=1e-5)
     output, _ = ref.memory(_view(weights, streams, width), options, primes, rows, hidden)
@@ -101,7 +111,7 @@ def _layer(
 
 
 def _weights(
-    demo: Demonstration, primes: list[int], draw: torch.Generator
+    demo: Demonstration, primes: list[int], draw: torch.Generator, scale: float
 ) -> dict[str, torch.Tensor]:
     """Random weights under the demonstration's names."""
     width, memory = demo.hidden_size, demo.n_embed_per_ngram * (demo.max_ngram_size - 1)
@@ -121,7 +131,7 @@ def _weights(
             f"short_conv.norms.{m}.weight": (width,),
         }
     made = {
-        name: torch.randn(*shape, generator=draw, dtype=torch.float64)
+        name: scale * torch.randn(*shape, generator=draw, dtype=torch.float64)
         for name, shape in shapes.items()
     }
     offsets = [0, *itertools.accumulate(primes)][:-1]

@@ -71,6 +71,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "signed gate": {**MOE, **MEMORY, "engram_gate": "signed_sqrt"},
     "mla": {**MOE, **MLA},
     "mla, narrow queries": {**MOE, **MLA, **MEMORY, "q_lora_rank": 6},
+    "block sparse": {
+        **MOE,
+        "attention_kind": "block_sparse",
+        "sparse_block_size": 5,
+        "sparse_top_k": 1,
+    },
+    "sliding": {**MOE, "sliding_window": 7},
     "streams": {**MOE, "residual_streams": 2},
     "streams and memory": {**MOE, **MEMORY, "residual_streams": 4, "engram_bias": True},
     "streams, no gate": {**DENSE, **MEMORY, "residual_streams": 3, "engram_gate": "none"},

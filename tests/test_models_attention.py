@@ -11,9 +11,10 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from engram_eval.models.attention import EngramAttention, RotaryEmbedding
+from engram_eval.models.attention import EngramAttention
 from engram_eval.models.causal_attention import rotary_causal_attention
 from engram_eval.models.configuration_engram import EngramConfig
+from engram_eval.models.rotary import RotaryEmbedding
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -21,7 +22,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torc
 
 
 def rotation(length: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    rotary = RotaryEmbedding(500.0, width)
+    rotary = RotaryEmbedding(EngramConfig(head_dim=width, rope_theta=500.0))
     return rotary(torch.zeros(1, dtype=dtype), torch.arange(3, 3 + length)[None])
 
 
@@ -105,7 +106,7 @@ def test_layer_against_llama(implementation: str, options: dict, grad: bool) -> 
     theirs.load_state_dict(ours.state_dict())
     hidden, positions = draw(2, 70, 32), torch.arange(5, 75)[None]
     mask = torch.full((70, 70), float("-inf")).triu(1)[None, None]
-    rotary = RotaryEmbedding(500.0, config.head_dim)(hidden, positions)
+    rotary = RotaryEmbedding(config)(hidden, positions)
     their_rotary = LlamaRotaryEmbedding(llama(config, implementation))(hidden, positions)
     with torch.set_grad_enabled(grad):
         found, weights = ours(hidden, rotary, None if implementation == "sdpa" else mask)
@@ -118,7 +119,7 @@ def test_layer_against_llama(implementation: str, options: dict, grad: bool) -> 
 def test_bidirectional_attention_is_not_mistaken_for_causal() -> None:
     config = EngramConfig(**TINY, attn_implementation="sdpa")
     layer, hidden = EngramAttention(config, 0), draw(1, 9, 32)
-    rotary = RotaryEmbedding(10_000.0, config.head_dim)(hidden, torch.arange(9)[None])
+    rotary = RotaryEmbedding(config)(hidden, torch.arange(9)[None])
     both, _ = layer(hidden, rotary, is_causal=False)
     causal, _ = layer(hidden, rotary)
     assert not torch.allclose(both[:, 0], causal[:, 0])

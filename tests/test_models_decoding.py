@@ -11,7 +11,12 @@ MLA = {
     "v_head_dim": 10,
 }
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
-OTHER_BACKBONES = [{}, {**MLA, "residual_streams": 2}]
+BLOCKS = {"attention_kind": "block_sparse", "sparse_block_size": 3, "sparse_top_k": 1}
+SLIDING = {
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+OTHER_BACKBONES = [{}, {**MLA, "residual_streams": 2}, BLOCKS]
 OPTIONS = [
     {},
     {"engram_conv": False},
@@ -22,6 +27,10 @@ OPTIONS = [
     {"residual_streams": 3},
     MLA,
     {**MLA, "q_lora_rank": 6, "residual_streams": 2, "engram_layers": []},
+    BLOCKS,
+    SLIDING,
+    {**MLA, "sliding_window": 5},
+    {"yarn_factor": 4.0, "yarn_original_positions": 8},
 ]
 
 
@@ -150,7 +159,7 @@ def test_cache_follows_every_operation_on_its_batch(options: dict) -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("options", OTHER_BACKBONES)
+@pytest.mark.parametrize("options", [*OTHER_BACKBONES, SLIDING])
 @torch.no_grad()
 def test_generation_with_cache_equals_generation_without(beams: int, options: dict) -> None:
     model = full(**options)
@@ -180,7 +189,7 @@ def test_batched_generation_equals_one_at_a_time() -> None:
         assert torch.equal(together[row, 10 : 10 + len(new)], new)
 
 
-@pytest.mark.parametrize("options", OTHER_BACKBONES)
+@pytest.mark.parametrize("options", [*OTHER_BACKBONES, SLIDING])
 @torch.no_grad()
 def test_speculative_decoding_crops_the_cache(options: dict) -> None:
     model = full(**options)
@@ -190,7 +199,7 @@ def test_speculative_decoding_crops_the_cache(options: dict) -> None:
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **settings), expected)
 
 
-@pytest.mark.parametrize("options", OTHER_BACKBONES)
+@pytest.mark.parametrize("options", [*OTHER_BACKBONES, SLIDING])
 @torch.no_grad()
 def test_static_cache(options: dict) -> None:
     model = full(**options)

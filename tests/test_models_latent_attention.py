@@ -7,9 +7,9 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3RotaryEmbedding,
 )
 
-from engram_eval.models.attention import RotaryEmbedding
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.latent_attention import LatentAttention
+from engram_eval.models.rotary import RotaryEmbedding
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 MLA = {
@@ -21,15 +21,35 @@ MLA = {
 }
 
 
-def pair(q_rank: int, implementation: str) -> tuple[LatentAttention, DeepseekV3Attention]:
+YARN = {
+    "yarn_factor": 10.0,
+    "yarn_original_positions": 64,
+    "yarn_beta_fast": 8.0,
+    "yarn_mscale": 0.707,
+}
+THEIR_YARN = {
+    "rope_type": "yarn",
+    "factor": 10.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 8.0,
+    "beta_slow": 1.0,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+}
+
+
+def pair(
+    q_rank: int, implementation: str, yarn: bool = False
+) -> tuple[LatentAttention, DeepseekV3Attention]:
     """Ours and theirs with the same weights; the state's names are the same."""
     config = EngramConfig(
-        **TINY, **MLA, q_lora_rank=q_rank, rope_theta=700.0, attn_implementation=implementation
-    )
+        **TINY, **MLA, **(YARN if yarn else {}), q_lora_rank=q_rank, rope_theta=700.0,
+        attn_implementation=implementation,
+    )  # fmt: skip
     other = DeepseekV3Config(
         hidden_size=32, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=q_rank or None,
         **{name: size for name, size in MLA.items() if name != "attention_kind"},
-        rope_parameters={"rope_type": "default", "rope_theta": 700.0},
+        rope_parameters={**(THEIR_YARN if yarn else {"rope_type": "default"}), "rope_theta": 700.0},
         attn_implementation=implementation,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -47,12 +67,12 @@ def mask(new: int, past: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("q_rank", [0, 5])
-def test_layer_against_deepseek_v3(implementation: str, q_rank: int) -> None:
-    ours, theirs = pair(q_rank, implementation)
+@pytest.mark.parametrize(("q_rank", "yarn"), [(0, False), (5, False), (5, True)])
+def test_layer_against_deepseek_v3(implementation: str, q_rank: int, yarn: bool) -> None:
+    ours, theirs = pair(q_rank, implementation, yarn)
     draw = torch.Generator().manual_seed(1)
     hidden, positions = torch.randn(2, 30, 32, generator=draw), torch.arange(4, 34)[None]
-    rotary = RotaryEmbedding(700.0, 8)(hidden, positions)
+    rotary = RotaryEmbedding(ours.config)(hidden, positions)
     their_rotary = DeepseekV3RotaryEmbedding(theirs.config)(hidden, positions)
     found, weights = ours(hidden, rotary, mask(30))
     expected, their_weights = theirs(hidden, their_rotary, mask(30))
@@ -71,7 +91,7 @@ def test_cached_layer_against_deepseek_v3() -> None:
     for start, end in ((0, 7), (7, 8), (8, 12)):
         positions = torch.arange(start, end)[None]
         part, seen = hidden[:, start:end], mask(end - start, start)
-        rotary = RotaryEmbedding(700.0, 8)(part, positions)
+        rotary = RotaryEmbedding(ours.config)(part, positions)
         their_rotary = DeepseekV3RotaryEmbedding(theirs.config)(part, positions)
         found, _ = ours(part, rotary, seen, caches[0])
         expected, _ = theirs(part, their_rotary, seen, caches[1])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from exact_fixture import Demonstration, write_vectors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -67,6 +69,38 @@ def test_vectors_of_the_slow_reference(tmp_path: Path, name: str) -> None:
     lines = out.getvalue().splitlines()
     assert len(lines) == 2 * (2 + 5 * len(demo.layer_ids))
     assert all(line.startswith("vectors.safetensors float") and " ok " in line for line in lines)
+
+
+@pytest.mark.parametrize("scale", [0.02, 30.0])
+def test_weights_and_streams_of_any_size(tmp_path: Path, scale: float) -> None:
+    """At 0.02 the mean square of a key is far below float32's eps."""
+    assert failed(write_vectors(tmp_path, Demonstration(hc_mult=2), (3, 20), scale)) == []
+
+
+@given(
+    heads=st.integers(1, 4),
+    row_dim=st.integers(1, 5),
+    rows=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    layers=st.lists(st.integers(0, 30), min_size=1, max_size=2, unique=True),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(1, 5)),
+    draws=st.tuples(st.integers(0, 300), st.integers(0, 10**9)),
+)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_of_that_form(
+    tmp_path: Path,
+    heads: int,
+    row_dim: int,
+    rows: list[int],
+    layers: list[int],
+    sizes: tuple[int, int, int],
+    draws: tuple[int, int],
+) -> None:
+    demo = Demonstration(
+        engram_vocab_size=tuple(rows), max_ngram_size=1 + len(rows), n_head_per_ngram=heads,
+        n_embed_per_ngram=heads * row_dim, layer_ids=tuple(layers), hidden_size=sizes[0],
+        hc_mult=sizes[1], kernel_size=sizes[2], pad_id=draws[0], seed=draws[1],
+    )  # fmt: skip
+    assert failed(write_vectors(tmp_path, demo)) == []
 
 
 @pytest.mark.parametrize("length", [1, 2, 63])

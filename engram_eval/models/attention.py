@@ -1,4 +1,4 @@
-"""Rotary positions (arXiv:2104.09864) and grouped-query attention (arXiv:2305.13245)."""
+"""Grouped-query attention (arXiv:2305.13245)."""
 
 from typing import Any
 
@@ -10,39 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .causal_attention import rotary_causal_attention
 from .configuration_engram import EngramConfig
 from .precision import as_operand
-
-
-def inverse_frequencies(theta: float, head_dim: int) -> torch.Tensor:
-    """Return ``theta^(-2i/head_dim)`` for each pair i: (head_dim / 2,)."""
-    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-
-
-class RotaryEmbedding(nn.Module):
-    """Cosines and sines of the rotation at each position."""
-
-    inv_freq: torch.Tensor
-
-    def __init__(self, theta: float, head_dim: int) -> None:
-        super().__init__()
-        self.theta, self.head_dim = theta, head_dim
-        self.register_buffer("inv_freq", inverse_frequencies(theta, head_dim), persistent=False)
-
-    @torch.no_grad()
-    def forward(
-        self, x: torch.Tensor, position_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (cos, sin), each (B, T, head_dim), in the dtype of ``x``.
-
-        The first half of the sines is negative, so that a rotation is two products.
-        """
-        angles = position_ids[..., None].float() * self.inv_freq.float()
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate ``x`` (B, heads, T, head_dim); pairs are (i, i + head_dim / 2), as in Llama."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+from .rotary import rotate, score_scale
 
 
 def eager_attention(
@@ -88,7 +56,7 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
         self.is_causal = True
-        self.scaling = 1.0
+        self.scaling = score_scale(config)
 
     def _attend(
         self,
@@ -115,7 +83,6 @@ class EngramAttention(Attention):
         super().__init__(config, layer_idx)
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
         width = config.num_attention_heads * self.head_dim
         kv_width = config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=False)

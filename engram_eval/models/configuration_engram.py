@@ -10,7 +10,8 @@ ROUTER_SCORINGS = ("sigmoid", "softmax")
 GATES = ("plain", "signed_sqrt", "none")
 MEMORY_KINDS = ("engram", "plain", "over_encoding", "per_layer", "product_key")
 INDEXES = ("ngram", "single", "random", "exact")
-ATTENTION_KINDS = ("gqa", "mla")
+ATTENTION_KINDS = ("gqa", "mla", "block_sparse")
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 class EngramConfig(PreTrainedConfig):
@@ -24,11 +25,22 @@ class EngramConfig(PreTrainedConfig):
     Attention:
         attention_kind: ``gqa``: grouped-query; ``mla``: multi-head latent (arXiv:2405.04434), which
             heeds the next five, named as in DeepSeek-V3, and neither ``head_dim`` nor
-            ``num_key_value_heads``.
+            ``num_key_value_heads``; ``block_sparse``: grouped-query over chosen blocks of keys.
         q_lora_rank: width of the narrow query; 0 projects queries at once.
         kv_lora_rank: width of the vector that keys and values are made from.
         qk_nope_head_dim, qk_rope_head_dim: a head's unrotated and rotated query numbers.
         v_head_dim: a head's value.
+        sparse_block_size, sparse_top_k: keys per block; earlier blocks that a query sees beside
+            its own.
+        sliding_window: keys that a query sees, its own included, in layers of that type.
+        layer_types: ``full_attention`` or ``sliding_attention`` for each layer; by default all
+            slide where there is a window.
+        yarn_factor: how many times longer texts may get than ``yarn_original_positions`` (YaRN,
+            arXiv:2309.00071); 1 for plain rotary positions.
+        yarn_beta_fast, yarn_beta_slow: rotations over the original length beyond which a pair
+            keeps its frequency, and below which it is slowed by the whole factor.
+        yarn_mscale: multiplies the logarithm in the factor ``0.1 yarn_mscale ln(yarn_factor) + 1``,
+            whose square multiplies the scores.
 
     Residual streams (manifold-constrained hyper-connections, arXiv:2512.24880):
         residual_streams: M; 1 is the plain residual.
@@ -117,6 +129,15 @@ class EngramConfig(PreTrainedConfig):
     qk_nope_head_dim: int = 32
     qk_rope_head_dim: int = 16
     v_head_dim: int = 32
+    sparse_block_size: int = 64
+    sparse_top_k: int = 3
+    sliding_window: int | None = None
+    layer_types: Sequence[str] = ()
+    yarn_factor: float = 1.0
+    yarn_original_positions: int = 4096
+    yarn_beta_fast: float = 32.0
+    yarn_beta_slow: float = 1.0
+    yarn_mscale: float = 1.0
 
     residual_streams: int = 1
     sinkhorn_iterations: int = 20
@@ -154,7 +175,9 @@ class EngramConfig(PreTrainedConfig):
         _require(heads >= 1, "num_attention_heads", heads, "at least 1")
         self.num_key_value_heads = self.num_key_value_heads or heads
         self.head_dim = self.head_dim or self.hidden_size // heads
-        for name in ("engram_layers", "engram_ngram_orders", "engram_rows"):
+        kind = LAYER_TYPES[self.sliding_window is not None]
+        self.layer_types = self.layer_types or [kind] * self.num_hidden_layers
+        for name in ("engram_layers", "engram_ngram_orders", "engram_rows", "layer_types"):
             setattr(self, name, list(getattr(self, name)))
         _check_backbone(self)
         _check_attention(self)
@@ -218,13 +241,14 @@ def _check_backbone(config: EngramConfig) -> None:
         *("num_experts_per_tok", "moe_intermediate_size", "engram_heads", "engram_row_dim"),
         *("engram_kernel_size", "product_keys", "product_key_top_k"),
         *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
-        *("residual_streams", "sinkhorn_iterations"),
+        *("residual_streams", "sinkhorn_iterations", "sparse_block_size"),
+        *("yarn_factor", "yarn_original_positions"),
     ):
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
     for name in (
         *("n_routed_experts", "shared_expert_intermediate_size", "first_k_dense_replace"),
         *("engram_dilation", "engram_seed", "engram_table_std", "initializer_range"),
-        *("q_lora_rank", "hyper_connection_eps"),
+        *("q_lora_rank", "hyper_connection_eps", "sparse_top_k", "yarn_mscale"),
     ):
         _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
     heads, kv = config.num_attention_heads, config.num_key_value_heads
@@ -244,6 +268,16 @@ def _check_attention(config: EngramConfig) -> None:
     _require(kind in ATTENTION_KINDS, "attention_kind", kind, f"one of {ATTENTION_KINDS}")
     rotated = config.qk_rope_head_dim
     _require(rotated % 2 == 0, "qk_rope_head_dim", rotated, "even (rotary pairs)")
+    window, types, count = config.sliding_window, config.layer_types, config.num_hidden_layers
+    known = len(types) == count and set(types) <= set(LAYER_TYPES)
+    _require(known, "layer_types", types, f"one of {LAYER_TYPES} for each of {count} layers")
+    _require(window is None or window >= 1, "sliding_window", window, "at least 1, or None")
+    slides = "sliding_attention" in types
+    _require(slides == (window is not None), "sliding_window", window, f"set for {types}, or None")
+    whole = kind != "block_sparse" or not slides
+    _require(whole, "sliding_window", window, "None for attention_kind='block_sparse'")
+    fast, slow = config.yarn_beta_fast, config.yarn_beta_slow
+    _require(0 < slow < fast, "yarn_beta_slow", slow, f"between 0 and yarn_beta_fast={fast}")
 
 
 def _check_memory(config: EngramConfig) -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from .attention import Attention, rotate
+from .attention import Attention
 from .configuration_engram import EngramConfig
 from .norm import RMSNorm
 from .precision import as_operand
+from .rotary import rotate
 
 
 class LatentAttention(Attention):
@@ -24,7 +25,6 @@ class LatentAttention(Attention):
         width, heads, eps = config.hidden_size, config.num_attention_heads, config.rms_norm_eps
         self.nope_dim, self.rope_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.kv_rank, self.value_dim = config.kv_lora_rank, config.v_head_dim
-        self.scaling = config.qk_head_dim**-0.5
         self.num_key_value_groups = 1
         if config.q_lora_rank:
             self.q_a_proj = nn.Linear(width, config.q_lora_rank, bias=False)

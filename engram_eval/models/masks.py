@@ -1,6 +1,45 @@
-"""What an attention mask says about padding."""
+"""What an attention mask says about padding, and the masks of each type of layer."""
 
 import torch
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from .configuration_engram import EngramConfig
+
+MAKERS = {
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+}
+
+
+def attention_masks(
+    config: EngramConfig,
+    embeds: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: Cache | None,
+    position_ids: torch.Tensor,
+) -> dict[str, torch.Tensor | None]:
+    """Return the mask that each type of layer attends by.
+
+    Raises:
+        ValueError: a four-dimensional ``mask`` for layers that see a window or blocks of keys.
+    """
+    whole = config.sliding_window is None and config.attention_kind != "block_sparse"
+    if not whole and mask is not None and mask.dim() == 4:
+        raise ValueError(
+            "attention_mask has 4 dimensions: must have 2 where sliding_window is set or "
+            "attention_kind is 'block_sparse'"
+        )
+    return {
+        kind: MAKERS[kind](
+            config=config,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+        for kind in dict.fromkeys(config.layer_types)
+    }
 
 
 def present_positions(mask: torch.Tensor | None, past: int, length: int) -> torch.Tensor | None:
@@ -25,4 +64,13 @@ def default_position_ids(
     """Return positions counted from each row's first token that is not padding, (B or 1, T)."""
     if mask is None or mask.dim() != 2:
         return torch.arange(past, past + length, device=device)[None]
-    return (mask.long().cumsum(-1) - 1).clamp_min(0)[:, past:]
+    return key_positions(mask, past, length, device).clamp_min(0)[:, past:]
+
+
+def key_positions(
+    mask: torch.Tensor | None, past: int, length: int, device: torch.device
+) -> torch.Tensor:
+    """Return the positions of all keys so counted, (B or 1, past + T); -1 before the text."""
+    if mask is None:
+        return torch.arange(past + length, device=device)[None]
+    return mask.long().cumsum(-1) - 1

@@ -7,12 +7,11 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import Attention, RotaryEmbedding, inverse_frequencies
+from .attention import Attention
 from .cache import HistoryLayer, history_layers
 from .compression import compress_vocabulary
 from .configuration_engram import EngramConfig
@@ -21,13 +20,14 @@ from .exact_index import ExactIndex
 from .hashing import NgramHash, TokenHistory, draw_multipliers
 from .hyper_connections import HyperConnection, HyperHead, hyper_head
 from .loss import IGNORE_INDEX, linear_cross_entropy
-from .masks import default_position_ids, present_positions
+from .masks import attention_masks, default_position_ids, key_positions, present_positions
 from .memories import MEMORIES, memory_makers, token_history
 from .memory import DepthwiseCausalConv
 from .moe import Experts, Router
 from .norm import RMSNorm
 from .per_layer_embedding import GrowingNorm
 from .product_keys import ProductKeyMemory
+from .rotary import RotaryEmbedding, inverse_frequencies
 from .table import RowTable
 
 # What generic tools may pass on to the attention implementation or to output capturing.
@@ -87,7 +87,7 @@ class EngramPreTrainedModel(PreTrainedModel):
         elif isinstance(module, DepthwiseCausalConv):
             init.normal_(module.weight, std=0.0 if self.config.engram_conv_zero_init else std)
         elif isinstance(module, RotaryEmbedding):
-            init.copy_(module.inv_freq, inverse_frequencies(module.theta, module.head_dim))
+            init.copy_(module.inv_freq, inverse_frequencies(self.config))
         elif isinstance(module, NgramHash):
             for name, values in module.constants.items():
                 init.copy_(getattr(module, name), torch.tensor(values))
@@ -108,7 +108,7 @@ class EngramModel(EngramPreTrainedModel):
         )
         self.hc_head = hyper_head(config)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = RotaryEmbedding(config.rope_theta, config.rotary_dim)
+        self.rotary_emb = RotaryEmbedding(config)
         self.token_history = token_history(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -190,13 +190,11 @@ class EngramModel(EngramPreTrainedModel):
         present = present_positions(attention_mask, int(past), length)
         if position_ids is None:
             position_ids = default_position_ids(attention_mask, int(past), length, embeds.device)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        masks = attention_masks(self.config, embeds, attention_mask, past_key_values, position_ids)
+        if self.config.attention_kind == "block_sparse":
+            kwargs["key_positions"] = key_positions(
+                attention_mask, int(past), length, embeds.device
+            )
         rows, histories = self._look_back(input_ids, present, past_key_values, engram_rows)
         inputs = MEMORIES[self.config.engram_memory].inputs
         streams = self.config.residual_streams
@@ -213,7 +211,7 @@ class EngramModel(EngramPreTrainedModel):
                 hidden,
                 lookup={name: given[name] for name in inputs},
                 position_embeddings=rotary,
-                attention_mask=mask,
+                attention_mask=masks[self.config.layer_types[number]],
                 past_key_values=past_key_values,
                 **kwargs,
             )
@@ -265,6 +263,12 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
         self.model = EngramModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def create_masks_for_generate(
+        self, attention_mask: torch.Tensor | None, **_: Any
+    ) -> torch.Tensor | None:
+        """Leave the mask as it is, (B, past + T): it tells the memory where padding is."""
+        return attention_mask
 
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Fill the compression map from ``tokenizer``; nothing to do without compression."""
