@@ -134,6 +134,35 @@ def product_key(scale: Scale) -> Architecture:
     )
 
 
+STREAMS = 2
+"""Residual streams of the variants that have several. At these widths the paper's four would spend
+more FLOPs on their mixing weights than the shared expert has to give."""
+
+
+def moe_streams(scale: Scale) -> Architecture:
+    """Return the mixture of experts with several residual streams."""
+    return {**moe(scale), "residual_streams": STREAMS}
+
+
+def latent(scale: Scale) -> Architecture:
+    """Return the Engram arm with latent attention of as wide heads, half of each rotated."""
+    width = scale.backbone["hidden_size"]
+    head = width // scale.backbone["num_attention_heads"]
+    return engram(
+        scale,
+        attention_kind="mla",
+        kv_lora_rank=width // 2,
+        qk_nope_head_dim=head // 2,
+        qk_rope_head_dim=head // 2,
+        v_head_dim=head,
+    )
+
+
+def sliding(scale: Scale) -> Architecture:
+    """Return the Engram arm whose attention sees a quarter of a training sequence."""
+    return engram(scale, sliding_window=scale.train.seq_len // 4)
+
+
 def dense_engram(scale: Scale) -> Architecture:
     """Return the dense twin's frame with the memory on top."""
     return {**dense(scale), **scale.memory}
@@ -154,6 +183,18 @@ VARIANTS: Mapping[str, Variant] = {
     "engram": Variant("gated n-gram memory in place of some experts", ENGRAM, engram),
     "dense_engram": Variant("dense and a memory", f"{ENGRAM} has none", dense_engram, False),
     "engram_extra": Variant("all experts and a memory on top", ENGRAM, engram_extra, False),
+    "moe_mhc": Variant(
+        "experts behind two residual streams (mHC)", "arXiv:2512.24880", moe_streams
+    ),
+    "engram_mhc": Variant(
+        "memory with a key for each of two residual streams (mHC)",
+        f"{ENGRAM} eq. 6",
+        _engram(residual_streams=STREAMS),
+    ),
+    "engram_mla": Variant("memory under latent attention (MLA)", "DeepSeek-V3", latent),
+    "engram_sliding": Variant(
+        "memory under attention to a quarter of the sequence", "Mistral", sliding
+    ),
     "engram_late": Variant("the memory at two thirds of the depth", f"{ENGRAM} Fig. 5", late),
     "engram_2": Variant("2-grams alone", ENGRAM, lambda scale: orders(scale, 2)),
     "engram_234": Variant(

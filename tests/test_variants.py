@@ -38,7 +38,8 @@ TINY = dataclasses.replace(
     backbone={**SCALES["smoke"].backbone, "hidden_size": 32, "num_hidden_layers": 4},
 )
 RELATIVES = [name for name, found in VARIANTS.items() if found.about.startswith("relative")]
-OF_TOKENS = [name for name in VARIANTS if name not in ("dense", "moe", "product_key")]
+BARE = ("dense", "moe", "moe_mhc")
+OF_TOKENS = [name for name in VARIANTS if name not in (*BARE, "product_key")]
 WITH_MEMORY = [*OF_TOKENS, "product_key"]
 
 
@@ -235,7 +236,7 @@ def test_adapters_see_and_switch_off_the_memory(name: str) -> None:
     taps = [Tap(site, layer) for site in ("memory_out", "memory_rows", "mlp_out")]
     with torch.no_grad(), adapter.record(taps) as found:
         plain = adapter.logits(ids)
-    assert found[taps[0]].shape == (2, 12, 32) and found[taps[0]].any()
+    assert found[taps[0]].shape == (2, 12, 32 * adapter.streams) and found[taps[0]].any()
     assert found[taps[1]].shape[:2] == (2, 12)
     assert found[taps[2]].any() == (name != "product_key")
     with torch.no_grad(), adapter.memory_off():
@@ -288,6 +289,7 @@ def test_the_table_counts_what_is_compared() -> None:
     # By hand: 16 experts of 3 x 128 x 64 in 7 layers, and so on, are 4.46 million.
     assert cells["moe"][3:] == ["4.46 M", "1.52 M", "–", "4.09 M |"]
     assert cells["engram"][3:] == ["4.46 M", "1.53 M", "0.68 M", "4.11 M |"]
+    assert "\n".join(lines) in (Path(__file__).parent.parent / "README.md").read_text()
     with pytest.raises(UserError, match="unknown scale 'quik'"):
         solved_variant("moe", "quik")
     with pytest.raises(UserError, match="did you mean 'moe'"):
