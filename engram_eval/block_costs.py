@@ -44,13 +44,13 @@ def attention_scores(config: EngramConfig, seq_len: int) -> Part:
 
 
 def hyper_connection(config: EngramConfig) -> Part:
-    """Return the cost of one hyper-connection: its mixing weights and the mixing of streams."""
+    """Return the cost of one hyper-connection: its weights, the mixing and the reading."""
     streams, width = config.residual_streams, config.hidden_size
     if streams == 1:
         return Part()
     count = (2 + streams) * streams
     weights = linear(streams * width, count) + Part(count + 3, count + 3)
-    return weights + Part(flops=2 * streams * streams * width)
+    return weights + Part(flops=2 * (streams + 1) * streams * width)
 
 
 def hyper_head(config: EngramConfig) -> Part:

@@ -6,9 +6,9 @@ Conventions:
   ``FlopCounterMode`` counts them; a training step costs three times as much (backward is twice
   forward, arXiv:2001.08361 section 2.1).
 - Attention scores and their weighted sum count at the full T x T, although half is masked.
-- Look-ups (embedding, table rows), norms, rotary positions, activations and the weighted sums of
-  hyper-connections are no matrix products (their stream mixing is). The memory's gate and
-  convolution are element-wise too and reported apart.
+- Look-ups (embedding, table rows), norms, rotary positions and activations are no matrix
+  products, nor is what hyper-connections make of their weights and give to each stream. The
+  memory's gate and convolution are element-wise too and reported apart.
 - A token touches one row of the embedding, the rows of the table that it reads (one per hash
   head), the experts that it visits, and everything else whole. ``backbone`` leaves out embedding
   and head, as the paper does (arXiv:2601.07372 section 3.1).
