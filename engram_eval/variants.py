@@ -139,9 +139,14 @@ STREAMS = 2
 more FLOPs on their mixing weights than the shared expert has to give."""
 
 
-def moe_streams(scale: Scale) -> Architecture:
-    """Return the mixture of experts with several residual streams."""
-    return {**moe(scale), "residual_streams": STREAMS}
+def streams(architecture: Architecture) -> Architecture:
+    """Return ``architecture`` with several residual streams.
+
+    Its experts are an eighth narrower, and as many more: what a token saves pays for the mixing.
+    """
+    width, count = architecture["moe_intermediate_size"], architecture["n_routed_experts"]
+    narrow = {"moe_intermediate_size": 7 * width // 8, "n_routed_experts": 8 * count // 7}
+    return {**architecture, **narrow, "residual_streams": STREAMS}
 
 
 def latent(scale: Scale) -> Architecture:
@@ -184,12 +189,14 @@ VARIANTS: Mapping[str, Variant] = {
     "dense_engram": Variant("dense and a memory", f"{ENGRAM} has none", dense_engram, False),
     "engram_extra": Variant("all experts and a memory on top", ENGRAM, engram_extra, False),
     "moe_mhc": Variant(
-        "experts behind two residual streams (mHC)", "arXiv:2512.24880", moe_streams
+        "experts behind two residual streams (mHC)",
+        "arXiv:2512.24880",
+        lambda scale: streams(moe(scale)),
     ),
     "engram_mhc": Variant(
         "memory with a key for each of two residual streams (mHC)",
         f"{ENGRAM} eq. 6",
-        _engram(residual_streams=STREAMS),
+        lambda scale: streams(engram(scale)),
     ),
     "engram_mla": Variant("memory under latent attention (MLA)", "DeepSeek-V3", latent),
     "engram_sliding": Variant(
