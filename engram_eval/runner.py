@@ -1,6 +1,7 @@
 """Run a study: stage by stage, resumable, a failed stage recorded and the rest finished."""
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ def run_study(
     with _locked(out):
         wanted = _with_inputs([n for n in nodes if n.stage in stages and _selected(n, only)])
         failed: list[Node] = []
+        for message in _outdated(out):
+            report.say(message)
         # A report alone must not touch what was recorded elsewhere, or by another version.
         ours = bool(wanted) or any(node.done(store) for node in nodes)
         if ours or not (out / "metrics.jsonl").exists():
@@ -59,6 +62,23 @@ def run_study(
         if "report" in stages:
             resolve(REPORT)(out, out / "report.html")
     return failed
+
+
+def _outdated(out: Path) -> Iterator[str]:
+    """Name the stages whose code has changed its meaning since the study was run last."""
+    path = out / "stages.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        # It is rebuilt from the records, damaged or not.
+        return
+    seen = {(stage["stage"], stage.get("version")) for stage in known}
+    for name, version in sorted(seen, key=str):
+        if name in STAGES and version not in (None, STAGES[name].version):
+            yield (
+                f"{name}: version {version} has become {STAGES[name].version}, its numbers mean "
+                "something else now; it runs again, and so does what rests on it"
+            )
 
 
 def _selected(node: Node, only: tuple[str | None, int | None]) -> bool:

@@ -18,7 +18,7 @@ from engram_eval.records import (
     write_json,
     write_jsonl,
 )
-from engram_eval.stages import resolve
+from engram_eval.stages import STAGES, resolve
 from engram_eval.study import Node
 
 
@@ -77,6 +77,7 @@ def _stage(node: Node, record: StageRecord | None, store: Path, out: Path) -> di
         "model": node.model,
         "seed": node.seed,
         "key": node.key,
+        "version": STAGES[node.stage].version,
         "status": record.status if record else "not run",
         "error": record.error if record else None,
         "seconds": record.seconds if record else None,

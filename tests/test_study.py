@@ -1,6 +1,7 @@
 """The graph of a study and the runner, on stages that take no time."""
 
 import dataclasses
+import io
 import json
 import multiprocessing
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engram_eval import node_run, runner, stages, study
+from engram_eval import study_folder as study_folder_module
 from engram_eval.adapters.stage import load
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.errors import UserError
@@ -45,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module.report = lambda out, file: file.write_text("report")
     monkeypatch.setitem(sys.modules, "fake_stages", module)
     fakes = {name: stages.Stage(f"fake_stages:{name}", 1) for name in stages.STAGES}
-    for where in (node_run, study):
+    for where in (node_run, runner, study, study_folder_module):
         monkeypatch.setattr(where, "STAGES", fakes)
     monkeypatch.setattr(runner, "ANALYZE", "fake_stages:analyze")
     monkeypatch.setattr(runner, "REPORT", "fake_stages:report")
@@ -112,6 +114,20 @@ def test_finished_stages_do_not_run_again(
     assert (out / "metrics.jsonl").read_text() == first
     assert (out / "models" / "engram" / "seed1").resolve().is_dir()
     assert (out / "corpus").resolve().is_dir()
+
+
+def test_a_stage_of_another_version_runs_again_and_says_so(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, said = tmp_path / "smoke", io.StringIO()
+    run_study(smoke, out, QUIET)
+    calls.clear()
+    older = study.STAGES["evaluate"]
+    monkeypatch.setitem(study.STAGES, "evaluate", older._replace(version=99))
+    run_study(smoke, out, Reporter(out=said))
+    assert calls.count("evaluate") == 5 and "train" not in calls
+    assert f"evaluate: version {older.version} has become 99" in said.getvalue()
+    assert said.getvalue().count("has become") == 1
 
 
 def test_a_report_alone_leaves_the_records_alone(
