@@ -29,13 +29,14 @@ def check_study(study: StudyConfig) -> None:
 def _check_names(study: StudyConfig) -> None:
     known = {
         "task": (study.evaluate.tasks, resolve("engram_eval.evaluation.table:task_table")()),
-        "baseline": (study.baselines, resolve("engram_eval.baselines.registry:BASELINES")),
         "probe": (study.probe.probes, resolve("probes.registry:PROBES")),
     }
     for kind, (given, allowed) in known.items():
         for name in given:
             if name not in allowed:
                 raise unknown(kind, name, allowed)
+    names = [model.name for model in study.models]
+    resolve("engram_eval.baselines.registry:check_listed")(study.baselines, names)
 
 
 def _check_training(train: TrainConfig) -> None:

@@ -176,7 +176,8 @@ class StudyConfig:
 
     Attributes:
         question: what the study asks, in one sentence; the report opens with it.
-        baselines: what is scored beside the models (names of ``baselines.registry``).
+        baselines: what is scored beside the models: names of ``baselines.registry``, alone or
+            around a model (``moe+knn``).
     """
 
     name: str

@@ -28,7 +28,7 @@ STAGES: dict[str, Stage] = {
     "train": Stage("engram_eval.training.stage:train", 2),
     "load": Stage("engram_eval.adapters.stage:load", 1),
     "evaluate": Stage("engram_eval.evaluation.stage:evaluate", 1),
-    "baseline": Stage("engram_eval.evaluation.stage:evaluate_baseline", 1),
+    "baseline": Stage("engram_eval.evaluation.stage:evaluate_baseline", 2),
     "sample": Stage("probes.sample_stage:sample", 1),
     "probe": Stage("probes.stage:probe", 2),
     "probe_pair": Stage("probes.stage:probe_pair", 2),

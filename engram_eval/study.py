@@ -121,13 +121,12 @@ def graph(study: StudyConfig) -> list[Node]:
     shared = {"corpus": corpus, "items": items}
     trains = [_model(m, seed, study, corpus) for m in study.models for seed in m.seeds]
     baselines = [
-        Node("baseline", BaselineStage(name, study.evaluate), shared, name)
-        for name in study.baselines
+        node for listed in study.baselines for node in _baselines(listed, study, shared, trains)
     ]
     scores = [
         Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed) for t in trains
     ]
-    return [corpus, items, *baselines, *trains, *scores, *_probes(study, corpus, trains)]
+    return [corpus, items, *trains, *baselines, *scores, *_probes(study, corpus, trains)]
 
 
 def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Node:
@@ -136,6 +135,21 @@ def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Nod
         return Node("load", LoadStage(model.path, sha256), {}, model.name, seed)
     stage = TrainStage(model.architecture, arm_training(study, model))
     return Node("train", stage, {"corpus": corpus}, model.name, seed)
+
+
+def _baselines(
+    listed: str, study: StudyConfig, shared: Mapping[str, Node], trains: list[Node]
+) -> list[Node]:
+    """Return a baseline alone, or around every seed of the model that is named with it."""
+    name, model = resolve("engram_eval.baselines.registry:read_listed")(listed)
+    stage = BaselineStage(name, study.evaluate)
+    if model is None:
+        return [Node("baseline", stage, shared, listed)]
+    return [
+        Node("baseline", stage, {**shared, "train": train}, listed, train.seed)
+        for train in trains
+        if train.model == model
+    ]
 
 
 def _probes(study: StudyConfig, corpus: Node, trains: list[Node]) -> list[Node]:

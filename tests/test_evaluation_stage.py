@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation_tools import QUIET, SMALL, VOCAB, small_corpus, tiny_llama
-from lm_eval.api.instance import Instance
 
-from engram_eval.baselines.ngram import NgramLM
+from engram_eval.baselines.kneser_ney import KneserNey
 from engram_eval.config import BaselineStage, EvalConfig, from_dict, to_dict
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
@@ -68,14 +67,14 @@ def test_items_follow_the_corpus_configuration(inputs: Mapping[str, Path]) -> No
 
 def test_choices_cost_what_the_ngram_model_says(inputs: Mapping[str, Path], corpus: Corpus) -> None:
     ngrams, tokenizer = corpus.ngrams(), corpus.tokenizer()
-    lm = NgramLM(ngrams, tokenizer, LOCAL_ORDER)
     items = list(read_jsonl(inputs["items"] / "knowledge_people.jsonl"))[:8]
     for item, bits in zip(items, choice_bits(items, tokenizer, ngrams, LOCAL_ORDER), strict=True):
-        requests = [
-            Instance("loglikelihood", item, (item["query"], choice), index)
-            for index, choice in enumerate(item["choices"])
-        ]
-        expected = [-nats / math.log(2) for nats, _ in lm.loglikelihood(requests, True)]
+        query = tokenizer.encode(item["query"])
+        expected = []
+        for choice in item["choices"]:
+            ids = tokenizer.encode(item["query"] + choice)
+            steps = range(len(query), len(ids))
+            expected.append(-sum(ngrams.log2_prob(ids[:n], ids[n], LOCAL_ORDER) for n in steps))
         assert bits == pytest.approx(expected)
         label = "resolved" if int(np.argmin(bits)) == item["gold"] else "unresolved"
         assert item["slices"]["local"] == label
@@ -130,19 +129,40 @@ def test_the_batch_size_does_not_matter(inputs: Mapping[str, Path], tmp_path: Pa
         assert a.value == pytest.approx(b.value, abs=1e-4)
 
 
+def alone(inputs: Mapping[str, Path]) -> Mapping[str, Path]:
+    return {name: path for name, path in inputs.items() if name != "train"}
+
+
 def test_a_baseline_is_evaluated_on_the_same_items(
     inputs: Mapping[str, Path], corpus: Corpus, tmp_path: Path
 ) -> None:
-    rows = evaluate_baseline(inputs, BaselineStage("ngram", CONFIG), None, tmp_path, QUIET)
-    assert tasks_of(rows) == {*CONFIG.tasks, "heldout"}
+    rows = evaluate_baseline(alone(inputs), BaselineStage("ngram", CONFIG), None, tmp_path, QUIET)
+    assert tasks_of(rows) == {*CONFIG.tasks, "heldout", "memory"}
     (loss,) = [row for row in rows if row.metric == "loss_nats" and not row.slice]
     tokens = np.asarray(corpus.tokens("val"))[: CONFIG.seq_len * CONFIG.heldout_sequences]
     stream = np.concatenate([[0], tokens])
-    bits = corpus.ngrams().surprisal_bits(stream, corpus.ngrams().max_order)[1:]
-    assert loss.value == pytest.approx(bits.mean() * math.log(2))
+    p = KneserNey.fit(corpus.ngrams(), 5).score(stream).p[1:]
+    assert loss.value == pytest.approx(-np.log(p).mean())
+    assert {row.metric for row in rows if row.name == "memory"} >= {"disk_bytes", "us_per_token"}
     ids = [s["doc"]["id"] for s in read_jsonl(tmp_path / "samples" / "math_comparison.jsonl")]
     items = list(read_jsonl(inputs["items"] / "math_comparison.jsonl"))
     assert ids == [item["id"] for item in items[:10]]
+
+
+def test_a_baseline_goes_around_the_model_it_is_given(
+    inputs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    rows = evaluate_baseline(inputs, BaselineStage("cache", CONFIG), 0, tmp_path, QUIET)
+    other = evaluate_baseline(
+        alone(inputs), BaselineStage("cache", CONFIG), None, tmp_path / "b", QUIET
+    )
+    losses = [
+        row.value
+        for found in (rows, other)
+        for row in found
+        if row.metric == "loss_nats" and not row.slice
+    ]
+    assert len(losses) == 2 and losses[0] != losses[1]
 
 
 def test_mistakes_are_found_before_a_model_is_loaded(

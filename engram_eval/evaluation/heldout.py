@@ -59,20 +59,22 @@ def token_bits(
     seq_len: int,
     batch_size: int,
     device: torch.device | str = "cpu",
+    end: int = 0,
 ) -> Floats:
     """Return what each token costs a causal language model, in bits, (T,).
 
     Args:
         model: takes ids (B, T) and returns an object with ``logits`` (B, T, V).
-        tokens: (T,); token 0 is the end of text, which also precedes the first.
+        tokens: (T,).
         seq_len: window; no context reaches over its border.
         batch_size: windows per forward pass.
         device: where the model is.
+        end: the end of text, which also precedes the first token.
     """
     training = model.training
     model.eval()
     windows = -(-len(tokens) // seq_len)
-    padded = np.zeros(windows * seq_len + 1, np.int64)
+    padded = np.full(windows * seq_len + 1, end, np.int64)
     padded[1 : len(tokens) + 1] = tokens
     inputs = torch.from_numpy(padded[:-1].reshape(windows, seq_len))
     targets = torch.from_numpy(padded[1:].reshape(windows, seq_len))

@@ -10,7 +10,8 @@ from lm_eval.api.model import LM
 from transformers import AutoTokenizer
 
 from engram_eval.api import load_model
-from engram_eval.baselines.registry import load_baseline
+from engram_eval.baselines.built import Setting
+from engram_eval.baselines.registry import build_baseline
 from engram_eval.config import BaselineStage, EvalConfig
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
@@ -75,12 +76,23 @@ def evaluate_baseline(
     out: Path,
     report: Reporter,
 ) -> list[MetricRow]:
-    """Score a baseline on the same items and the same held-out text; see ``evaluate``."""
+    """Score a baseline on the same items and the same held-out text; see ``evaluate``.
+
+    Args:
+        inputs: as for ``evaluate``; with ``train``, the baseline is put around that model.
+        config: which baseline, and how it is scored.
+        seed: of the model's training run.
+        out: the folder to fill; what the baseline keeps on disk lies in ``memory``.
+        report: where progress goes.
+    """
     _check(config.evaluate)
     loaded = _tasks(config.evaluate, inputs)
     corpus = load_corpus(inputs["corpus"])
-    lm: Any = load_baseline(config.name, corpus)
-    return _score(lm, lm.token_bits, loaded, corpus, config.evaluate, out, report)
+    model = inputs["train"] / "model" if "train" in inputs else None
+    setting = Setting(corpus, config.evaluate, out / "memory", report, model)
+    with build_baseline(config.name, setting) as built:
+        rows = _score(built.lm, built.token_bits, loaded, corpus, config.evaluate, out, report)
+    return rows + built.rows
 
 
 def _tasks(config: EvalConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
@@ -105,8 +117,11 @@ def hf_lm(folder: Path, batch_size: int) -> FastLM:
     Raises:
         UserError: the folder holds no model.
     """
-    model = load_model(folder)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    return fast_lm(load_model(folder), AutoTokenizer.from_pretrained(str(folder)), batch_size)
+
+
+def fast_lm(model: Any, tokenizer: Any, batch_size: int) -> FastLM:
+    """Wrap a loaded model for lm-eval; see ``hf_lm``."""
     with quiet_lm_eval():
         return FastLM(
             pretrained=model,
