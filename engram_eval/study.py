@@ -120,13 +120,15 @@ def graph(study: StudyConfig) -> list[Node]:
     items = Node("items", study.corpus, {"corpus": corpus})
     shared = {"corpus": corpus, "items": items}
     trains = [_model(m, seed, study, corpus) for m in study.models for seed in m.seeds]
-    baselines = [
+    beside = [
         node for listed in study.baselines for node in _baselines(listed, study, shared, trains)
     ]
+    alone = [node for node in beside if "train" not in node.inputs]
+    around = [node for node in beside if "train" in node.inputs]
     scores = [
         Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed) for t in trains
     ]
-    return [corpus, items, *trains, *baselines, *scores, *_probes(study, corpus, trains)]
+    return [corpus, items, *alone, *trains, *around, *scores, *_probes(study, corpus, trains)]
 
 
 def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Node:
