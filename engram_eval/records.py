@@ -70,6 +70,7 @@ METRICS: dict[str, Metric] = {
     "unigram_bits": Metric("bit/token", None),
     "cka": Metric("1", None),
     "aligned_layer": Metric("layer", None),
+    "aligned_shift_layers": Metric("layer", None),
     "selectivity": Metric("accuracy above the control task", True),
     "loss_increase_nats": Metric("nat/token", None),
     "retained": Metric("fraction of the intact score", None),

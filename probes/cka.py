@@ -3,10 +3,20 @@
 ``CKA(K, L) = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with ``K = X X'``. HSIC is the unbiased
 estimator of Song et al. 2012 (eq. 5), summed over minibatches before the division as in Nguyen et
 al. 2021 (arXiv:2010.15327): 0 in expectation for independent representations, however few the
-examples are. A minibatch is a group of whole windows, so that leaving one out at a time gives a
-standard error over text. Document separators are left out: their states say nothing about text.
+examples are. A minibatch is a group of neighbouring windows, hence mostly of whole documents; the
+intervals are from a bootstrap over minibatches, the standard errors from a jackknife. Document
+separators are left out: their states say nothing about text. In three lines::
+
+    first, second = open_model("models/moe/seed0"), open_model("models/engram/seed0")
+    sample = draw_sample(load_corpus("runs/quick/corpus"))
+    rows = cka(first, second, sample).rows
+
+Twice: on all tokens, and on the last tokens of names, as arXiv:2601.07372 does. A layer's soft
+alignment (eq. 9) is read against two lines: what the layer gives in its own model (``self``, the
+zero), and what two seeds of one architecture give (the null, a pair of its own in every study).
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +29,14 @@ from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches
 from probes.findings import Findings
-from probes.sample import Floats, Sample
+from probes.sample import Floats, Mask, Sample
+from probes.settling import interval
 
 NAME = "cka"
 SEPARATOR = 0
 LEAST = 4
+DRAWS = 200
+TOKENS_PER_BATCH, FEWEST_BATCHES = 1024, 8
 
 
 class Similarity(NamedTuple):
@@ -32,12 +45,22 @@ class Similarity(NamedTuple):
     Attributes:
         value: (La, Lb).
         stderr: the same shape; jackknife over minibatches, NaN with fewer than two.
+        draws: bootstrap over minibatches, (draws, La, Lb); none with fewer than two.
         n: examples in all minibatches.
     """
 
     value: Floats
     stderr: Floats
+    draws: Floats
     n: int
+
+
+class Similarities(NamedTuple):
+    """CKA between two models, and of each with itself."""
+
+    cross: Similarity
+    first: Similarity
+    second: Similarity
 
 
 def _centred_gram(x: Tensor) -> Tensor:
@@ -74,8 +97,8 @@ class CkaFitter:
 
     def __init__(self) -> None:
         self._cross: list[Tensor] = []
-        self._self_a: list[Tensor] = []
-        self._self_b: list[Tensor] = []
+        self._first: list[Tensor] = []
+        self._second: list[Tensor] = []
         self.n = 0
 
     def update(self, first: list[Tensor], second: list[Tensor]) -> None:
@@ -90,26 +113,38 @@ class CkaFitter:
         a = torch.stack([_centred_gram(x) for x in first])
         b = torch.stack([_centred_gram(x) for x in second])
         self._cross.append(unbiased_hsic(a, b))
-        self._self_a.append(_own_hsic(a))
-        self._self_b.append(_own_hsic(b))
+        self._first.append(unbiased_hsic(a, a))
+        self._second.append(unbiased_hsic(b, b))
         self.n += n
 
-    def result(self) -> Similarity:
-        """Return CKA over all minibatches so far.
+    def result(self, seed: int = 0) -> Similarities:
+        """Return CKA over all minibatches so far; ``seed`` draws the bootstrap.
 
         Raises:
             UserError: there was none.
         """
         if not self._cross:
             raise UserError("cka: no minibatch")
-        cross, own_a, own_b = (torch.stack(x) for x in (self._cross, self._self_a, self._self_b))
+        cross, a, b = (torch.stack(x) for x in (self._cross, self._first, self._second))
+        weights = _resampled(len(cross), np.random.default_rng(seed))
+        own_a, own_b = (x.diagonal(dim1=1, dim2=2) for x in (a, b))
+        parts = ((cross, own_a, own_b), (a, own_a, own_a), (b, own_b, own_b))
+        return Similarities(*(self._similarity(*part, weights) for part in parts))
+
+    def _similarity(
+        self, cross: Tensor, own_a: Tensor, own_b: Tensor, weights: Tensor
+    ) -> Similarity:
         value = _ratio(cross.sum(0), own_a.sum(0), own_b.sum(0))
-        return Similarity(value.numpy(), _jackknife(cross, own_a, own_b).numpy(), self.n)
+        draws = _ratio(*(torch.einsum("dm,m...->d...", weights, x) for x in (cross, own_a, own_b)))
+        stderr = _jackknife(cross, own_a, own_b)
+        return Similarity(value.numpy(), stderr.numpy(), draws.numpy(), self.n)
 
 
-def _own_hsic(gram: Tensor) -> Tensor:
-    """Return HSIC_1 of each Gram matrix with itself, (L,)."""
-    return torch.stack([unbiased_hsic(g[None], g[None])[0, 0] for g in gram])
+def _resampled(count: int, rng: np.random.Generator) -> Tensor:
+    """Return how often each minibatch is drawn, (draws, count); no draws of a single one."""
+    picks = rng.integers(0, count, (DRAWS if count > 1 else 0, count))
+    drawn = [np.bincount(pick, minlength=count) for pick in picks]
+    return torch.from_numpy(np.array(drawn, dtype=np.float64).reshape(len(picks), count))
 
 
 def _ratio(cross: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
@@ -148,85 +183,193 @@ def neighbours(n_layers: int) -> int:
 
 
 def similarity(
-    first: Adapter, second: Adapter, sample: Sample, report: Reporter | None = None
-) -> Similarity:
-    """Return CKA of all layers' ``resid_post`` of two models on the same tokens."""
+    first: Adapter,
+    second: Adapter,
+    sample: Sample,
+    masks: Mapping[str, Mask],
+    report: Reporter | None = None,
+) -> dict[str, Similarities]:
+    """Return CKA of all layers' ``resid_post`` of two models on the same tokens.
+
+    Args:
+        first: the model of the rows.
+        second: the model of the columns.
+        sample: what both read.
+        masks: which of its tokens are compared, under a name each; names of too few are left out.
+        report: where progress goes.
+    """
     taps_a, taps_b = _taps(first), _taps(second)
-    size = sample.shape[1] * max(1, 1024 // sample.shape[1])
+    count, length = sample.shape
+    size = length * max(1, min(TOKENS_PER_BATCH // length, count // FEWEST_BATCHES))
     readers = (
         batches(first, sample, taps_a, tokens_per_batch=size, report=report, title=NAME),
         batches(second, sample, taps_b, tokens_per_batch=size),
     )
-    fitter = CkaFitter()
+    fitters = {name: CkaFitter() for name in masks}
     for a, b in zip(*readers, strict=True):
-        keep = (a.tokens != SEPARATOR).flatten()
-        if int(keep.sum()) >= LEAST:
-            fitter.update(
-                [a.taps[tap][keep].cpu() for tap in taps_a],
-                [b.taps[tap][keep.to(b.tokens.device)].cpu() for tap in taps_b],
-            )
-    return fitter.result()
+        for name, mask in masks.items():
+            keep = torch.from_numpy(np.flatnonzero(mask[a.part]))
+            if len(keep) >= LEAST:
+                fitters[name].update(
+                    [a.taps[tap].cpu()[keep] for tap in taps_a],
+                    [b.taps[tap].cpu()[keep] for tap in taps_b],
+                )
+    return {name: fitter.result(sample.seed) for name, fitter in fitters.items() if fitter.n}
 
 
 def _taps(adapter: Adapter) -> list[Tap]:
     return [Tap("resid_post", layer) for layer in range(adapter.n_layers)]
 
 
+def compared_tokens(sample: Sample) -> dict[str, Mask]:
+    """Return which tokens are compared: all but separators, and the last tokens of names."""
+    return {"": sample.inputs.token != SEPARATOR, "name_end": sample.inputs.name_end}
+
+
 def cka(
     first: Adapter, second: Adapter, sample: Sample, report: Reporter | None = None
 ) -> Findings:
-    """Compare two models layer by layer.
+    """Compare two models layer by layer, on all tokens and on the last tokens of names.
 
-    Rows: ``cka`` for each pair of layers (``layer`` of the first, ``other.layer`` of the second);
-    ``aligned_layer`` twice: for a layer of the first model, the mean layer of the second that it
-    resembles, and with condition ``of_other`` the reverse (``other.layer`` given, the value is a
-    layer of the first model). Read either beside two seeds of one architecture.
+    Rows, those about names with slice ``static_in: name_end``: ``cka`` for each pair of layers
+    (``layer`` of the first, ``other.layer`` of the second). ``aligned_layer``: for a layer of the
+    first model, the mean layer of the second that it resembles; with condition ``of_other`` the
+    reverse (``other.layer`` given, the value is a layer of the first model); with ``self`` and
+    ``self_of_other`` the same within the first and within the second model.
+    ``aligned_shift_layers``: how much deeper than in its own model the layers' counterparts lie
+    in the other, on average; with ``of_other`` for the second model's layers. Intervals are over
+    minibatches.
+
+    Raises:
+        UserError: hardly any token.
     """
-    found = similarity(first, second, sample, report)
-    rows = [
-        MetricRow(
-            name=NAME,
-            metric="cka",
-            value=float(found.value[i, j]),
+    found = similarity(first, second, sample, compared_tokens(sample), report)
+    if "" not in found:
+        raise UserError("cka: the sample has hardly any token; raise probe.tokens")
+    rows: list[MetricRow] = []
+    arrays: dict[str, Floats] = {}
+    for name, parts in found.items():
+        key = "_".join(filter(None, ("cka", name)))
+        labels = {"static_in": name} if name else {}
+        rows += _pair_rows(parts.cross, key, labels)
+        rows += _alignment_rows(parts, labels)
+        arrays |= {key: parts.cross.value, f"{key}_stderr": parts.cross.stderr}
+    return Findings(rows, arrays)
+
+
+def _pair_rows(found: Similarity, key: str, labels: Mapping[str, str]) -> list[MetricRow]:
+    low, high = _percentiles(found.draws)
+    return [
+        _row(
+            "cka",
+            float(found.value[i, j]),
+            found.n,
+            labels,
             stderr=None if np.isnan(found.stderr[i, j]) else float(found.stderr[i, j]),
-            n=found.n,
+            ci_low=None if low is None else float(low[i, j]),
+            ci_high=None if high is None else float(high[i, j]),
             layer=i,
-            site="resid_post",
             other={"layer": j, "site": "resid_post"},
-            split="val",
-            artifact={"key": "cka"},
+            artifact={"key": key},
         )
-        for i in range(first.n_layers)
-        for j in range(second.n_layers)
+        for i, j in np.ndindex(*found.value.shape)
     ]
-    rows += _alignment_rows(found)
-    return Findings(rows, {"cka": found.value, "cka_stderr": found.stderr})
 
 
-def _alignment_rows(found: Similarity) -> list[MetricRow]:
-    layers_a, layers_b = found.value.shape
-    own = soft_alignment(found.value.T, neighbours(layers_b))
-    theirs = soft_alignment(found.value, neighbours(layers_a))
-    rows = [
-        _alignment_row(found, value, layer=layer, other={"site": "resid_post"})
-        for layer, value in enumerate(own)
-    ]
-    rows += [
-        _alignment_row(
-            found, value, condition="of_other", other={"layer": layer, "site": "resid_post"}
+def _percentiles(draws: Floats) -> tuple[Floats | None, Floats | None]:
+    if not len(draws):
+        return None, None
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    return low, high
+
+
+class Aligned(NamedTuple):
+    """Soft alignment of every column's layer, and that of every bootstrap draw."""
+
+    value: list[float | None]
+    draws: list[list[float | None]]
+
+
+def aligned(found: Similarity, transpose: bool = False) -> Aligned:
+    """Return ``soft_alignment`` of a similarity's columns, or of its rows if ``transpose``."""
+    value, draws = found.value, found.draws
+    if transpose:
+        value, draws = value.T, draws.transpose(0, 2, 1)
+    k = neighbours(len(value))
+    return Aligned(soft_alignment(value, k), [soft_alignment(draw, k) for draw in draws])
+
+
+def _alignment_rows(parts: Similarities, labels: Mapping[str, str]) -> list[MetricRow]:
+    found: dict[str | None, Aligned] = {
+        None: aligned(parts.cross, transpose=True),
+        "of_other": aligned(parts.cross),
+        "self": aligned(parts.first),
+        "self_of_other": aligned(parts.second),
+    }
+    rows = []
+    for condition, one in found.items():
+        for layer, value in enumerate(one.value):
+            low, high = interval([draw[layer] for draw in one.draws])
+            other = {"site": "resid_post"}
+            place = {"other": other, "layer": layer}
+            if condition in ("of_other", "self_of_other"):
+                place = {"other": {**other, "layer": layer}}
+            rows.append(
+                _row(
+                    "aligned_layer",
+                    value,
+                    parts.cross.n,
+                    labels,
+                    ci_low=low,
+                    ci_high=high,
+                    condition=condition,
+                    **place,
+                )
+            )
+    return rows + _shift_rows(found, parts.cross.n, labels)
+
+
+def _shift_rows(
+    found: Mapping[str | None, Aligned], n: int, labels: Mapping[str, str]
+) -> list[MetricRow]:
+    rows = []
+    for condition, zero in ((None, "self"), ("of_other", "self_of_other")):
+        here, own = found[condition], found[zero]
+        draws = [_shift(*pair) for pair in zip(here.draws, own.draws, strict=True)]
+        low, high = interval(draws)
+        rows.append(
+            _row(
+                "aligned_shift_layers",
+                _shift(here.value, own.value),
+                n,
+                labels,
+                ci_low=low,
+                ci_high=high,
+                condition=condition,
+                other={"site": "resid_post"},
+                baseline=0.0,
+            )
         )
-        for layer, value in enumerate(theirs)
-    ]
     return rows
 
 
-def _alignment_row(found: Similarity, value: float | None, **fields: Any) -> MetricRow:
+def _shift(values: list[float | None], own: list[float | None]) -> float | None:
+    """Return the mean difference over the layers where both are defined."""
+    pairs = zip(values, own, strict=True)
+    gaps = [a - b for a, b in pairs if a is not None and b is not None]
+    return float(np.mean(gaps)) if gaps else None
+
+
+def _row(
+    metric: str, value: float | None, n: int, labels: Mapping[str, str], **fields: Any
+) -> MetricRow:
     return MetricRow(
         name=NAME,
-        metric="aligned_layer",
+        metric=metric,
         value=value,
-        n=found.n,
+        n=n,
         site="resid_post",
         split="val",
+        slice=dict(labels),
         **fields,
     )

@@ -3,6 +3,7 @@
 Depth d counts blocks: 0 is the embedding, d is the residual stream after block d - 1.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -97,10 +98,10 @@ def document_sums(values: Floats, documents: Ints) -> tuple[Floats, Floats]:
     return sums[:, :-1], sums[:, -1]
 
 
-def interval(draws: list[float | None]) -> tuple[float | None, float | None]:
+def interval(draws: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Return the percentile interval of draws; None where too many of them are undefined."""
     known = np.array([draw for draw in draws if draw is not None])
-    if len(known) < LEVEL * len(draws):
+    if not len(known) or len(known) < LEVEL * len(draws):
         return None, None
     low, high = np.quantile(known, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(low), float(high)

@@ -12,7 +12,15 @@ from probes_fixture import engram, llama, noise_sample
 
 from engram_eval.adapters.load import open_model
 from engram_eval.errors import UserError
-from probes.cka import CkaFitter, _centred_gram, cka, neighbours, soft_alignment, unbiased_hsic
+from probes.cka import (
+    CkaFitter,
+    _centred_gram,
+    cka,
+    compared_tokens,
+    neighbours,
+    soft_alignment,
+    unbiased_hsic,
+)
 from probes.cka import similarity as model_similarity
 
 
@@ -35,7 +43,7 @@ def fit(first: torch.Tensor, second: torch.Tensor, batch: int = 0) -> float:
     for start in range(0, len(first), batch or len(first)):
         part = slice(start, start + (batch or len(first)))
         fitter.update([first[part]], [second[part]])
-    return float(fitter.result().value[0, 0])
+    return float(fitter.result().cross.value[0, 0])
 
 
 @given(st.integers(0, 10_000))
@@ -87,7 +95,7 @@ def test_jackknife_error_is_about_the_spread_over_samples() -> None:
         fitter = CkaFitter()
         for start in range(0, 256, 32):
             fitter.update([x[start : start + 32]], [y[start : start + 32]])
-        found = fitter.result()
+        found = fitter.result().cross
         return float(found.value[0, 0]), float(found.stderr[0, 0])
 
     values, errors = zip(*(draw(seed) for seed in range(60)), strict=True)
@@ -97,8 +105,9 @@ def test_jackknife_error_is_about_the_spread_over_samples() -> None:
 def test_one_batch_has_no_error_and_a_constant_layer_no_similarity() -> None:
     fitter = CkaFitter()
     fitter.update([noise(0, 9, 2)], [torch.ones(9, 2)])
-    found = fitter.result()
+    found = fitter.result().cross
     assert found.value[0, 0] == 0
+    assert not len(found.draws)
     assert np.isnan(found.stderr).all()
     assert found.n == 9
 
@@ -133,7 +142,12 @@ def test_a_model_resembles_itself() -> None:
     np.testing.assert_allclose(np.diag(table), 1, atol=1e-6)
     np.testing.assert_allclose(table, table.T, atol=1e-6)
     aligned = [r.value for r in findings.rows if r.metric == "aligned_layer"]
-    assert aligned == [0, 1, 2, 0, 1, 2]
+    assert aligned == 4 * [0, 1, 2]
+    shifts = [r for r in findings.rows if r.metric == "aligned_shift_layers"]
+    assert [(r.condition, r.value, r.ci_low, r.ci_high) for r in shifts] == [
+        (None, 0, 0, 0),
+        ("of_other", 0, 0, 0),
+    ]
 
 
 def test_planted_shift_of_a_layer() -> None:
@@ -153,8 +167,10 @@ def test_planted_shift_of_a_layer() -> None:
     own = [r for r in findings.rows if r.metric == "aligned_layer" and r.condition is None]
     theirs = [r for r in findings.rows if r.condition == "of_other"]
     assert [(r.layer, r.value) for r in own] == [(0, 1), (1, 2)]
-    assert [r.other["layer"] for r in theirs if r.other] == [0, 1, 2]
-    assert [r.value for r in theirs][1:] == [0, 1]
+    assert [r.other["layer"] for r in theirs if r.other and "layer" in r.other] == [0, 1, 2]
+    assert [r.value for r in theirs if r.metric == "aligned_layer"][1:] == [0, 1]
+    shift = next(r for r in findings.rows if r.metric == "aligned_shift_layers")
+    assert (shift.value, shift.ci_low, shift.ci_high) == (1, 1, 1)
 
 
 def test_planted_nothing_in_common() -> None:
@@ -176,12 +192,44 @@ def test_rows() -> None:
         assert row.other is not None
         assert row.value == findings.arrays["cka"][row.layer, row.other["layer"]]
         assert row.artifact == {"key": "cka"}
+        assert row.ci_low is not None and row.ci_high is not None
+        assert row.ci_low <= row.value <= row.ci_high
         assert row.n == found.inputs.token.size
 
 
-def test_separators_are_left_out() -> None:
+def test_bootstrap_intervals_cover_the_truth() -> None:
+    """The interval of a known similarity holds it about as often as it says."""
+
+    def draw(seed: int) -> tuple[float, float]:
+        x = noise(seed, 512, 4)
+        y = x + noise(seed + 10_000, 512, 4)
+        fitter = CkaFitter()
+        for start in range(0, 512, 32):
+            fitter.update([x[start : start + 32]], [y[start : start + 32]])
+        low, high = np.quantile(fitter.result(seed).cross.draws, [0.025, 0.975])
+        return float(low), float(high)
+
+    # X and X + noise of equal variance: HSIC(x, y) = 4, HSIC(y, y) = 16 in units of HSIC(x, x) = 4.
+    covered = [low <= 0.5 <= high for low, high in map(draw, range(40))]
+    assert 0.8 <= np.mean(covered) <= 1
+
+
+def test_separators_are_left_out_and_names_stand_apart() -> None:
     found = noise_sample()
     found.token[:, ::4] = 0
+    found.name_end[:, 2::4] = True
     adapter = open_model(llama())
-    result = model_similarity(adapter, adapter, found)
-    assert result.n == (found.inputs.token != 0).sum()
+    results = model_similarity(adapter, adapter, found, compared_tokens(found))
+    assert results[""].cross.n == (found.inputs.token != 0).sum()
+    assert results["name_end"].cross.n == found.inputs.name_end.sum()
+    rows = cka(adapter, adapter, found).rows
+    named = [r for r in rows if dict(r.slice) == {"static_in": "name_end"}]
+    assert len(named) == len(rows) / 2
+    assert {r.artifact["key"] for r in named if r.artifact} == {"cka_name_end"}
+
+
+def test_hardly_any_token() -> None:
+    found = noise_sample()
+    found.token[:] = 0
+    with pytest.raises(UserError, match="hardly any token"):
+        cka(open_model(llama()), open_model(llama()), found)

@@ -6,20 +6,21 @@ from engram_eval.records import MetricRow
 from reports.blocks import Block, Panel, View, flat_rows
 from reports.draw import Canvas, heat_map
 from reports.load import Study
+from reports.numbers import fixed
 from reports.query import ordered, pick, value_of
 from reports.sections.overview import who
+
+CHOICES = {"": "all tokens", "name_end": "last tokens of names"}
 
 
 def cka_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     """Draw one map per pair of trained models; two seeds of one model are the yardstick."""
     kept = [row for row in pick(rows, metric="cka") if partner_layer(row) is not None]
     pairs = sorted(ordered(pair_title(row) for row in kept), key=lambda p: not same_model(p))
-    panels = [
-        Panel(
-            f"{pair} (yardstick)" if same_model(pair) else pair,
-            _map([row for row in kept if pair_title(row) == pair]),
-        )
-        for pair in pairs
+    views = [
+        View(words, [_panel(pair, named(kept, part)) for pair in pairs])
+        for part, words in CHOICES.items()
+        if named(kept, part)
     ]
     return Block(
         "cka",
@@ -27,10 +28,47 @@ def cka_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         "Bright cells are blocks with similar representations; 1 is equal up to rotation and "
         "scale. Two seeds of one model are the yardstick: only what differs from them counts. "
         "A bright band above the diagonal means that the model on the left needs more blocks "
-        "for the same.",
-        [View("linear CKA", panels)],
-        flat_rows(kept),
+        f"for the same. {_shifts(rows)}".strip(),
+        views,
+        flat_rows([*kept, *pick(rows, metric="aligned_layer")]),
     )
+
+
+def named(rows: Sequence[MetricRow], part: str) -> list[MetricRow]:
+    """Return the rows on all tokens, or those on one kind of token."""
+    return [row for row in rows if row.slice.get("static_in", "") == part]
+
+
+def _panel(pair: str, rows: Sequence[MetricRow]) -> Panel:
+    return Panel(pair + _yardstick(pair), _map([row for row in rows if pair_title(row) == pair]))
+
+
+def _shifts(rows: Sequence[MetricRow]) -> str:
+    """Quote how much deeper a block's counterparts lie in the other model, the null first."""
+    shifts = named(pick(rows, metric="aligned_shift_layers"), "")
+    told = [
+        f"{pair_title(row)}{_yardstick(pair_title(row))} {with_interval(row)}"
+        for row in sorted(shifts, key=lambda row: not same_model(pair_title(row)))
+        if row.condition is None
+    ]
+    if not told:
+        return ""
+    return (
+        "How many blocks deeper the counterpart of a block of the first model lies in the second, "
+        f"on average, with 95 % intervals over text: {'; '.join(told)}."
+    )
+
+
+def _yardstick(pair: str) -> str:
+    return " (yardstick)" if same_model(pair) else ""
+
+
+def with_interval(row: MetricRow) -> str:
+    """Write a value with its interval, where it has one."""
+    value = fixed(value_of(row), 2)
+    if row.ci_low is None or row.ci_high is None:
+        return value
+    return f"{value} [{fixed(row.ci_low, 2)}, {fixed(row.ci_high, 2)}]"
 
 
 def partner_layer(row: MetricRow) -> int | None:
@@ -52,7 +90,7 @@ def same_model(title: str) -> bool:
 
 
 def _map(rows: Sequence[MetricRow]) -> Canvas:
-    cells = {(row.layer, partner_layer(row)): value_of(row) for row in rows if not row.slice}
+    cells = {(row.layer, partner_layer(row)): value_of(row) for row in rows}
     own = sorted({a for a, _ in cells if a is not None})
     other = sorted({b for _, b in cells if b is not None})
     left, _, right = pair_title(rows[0]).partition(" × ")
