@@ -23,6 +23,31 @@ def table(entries: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "", f"{len(entries)} claims, each at its scale only: {told}"])
 
 
+def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return verdicts as a Markdown table, one claim a row, in the order given."""
+    heads = ("claim", "published", "verdict", "effect [95 %]", "seeds", "scale")
+    rows = [
+        (
+            f"{entry['claim']} (`{entry['id']}`)",
+            f"{entry['published']} ({entry['source']})",
+            _word(entry),
+            _effect(entry),
+            str(entry["seeds"]),
+            str(entry["scale"]),
+        )
+        for entry in entries
+    ]
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in r)} |" for r in lines)
+
+
+def _word(entry: Mapping[str, Any]) -> str:
+    """Return the verdict, with the power of an inconclusive one."""
+    word = str(entry["verdict"]).replace("_", " ")
+    power = f" (power {entry['power']:.0%})" if entry["verdict"] == "inconclusive" else ""
+    return f"{word}{power}{'' if entry['tuned'] else ', untuned'}"
+
+
 def _lines(entry: Mapping[str, Any]) -> list[str]:
     word = entry["verdict"].replace("_", " ")
     caution = "" if entry["tuned"] else ", untuned"

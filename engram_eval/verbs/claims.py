@@ -9,17 +9,20 @@ from engram_eval.verbs.verb import Verb
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="study folders")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="machine-readable")
+    form.add_argument("--markdown", action="store_true", help="a table, as for a README")
 
 
 def _claims(arguments: argparse.Namespace) -> int:
-    from engram_eval.claims.table import brief, table
+    from engram_eval.claims.table import brief, markdown, table
     from engram_eval.claims.verdicts import read_verdicts
 
     found = [entry for folder in arguments.folders for entry in read_verdicts(folder)]
-    print(
-        json.dumps([brief(entry) for entry in found], indent=1) if arguments.json else table(found)
-    )
+    if arguments.json:
+        print(json.dumps([brief(entry) for entry in found], indent=1))
+    else:
+        print(markdown(found) if arguments.markdown else table(found))
     return 0
 
 

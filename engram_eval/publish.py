@@ -1,0 +1,124 @@
+"""Keeps what a finished study found: small, whole, and enough to check its verdicts.
+
+Of the metric rows those stay that a verdict rests on, and held-out text, tasks and costs at the end
+of training; of the comparisons those over all seeds. The verdicts follow from the kept rows.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engram_eval.claims.verdicts import read_verdicts
+from engram_eval.config import StudyConfig, from_dict, to_dict
+from engram_eval.errors import UserError
+from engram_eval.records import read_jsonl, write_json, write_jsonl
+from engram_eval.studies.registry import STUDIES, find_study
+from engram_eval.study import solve
+
+MOST_BYTES = 1_000_000
+"""Of a published study; its report is left out where it does not fit."""
+
+WHOLE = ("study.json", "ledger.json", "summary.json", "verdicts.json")
+
+
+def publish(study_dir: Path, out: Path) -> Path:
+    """Copy a study's findings to ``out``, with ``provenance.json``; return ``out``.
+
+    Raises:
+        UserError: the study is not analysed and reported yet, or does not fit.
+    """
+    for name in (*WHOLE, "metrics.jsonl", "comparisons.jsonl", "stages.json"):
+        if not (study_dir / name).exists():
+            raise UserError(
+                f"{study_dir}: no {name} here; finish the study first (`engram-eval run`)"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    for name in WHOLE:
+        shutil.copyfile(study_dir / name, out / name)
+    verdicts = read_verdicts(study_dir)
+    write_jsonl(out / "metrics.jsonl", kept_rows(read_jsonl(study_dir / "metrics.jsonl"), verdicts))
+    write_jsonl(
+        out / "comparisons.jsonl", kept_comparisons(read_jsonl(study_dir / "comparisons.jsonl"))
+    )
+    write_json(out / "provenance.json", provenance(study_dir))
+    _keep_report(study_dir / "report.html", out / "report.html")
+    return out
+
+
+def kept_rows(
+    rows: Iterable[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return the rows that verdicts rest on, and those about whole models at the end."""
+    selectors = [selector for entry in verdicts for selector in entry["rows"]]
+    return [
+        row for row in rows if _about_whole_models(row) or any(_fits(row, s) for s in selectors)
+    ]
+
+
+def _about_whole_models(row: Mapping[str, Any]) -> bool:
+    whole = row["layer"] is None and row["site"] is None and row["step"] is None
+    kind = row["stage"] in ("train", "load", "evaluate", "baseline")
+    return kind and whole and row["condition"] is None and set(row["slice"]) <= {"domain"}
+
+
+def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:
+    keys = ("name", "metric", "slice", "condition", "site", "layer")
+    return row["step"] is None and all(row[key] == selector[key] for key in keys)
+
+
+def kept_comparisons(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the comparisons over all seeds of both models, without finer slices."""
+    return [
+        row
+        for row in rows
+        if set(row["slice"]) <= {"domain"}
+        and (row["units"] == "seeds" or len(row["seeds_b"]) != 1 or len(row["seeds_a"]) != 1)
+    ]
+
+
+def provenance(study_dir: Path) -> dict[str, Any]:
+    """Say how the study was made: command, machines, commits, versions, hours of work.
+
+    ``seconds`` adds up the stages' own; what studies share is counted in each of them.
+    """
+    stages = json.loads((study_dir / "stages.json").read_text())
+    study = json.loads((study_dir / "study.json").read_text())
+    done = [stage for stage in stages if stage["status"] == "ok"]
+    return {
+        "command": command(study),
+        "machines": _distinct(stage["device"] for stage in done),
+        "commits": _distinct(stage["commit"] for stage in done),
+        "versions": done[-1]["versions"] if done else {},
+        "started": min((stage["started"] for stage in done), default=None),
+        "last_started": max((stage["started"] for stage in done), default=None),
+        "seconds": round(sum(stage["seconds"] for stage in done)),
+        "stages": dict(Counter(stage["status"] for stage in stages)),
+        "unfinished": [stage["label"] for stage in stages if stage["status"] != "ok"],
+    }
+
+
+def command(study: Mapping[str, Any]) -> str:
+    """Return the command that makes the study; one that is not shipped runs from its study.json."""
+    name, scale = study["name"], study["scale"]
+    if name in STUDIES:
+        shipped = to_dict(solve(find_study(name, scale)))
+        if shipped == to_dict(from_dict(StudyConfig, study)):
+            return f"engram-eval run {name} --scale {scale}"
+    return "engram-eval run study.json --out runs/again"
+
+
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def _keep_report(source: Path, target: Path) -> None:
+    """Copy the report where all files together stay below ``MOST_BYTES``."""
+    target.unlink(missing_ok=True)
+    used = sum(path.stat().st_size for path in target.parent.glob("*.json*"))
+    if used > MOST_BYTES:
+        raise UserError(f"{target.parent}: {used:,} bytes of findings, at most {MOST_BYTES:,}")
+    if source.exists() and used + source.stat().st_size <= MOST_BYTES:
+        shutil.copyfile(source, target)

@@ -1,0 +1,117 @@
+"""What is published: small, traceable, and its verdicts follow from its own rows."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engram_eval.claims.table import markdown
+from engram_eval.claims.verdicts import read_verdicts, write_verdicts
+from engram_eval.cli import main
+from engram_eval.config import StudyConfig, from_dict, to_dict
+from engram_eval.publish import MOST_BYTES, command, kept_rows
+from engram_eval.records import write_json, write_jsonl
+from engram_eval.studies.registry import find_study
+from engram_eval.study import solve
+
+ROOT = Path(__file__).resolve().parent.parent / "reports" / "published"
+STUDIES = sorted(path.parent for path in ROOT.glob("*/verdicts.json"))
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
+def test_published_verdicts_follow_from_published_rows(folder: Path, tmp_path: Path) -> None:
+    for name in ("study.json", "ledger.json", "metrics.jsonl"):
+        shutil.copyfile(folder / name, tmp_path / name)
+    write_verdicts(tmp_path)
+    again, told = read_verdicts(tmp_path), read_verdicts(folder)
+    assert [(e["id"], e["verdict"], e["seeds"]) for e in again] == [
+        (e["id"], e["verdict"], e["seeds"]) for e in told
+    ]
+    for mine, theirs in zip(again, told, strict=True):
+        for key in ("effect", "ci_low", "ci_high", "power"):
+            assert mine[key] == pytest.approx(theirs[key]), (mine["id"], key)
+        assert mine["verdict"] != "inconclusive" or "power" in mine["reason"] or mine["power"] == 0
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
+def test_a_published_study_is_small_and_can_be_run_again(folder: Path) -> None:
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= MOST_BYTES
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert facts["command"].startswith("engram-eval run ") and facts["seconds"] > 0
+    assert facts["machines"] and facts["commits"] and facts["versions"]["torch"]
+    study = json.loads((folder / "study.json").read_text())
+    assert to_dict(from_dict(StudyConfig, study)) == study
+
+
+def test_the_command_of_a_shipped_study_is_named_and_another_runs_from_its_file() -> None:
+    study = to_dict(solve(find_study("placement", "tiny")))
+    assert command(study) == "engram-eval run placement --scale tiny"
+    assert command({**study, "question": "mine"}) == "engram-eval run study.json --out runs/again"
+    assert command({**study, "name": "own"}) == "engram-eval run study.json --out runs/again"
+
+
+ROW = {"name": "heldout", "metric": "bits_per_byte", "slice": {}, "condition": None, "site": None,
+       "layer": None, "step": None, "stage": "evaluate", "model": "moe", "seed": 0,
+       "value": 1.0}  # fmt: skip
+
+
+def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
+    lens = {**ROW, "name": "logit_lens", "metric": "kl_bits", "stage": "probe", "layer": 1}
+    selector = {k: lens[k] for k in ("name", "metric", "slice", "condition", "site", "layer")}
+    early = {**ROW, "step": 16}
+    rows = [ROW, lens, {**lens, "layer": 2}, early]
+    assert kept_rows(rows, [{"rows": [selector]}]) == [ROW, lens]
+    assert kept_rows(rows, []) == [ROW]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    folder = tmp_path / "placement-tiny"
+    solved = to_dict(solve(find_study("placement", "tiny")))
+    write_json(folder / "study.json", solved)
+    write_json(folder / "ledger.json", {})
+    write_json(folder / "summary.json", {})
+    write_jsonl(folder / "metrics.jsonl", [ROW | {"schema": 1}])
+    pooled = {"slice": {}, "units": "seeds", "seeds_a": [0, 1, 2], "seeds_b": [0, 1, 2]}
+    single = {**pooled, "units": "items", "seeds_a": [0], "seeds_b": [0]}
+    write_jsonl(folder / "comparisons.jsonl", [pooled, single])
+    stage = {"status": "ok", "label": "train moe seed 0", "device": "cpu: x", "commit": "abc",
+             "versions": {"torch": "2"}, "started": "2026-01-02", "seconds": 2.4}  # fmt: skip
+    failed = {**stage, "status": "failed", "label": "train moe seed 1", "started": "2026-01-03"}
+    write_json(folder / "stages.json", [stage, failed])
+    write_verdicts(folder)
+    (folder / "report.html").write_text("<html>")
+    return folder
+
+
+def test_publishing_keeps_findings_and_how_they_were_made(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "published"
+    assert main(["publish", str(study), str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    facts = json.loads((out / "provenance.json").read_text())
+    assert facts["command"] == "engram-eval run placement --scale tiny"
+    assert facts["stages"] == {"ok": 1, "failed": 1}
+    assert facts["unfinished"] == ["train moe seed 1"]
+    assert (facts["seconds"], facts["machines"], facts["commits"]) == (2, ["cpu: x"], ["abc"])
+    assert len((out / "comparisons.jsonl").read_text().splitlines()) == 1
+    assert (out / "report.html").exists()
+    (study / "report.html").write_text("x" * MOST_BYTES)
+    assert main(["publish", str(study), str(out)]) == 0
+    assert not (out / "report.html").exists()
+    (study / "summary.json").unlink()
+    assert main(["publish", str(study), str(out)]) == 2
+    assert "no summary.json here" in capsys.readouterr().err
+
+
+def test_the_markdown_table_has_a_row_per_claim(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["claims", str(study), "--markdown"]) == 0
+    text = capsys.readouterr().out.strip()
+    entries = read_verdicts(study)
+    assert text == markdown(entries)
+    assert len(text.splitlines()) == 2 + len(entries)
+    assert "inconclusive (power 0%), untuned" in text
