@@ -1,6 +1,6 @@
 """Mistakes in a study that would otherwise show only after the expensive part."""
 
-from engram_eval.config import EvalConfig, StudyConfig, TrainConfig, arm_training
+from engram_eval.config import EvalConfig, StudyConfig, TrainConfig, TuneConfig, arm_training
 from engram_eval.errors import UserError, unknown
 from engram_eval.stages import resolve
 
@@ -23,6 +23,7 @@ def check_study(study: StudyConfig) -> None:
     _check_training(study.train)
     for model in study.models:
         _check_training(arm_training(study, model))
+    _check_tuning(study.tune)
     _check_evaluation(study.evaluate)
 
 
@@ -46,6 +47,16 @@ def _check_training(train: TrainConfig) -> None:
     for share in train.checkpoints:
         if not 0 < share <= 1:
             raise UserError(f"train.checkpoints: {share} is not a share of the tokens in (0, 1]")
+
+
+def _check_tuning(tune: TuneConfig) -> None:
+    for name in ("lr_factors", "table_factors"):
+        if not all(factor > 0 for factor in getattr(tune, name)):
+            raise UserError(f"tune.{name}={list(getattr(tune, name))}: must be above 0")
+    if tune.lr_factors and not tune.table_factors:
+        raise UserError("tune.table_factors=[]: at least one is needed, 1 leaves the rate as it is")
+    if not 0 < tune.fraction <= 1:
+        raise UserError(f"tune.fraction={tune.fraction}: must be in (0, 1]")
 
 
 def _check_evaluation(evaluate: EvalConfig) -> None:

@@ -171,6 +171,29 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """Short runs that choose each arm's rates on validation text; none without ``lr_factors``.
+
+    Every arm gets ``len(lr_factors) * len(table_factors)`` runs; see ``training.tune``.
+
+    Attributes:
+        lr_factors: tried for ``train.lr``.
+        table_factors: tried for ``train.table_lr_multiplier``, where there is a table.
+        fraction: of the training tokens, the length of a tuning run.
+        seed: of all tuning runs.
+    """
+
+    lr_factors: tuple[float, ...] = ()
+    table_factors: tuple[float, ...] = (1.0,)
+    fraction: float = 0.25
+    seed: int = 1000
+
+
+TUNED = TuneConfig(lr_factors=(0.5, 1.0, 2.0), table_factors=(0.2, 1.0))
+"""What ``--tune`` asks for: six runs an arm; a fifth of the table's rate is the backbone's own."""
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """A whole study: corpus x models x seeds x tasks x probes. Saved as ``study.json``.
 
@@ -186,6 +209,7 @@ class StudyConfig:
     question: str = ""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     baselines: tuple[str, ...] = ("ngram",)
@@ -207,6 +231,15 @@ class TrainStage:
 
     architecture: Mapping[str, Any]
     train: TrainConfig
+
+
+@dataclass(frozen=True)
+class TuneStage:
+    """Configuration of an arm's tuning: what is built, how it is trained, what is tried."""
+
+    architecture: Mapping[str, Any]
+    train: TrainConfig
+    tune: TuneConfig
 
 
 @dataclass(frozen=True)

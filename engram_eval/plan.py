@@ -41,7 +41,9 @@ def plan(study: StudyConfig, measure: bool = True) -> dict[str, Any]:
         if measure:
             rate = resolve("engram_eval.bench.rate:seconds_per_token")
             row["training_seconds"] = rate(row["architecture"], train) * row["tokens"]
-    return {"study": study.name, "scale": study.scale, "models": ledger}
+    runs = len(study.tune.lr_factors) * len(study.tune.table_factors)
+    tuning = {"runs": runs, "fraction": study.tune.fraction}
+    return {"study": study.name, "scale": study.scale, "tuning": tuning, "models": ledger}
 
 
 def plan_table(planned: dict[str, Any]) -> str:
@@ -54,12 +56,13 @@ def plan_table(planned: dict[str, Any]) -> str:
             f"{name:10}{counts} {_time(row['training_seconds']):>11} {len(row['seeds']):6}"
         )
     lines.append("P_tot, P_act: total and active parameters without embedding and head")
-    seconds = [row["training_seconds"] for row in planned["models"].values()]
-    if seconds and None not in seconds:
-        total = sum(
-            row["training_seconds"] * len(row["seeds"]) for row in planned["models"].values()
-        )
-        lines.append(f"training takes about {_time(total)} on one core of this machine")
+    rows = list(planned["models"].values())
+    if rows and None not in [row["training_seconds"] for row in rows]:
+        training = sum(row["training_seconds"] * len(row["seeds"]) for row in rows)
+        tuning = planned["tuning"]["runs"] * planned["tuning"]["fraction"]
+        tuned = sum(row["training_seconds"] * tuning for row in rows)
+        extra = f" and tuning {_time(tuned)}" if tuned else ""
+        lines.append(f"training takes about {_time(training)}{extra} on one core of this machine")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ class Stage(NamedTuple):
 STAGES: dict[str, Stage] = {
     "corpus": Stage("engram_eval.corpus.build:build_corpus", 1),
     "items": Stage("engram_eval.evaluation.items:build_items", 1),
+    "tune": Stage("engram_eval.training.tune:tune", 1),
     "train": Stage("engram_eval.training.stage:train", 2),
     "load": Stage("engram_eval.adapters.stage:load", 1),
     "evaluate": Stage("engram_eval.evaluation.stage:evaluate", 1),

@@ -19,6 +19,7 @@ from engram_eval.config import (
     ProbeStage,
     StudyConfig,
     TrainStage,
+    TuneStage,
     arm_training,
     key_dict,
 )
@@ -128,7 +129,9 @@ def graph(study: StudyConfig) -> list[Node]:
     scores = [
         Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed) for t in trains
     ]
-    return [corpus, items, *alone, *trains, *around, *scores, *_probes(study, corpus, trains)]
+    tunes = {t.inputs["tune"].key: t.inputs["tune"] for t in trains if "tune" in t.inputs}
+    probes = _probes(study, corpus, trains)
+    return [corpus, items, *alone, *tunes.values(), *trains, *around, *scores, *probes]
 
 
 def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Node:
@@ -136,7 +139,11 @@ def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Nod
         sha256 = resolve("engram_eval.adapters.stage:model_sha256")(Path(model.path))
         return Node("load", LoadStage(model.path, sha256), {}, model.name, seed)
     stage = TrainStage(model.architecture, arm_training(study, model))
-    return Node("train", stage, {"corpus": corpus}, model.name, seed)
+    inputs = {"corpus": corpus}
+    if study.tune.lr_factors:
+        tuning = TuneStage(stage.architecture, stage.train, study.tune)
+        inputs["tune"] = Node("tune", tuning, {"corpus": corpus}, model.name)
+    return Node("train", stage, inputs, model.name, seed)
 
 
 def _baselines(

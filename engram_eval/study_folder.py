@@ -62,7 +62,7 @@ def study_ledger(study: StudyConfig) -> dict[str, Any]:
             "seeds": list(model.seeds),
             "tokens": arm_training(study, model).tokens,
             "matched_to": model.match,
-            "tuned": False,
+            "tuned": bool(study.tune.lr_factors),
             "architecture": dict(model.architecture),
         }
         for model in study.models

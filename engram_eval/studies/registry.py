@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engram_eval.config import StudyConfig, from_dict, override, to_dict
+from engram_eval.config import TUNED, StudyConfig, from_dict, override, to_dict
 from engram_eval.errors import UserError, unknown
 from engram_eval.records import content_hash
 from engram_eval.scales import SCALES
@@ -67,6 +67,7 @@ def find_study(
     assignments: Sequence[str] = (),
     corpus: Sequence[str] = (),
     n_seeds: int | None = None,
+    tune: bool = False,
 ) -> StudyConfig:
     """Return a study by shipped name, scale name (= ``brief`` at that scale) or file.
 
@@ -76,6 +77,7 @@ def find_study(
         assignments: ``key=value`` overrides.
         corpus: the user's text instead of the pocket corpus.
         n_seeds: seeds 0..n-1 for every model.
+        tune: choose each arm's rates by short runs (``config.TUNED``).
 
     Raises:
         UserError: for an unknown name, a conflicting scale, or a bad file.
@@ -90,6 +92,8 @@ def find_study(
             raise UserError(f"--seeds {n_seeds}: at least 1 is needed")
         models = tuple(dataclasses.replace(m, seeds=tuple(range(n_seeds))) for m in study.models)
         study = dataclasses.replace(study, models=models)
+    if tune:
+        study = dataclasses.replace(study, tune=TUNED)
     return override(study, assignments) if assignments else study
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import math
 import statistics
 from collections import Counter
@@ -58,7 +59,7 @@ def train(
     and ``validation.jsonl`` (the validation rows so far).
 
     Args:
-        inputs: ``corpus``, a corpus folder.
+        inputs: ``corpus``, a corpus folder; ``tune`` with the rates to take, if they were tuned.
         config: architecture and training settings.
         seed: draws the initial weights and the order of the text.
         out: the stage's own folder.
@@ -71,6 +72,8 @@ def train(
     """
     if seed is None:
         raise UserError("training needs a seed")
+    if "tune" in inputs:
+        config = replace(config, train=tuned(config.train, inputs["tune"]))
     corpus, settings = load_corpus(inputs["corpus"]), config.train
     steps = n_steps(settings)
     shape = settings.seq_len, settings.batch_size, seed
@@ -89,6 +92,12 @@ def train(
     rows = _rows(out, config, keep_at, batches.epochs(steps))
     delete_resume_points(out)
     return rows
+
+
+def tuned(settings: TrainConfig, folder: Path) -> TrainConfig:
+    """Return the settings with the rates that the tuning stage found best."""
+    best = json.loads((folder / "best.json").read_text())
+    return replace(settings, lr=best["lr"], table_lr_multiplier=best["table_lr_multiplier"])
 
 
 def n_steps(config: TrainConfig) -> int:

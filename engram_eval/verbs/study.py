@@ -15,7 +15,7 @@ from engram_eval.verbs.verb import Verb
 STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
 
 STAGE_VERBS = {
-    "train": ("train", "load"),
+    "train": ("tune", "train", "load"),
     "evaluate": ("evaluate", "baseline"),
     "probe": ("sample", "probe", "probe_pair"),
     "analyze": ("analyze",),
@@ -29,10 +29,11 @@ def _study_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _change_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scale", help="smoke, quick (default) or small")
+    parser.add_argument("--scale", help="smoke, tiny, quick (default) or small")
     parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
     parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
+    parser.add_argument("--tune", action="store_true", help="choose each arm's rates by short runs")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides")
     parser.add_argument(
         "--skip-bad-batches", type=int, metavar="N", help="leave out up to N that give no number"
@@ -78,9 +79,14 @@ def _find(arguments: argparse.Namespace) -> tuple[Any, Path]:
     from engram_eval.studies.registry import find_study, study_folder
 
     study = find_study(
-        arguments.study, arguments.scale, arguments.set, arguments.corpus, arguments.seeds
+        arguments.study,
+        arguments.scale,
+        arguments.set,
+        arguments.corpus,
+        arguments.seeds,
+        arguments.tune,
     )
-    changed = bool(arguments.set or arguments.corpus or arguments.seeds)
+    changed = bool(arguments.set or arguments.corpus or arguments.seeds or arguments.tune)
     manner: dict[str, Any] = {"tensorboard": True} if arguments.tensorboard else {}
     if arguments.skip_bad_batches is not None:
         manner["skip_bad_batches"] = arguments.skip_bad_batches
