@@ -5,23 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters_fixture import (
+    FAMILIES,
+    GEMMA3N,
+    LAYERS,
+    LLAMA_LIKE,
+    MEMORY_LAYERS,
+    STREAMS,
+    make_engram,
+    make_llama,
+    opened,
+    seeded,
+)
 from torch import nn
 from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
+    Gemma3nForCausalLM,
+    Gemma3nTextConfig,
     GraniteConfig,
     GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
-    PreTrainedModel,
 )
 
 from engram_eval.adapters.base import SITES, Place, Tap
@@ -30,69 +31,7 @@ from engram_eval.adapters.load import open_model
 from engram_eval.adapters.registry import ADAPTERS
 from engram_eval.errors import UserError
 
-LAYERS = 3
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-LLAMA_LIKE = {**SIZES, "num_key_value_heads": 1, "intermediate_size": 24}
-
-
-def make_llama() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**LLAMA_LIKE))
-
-
-def make_gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=16, n_layer=LAYERS, n_head=2, n_positions=32)
-    )
-
-
-def make_neox() -> PreTrainedModel:
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, intermediate_size=24))
-
-
-def make_olmoe() -> PreTrainedModel:
-    return OlmoeForCausalLM(OlmoeConfig(**LLAMA_LIKE, num_experts=4, num_experts_per_tok=2))
-
-
-def make_olmo2() -> PreTrainedModel:
-    return Olmo2ForCausalLM(Olmo2Config(**LLAMA_LIKE))
-
-
-def make_engram() -> PreTrainedModel:
-    from engram_eval.models import EngramConfig, EngramForCausalLM
-
-    config = EngramConfig(
-        **LLAMA_LIKE,
-        engram_layers=[1],
-        engram_ngram_orders=[2, 3],
-        engram_heads=2,
-        engram_rows=[31, 31],
-        engram_row_dim=4,
-        engram_compression=False,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=8,
-        shared_expert_intermediate_size=8,
-    )
-    return EngramForCausalLM(config)
-
-
-FAMILIES = {
-    "llama": make_llama,
-    "gpt2": make_gpt2,
-    "gpt_neox": make_neox,
-    "olmoe": make_olmoe,
-    "olmo2": make_olmo2,
-    "engram_moe": make_engram,
-}
+WRITERS = [(family, layer) for family, layers in MEMORY_LAYERS.items() for layer in layers]
 
 
 @pytest.fixture
@@ -100,39 +39,33 @@ def tokens() -> torch.Tensor:
     return torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
-def seeded(make) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = make()
-    for name, parameter in model.named_parameters():
-        # A gain of one would hide a final norm that is skipped or applied twice.
-        if "norm" in name or "ln_" in name:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-        elif parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.2)
-    return model
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shapes_and_names(family: str, tokens: torch.Tensor) -> None:
-    adapter = open_model(seeded(FAMILIES[family]))
+    adapter = opened(family)
     assert (adapter.n_layers, adapter.d_model, adapter.vocab_size) == (LAYERS, 16, 40)
     assert adapter.max_positions == 32
-    assert adapter.memory_layers == ((1,) if family == "engram_moe" else ())
+    assert adapter.memory_layers == MEMORY_LAYERS.get(family, ())
+    assert adapter.streams == STREAMS.get(family, 1)
     assert adapter.device.type == "cpu"
     taps = [Tap(site, 1) for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")]
     with torch.no_grad(), adapter.record(taps) as found:
         adapter.run(tokens)
     assert set(found) == set(taps)
-    assert all(tensor.shape == (2, 9, 16) for tensor in found.values())
+    for tap, tensor in found.items():
+        wide = 16 * adapter.streams if tap.site.startswith("resid") else 16
+        assert tensor.shape == (2, 9, wide), tap
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_final_logits_are_the_lens_of_the_last_layer(family: str, tokens: torch.Tensor) -> None:
-    adapter = open_model(seeded(FAMILIES[family]))
+    adapter = opened(family)
     last = Tap("resid_post", LAYERS - 1)
     with torch.no_grad(), adapter.record([last]) as found:
         logits = adapter.logits(tokens)
         torch.testing.assert_close(adapter.unembed(found[last]), logits)
+        # Of any number of vectors, too: lenses pick some.
+        some = found[last].flatten(0, 1)[3:7]
+        torch.testing.assert_close(adapter.unembed(some), logits.flatten(0, 1)[3:7])
 
 
 def test_hidden_states_agree_with_the_library(tokens: torch.Tensor) -> None:
@@ -148,7 +81,7 @@ def test_hidden_states_agree_with_the_library(tokens: torch.Tensor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("site", ["attn_out", "mlp_out", "resid_pre", "resid_post"])
 def test_edits_act_and_identity_does_not(family: str, site: str, tokens: torch.Tensor) -> None:
-    adapter = open_model(seeded(FAMILIES[family]))
+    adapter = opened(family)
     with torch.no_grad():
         plain = adapter.logits(tokens)
         with adapter.edit(site, 1, lambda x: x):
@@ -174,10 +107,127 @@ def test_the_memorys_taps_act(site: str, tokens: torch.Tensor) -> None:
     assert not torch.allclose(zeroed, plain)
 
 
+@pytest.mark.parametrize(("family", "layer"), WRITERS)
+def test_where_a_memory_writes_and_what_it_reads(
+    family: str, layer: int, tokens: torch.Tensor
+) -> None:
+    adapter = opened(family)
+    sites = ("memory_index", "memory_rows", "memory_gate", "memory_out", "resid_pre")
+    with torch.no_grad(), adapter.record([Tap(site, layer) for site in sites]) as found:
+        plain = adapter.logits(tokens)
+    index, rows, gate, added, before = (found[Tap(site, layer)] for site in sites)
+    assert index.dtype == torch.int64 and index.shape[:2] == (2, 9)
+    table = adapter.tables[layer]
+    if family != "gemma3n":
+        assert torch.equal(table[index].flatten(2), rows)
+        assert gate.shape == (2, 9, adapter.streams) and 0 < gate.min() < gate.max() < 1
+        assert added.shape == before.shape
+    else:
+        assert table[index].flatten(2).shape == rows.shape == gate.shape
+        assert added.shape == (2, 9, 16)
+    with torch.no_grad():
+        with adapter.ablate("memory_out", layer):
+            off = adapter.logits(tokens)
+        with adapter.ablate("memory_gate", layer):
+            closed = adapter.logits(tokens)
+        with adapter.memory_off():
+            all_off = adapter.logits(tokens)
+        assert torch.equal(adapter.logits(tokens), plain)
+    assert not torch.allclose(off, plain)
+    torch.testing.assert_close(closed, off)
+    assert torch.allclose(all_off, off) == (len(adapter.memory_layers) == 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("qwen4_exp", "attn_hyper_connection"), ("engram_streams", "attn_hc")]
+)
+def test_a_memory_of_streams_adds_what_it_says(
+    family: str, name: str, tokens: torch.Tensor
+) -> None:
+    """What enters the attention's hyper-connection is the stream plus the memory's write."""
+    adapter = opened(family)
+    seen: list[torch.Tensor] = []
+    block = adapter.place("resid_pre", 1).module
+    handle = getattr(block, name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad(), adapter.record([Tap("resid_pre", 1), Tap("memory_out", 1)]) as found:
+        adapter.run(tokens)
+    handle.remove()
+    torch.testing.assert_close(seen[0], found[Tap("resid_pre", 1)] + found[Tap("memory_out", 1)])
+
+
+def test_gemma3ns_rows_write_to_all_streams_but_the_first(tokens: torch.Tensor) -> None:
+    adapter = opened("gemma3n")
+    taps = [Tap("memory_out", 1), Tap("resid_post", 1)]
+    with torch.no_grad(), adapter.record(taps) as found:
+        adapter.run(tokens)
+        added, after = (found[tap].clone() for tap in taps)
+        with adapter.ablate("memory_out", 1):
+            adapter.run(tokens)
+    difference = (after - found[taps[1]]).unflatten(-1, (3, 16))
+    assert not difference[..., 0, :].any()
+    for stream in (1, 2):
+        torch.testing.assert_close(difference[..., stream, :], added)
+
+
+def test_tokens_outside_of_gemma3ns_table_read_row_0() -> None:
+    adapter = opened("gemma3n")
+    with torch.no_grad(), adapter.record([Tap("memory_index", 0)]) as found:
+        adapter.run(torch.tensor([[36, 37, 39]]))
+    assert found[Tap("memory_index", 0)].tolist() == [[[36], [0], [0]]]
+
+
+def test_models_whose_blocks_share_keys_say_so(tokens: torch.Tensor) -> None:
+    config = Gemma3nTextConfig(**{**GEMMA3N, "num_kv_shared_layers": 1})
+    adapter = open_model(seeded(lambda: Gemma3nForCausalLM(config)))
+    with (
+        pytest.raises(UserError, match="the last 1 reuse keys and values of others"),
+        adapter.start_at(1, torch.zeros(2, 9, 48)),
+    ):
+        adapter.logits(tokens)
+    with adapter.start_at(0, torch.zeros(2, 9, 48)):
+        adapter.logits(tokens)
+
+
+def test_qwen4_computes_as_before_it_was_opened(tokens: torch.Tensor) -> None:
+    """The gate's tap changes no bit, neither with padding nor while decoding."""
+    model, tapped = (seeded(FAMILIES["qwen4_exp"]) for _ in range(2))
+    open_model(tapped)
+    open_model(tapped)
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        for kwargs in ({}, {"attention_mask": mask}):
+            ours, theirs = (m(input_ids=tokens, **kwargs).logits for m in (tapped, model))
+            assert torch.equal(ours, theirs)
+        written = [
+            m.generate(tokens[:, :4], max_new_tokens=6, do_sample=False) for m in (tapped, model)
+        ]
+    assert torch.equal(*written)
+    assert opened.state_dict().keys() == model.state_dict().keys()
+
+
+def test_qwen4_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpTextPLELayer
+
+    theirs = Qwen4ExpTextPLELayer.forward
+    monkeypatch.setattr(Qwen4ExpTextPLELayer, "forward", lambda *args: 2 * theirs(*args))
+    with pytest.raises(UserError, match="computes otherwise in this version"):
+        open_model(seeded(FAMILIES["qwen4_exp"]))
+
+
+def test_capped_logits_are_the_models_own(tokens: torch.Tensor) -> None:
+    adapter = opened("gemma2")
+    with torch.no_grad(), adapter.record([Tap("resid_post", LAYERS - 1)]) as found:
+        logits = adapter.logits(tokens)
+        plain = adapter.model.lm_head(adapter.final_norm(*found.values()))
+    assert (plain - logits).abs().max() > 0.1, "the cap shows"
+    assert adapter.unembedding.weight is adapter.model.lm_head.weight
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_starting_later_gives_the_same_end(family: str, layer: int, tokens: torch.Tensor) -> None:
-    adapter, tap = open_model(seeded(FAMILIES[family])), Tap("resid_pre", layer)
+    adapter, tap = opened(family), Tap("resid_pre", layer)
     with torch.no_grad():
         with adapter.record([tap]) as found:
             plain = adapter.logits(tokens)
@@ -254,10 +304,10 @@ def test_families_that_scale_their_residuals_are_refused() -> None:
         open_model(granite)
 
 
-def test_families_with_capped_logits_are_refused() -> None:
-    gemma = Gemma2ForCausalLM(Gemma2Config(**LLAMA_LIKE, head_dim=8, final_logit_softcapping=0.05))
+def test_families_that_scale_their_logits_are_refused() -> None:
+    granite = GraniteForCausalLM(GraniteConfig(**LLAMA_LIKE, logits_scaling=0.01))
     with pytest.raises(UserError, match=r"unembedding\(final_norm\(last residual\)\) != logits"):
-        open_model(gemma)
+        open_model(granite)
 
 
 def test_wrong_name_of_a_part() -> None:

@@ -16,16 +16,18 @@ Every tensor that can be read or edited has a name and a layer (0-based):
 | mlp_out        | what the feed-forward layer or the experts add           | (B, T, D)       |
 | resid_post     | residual stream leaving the block, before any final norm | (B, T, D)       |
 
-With hyper-connections, D of the residual stream, and of what a memory adds to it, is the width of
-all streams side by side; ``attn_out`` and ``mlp_out`` are one vector that each stream gets a share
-of, so that the parts no longer sum to ``resid_post``.
+With several residual streams (hyper-connections), D of the stream, and of what a memory adds to
+it, is the width of all streams side by side; ``attn_out`` and ``mlp_out`` are one vector that each
+stream gets a share of, so that the parts no longer sum to ``resid_post``. Gemma 3n's per-layer
+rows differ: ``memory_out`` is one vector too, added to all streams but the first, and
+``memory_gate`` has a factor for each number of the row, of any sign.
 
 Plain torch hooks do the work, and the model is as before when a context ends.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -58,16 +60,38 @@ class Tap(NamedTuple):
     layer: int
 
 
+class Form(NamedTuple):
+    """How a family's own shape becomes the common one, and back."""
+
+    common: Callable[[Tensor], Tensor]
+    own: Callable[[Tensor], Tensor]
+
+
+def streams_at(axis: int, streams: int) -> Form:
+    """Return the form of a residual whose streams have an axis of their own, (B, T, D) beside it.
+
+    Args:
+        axis: of the streams.
+        streams: how many.
+    """
+    return Form(
+        lambda own: own.movedim(axis, -2).flatten(-2),
+        lambda common: common.unflatten(-1, (streams, -1)).movedim(-2, axis),
+    )
+
+
 class Place(NamedTuple):
     """Where a tap sits in the module tree: what enters or what leaves a module.
 
     Attributes:
-        item: which one, where a module returns several tensors.
+        item: which one, where a module takes or returns several tensors.
+        form: where the tensor has another shape there than the table above says.
     """
 
     module: nn.Module
     side: Literal["input", "output"]
     item: int = 0
+    form: Form | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +109,8 @@ class Adapter:
         n_layers: number of blocks.
         max_positions: the longest sequence that the model is made for.
         streams: residual streams, side by side; more than one with hyper-connections.
+        tables: the rows of each layer's memory, (rows, row width); they share the model's storage.
+        needs_all_blocks: why no block can be skipped; empty where ``start_at`` works.
     """
 
     model: nn.Module
@@ -96,6 +122,8 @@ class Adapter:
     n_layers: int
     max_positions: int
     streams: int = 1
+    tables: Mapping[int, Tensor] = field(default_factory=dict)
+    needs_all_blocks: str = ""
 
     @property
     def d_model(self) -> int:
@@ -175,7 +203,13 @@ class Adapter:
 
     @contextmanager
     def start_at(self, layer: int, residual: Tensor) -> Iterator[None]:
-        """Skip the blocks before ``layer``, which then reads ``residual`` (B, T, D)."""
+        """Skip the blocks before ``layer``, which then reads ``residual`` (B, T, D).
+
+        Raises:
+            UserError: later blocks of this model need more of earlier ones than their residual.
+        """
+        if layer and self.needs_all_blocks:
+            raise UserError(f"no block of this model can be skipped: {self.needs_all_blocks}")
         with ExitStack() as stack:
             for earlier in range(layer):
                 stack.enter_context(_skip(self.place("resid_pre", earlier).module))
@@ -217,18 +251,31 @@ def _skip(block: nn.Module) -> Iterator[None]:
 
 def _hook(place: Place, function: Edit) -> RemovableHandle:
     """Register ``function`` on the tensor that enters or leaves a module at a place."""
+    item, edit = place.item, _in_form(function, place.form)
 
     def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
-            return function(output)
-        before, after = output[: place.item], output[place.item + 1 :]
-        return (*before, function(output[place.item]), *after)
+            return edit(output)
+        return (*output[:item], edit(output[item]), *output[item + 1 :])
 
     def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
-            return (function(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": function(kwargs["hidden_states"])}
+            return (*args[:item], edit(args[item]), *args[item + 1 :]), kwargs
+        return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
 
     if place.side == "output":
         return place.module.register_forward_hook(on_output)
     return place.module.register_forward_pre_hook(on_input, with_kwargs=True)
+
+
+def _in_form(function: Edit, form: Form | None) -> Edit:
+    """Let ``function`` see the common shape; what it leaves alone is not even copied."""
+    if form is None:
+        return function
+
+    def edit(own: Tensor) -> Tensor:
+        common = form.common(own)
+        edited = function(common)
+        return own if edited is common else form.own(edited)
+
+    return edit

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Edit, Tap
 from engram_eval.errors import UserError
 
 # Relative to the largest value of what is compared; float32 rounding stays far below.
@@ -19,8 +19,8 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
     2. ``resid_pre`` plus all that is added is ``resid_post`` (unless several streams are mixed),
        which enters the next block.
     3. Passing every tap through unchanged leaves the logits unchanged.
-    4. Starting at the last block from its ``resid_pre`` gives the same logits.
-    5. Editing what a memory adds changes the logits.
+    4. Starting at the last block from its ``resid_pre`` gives the same logits (where it can).
+    5. Editing what a memory adds changes the logits; so does zeroing it, unless it is zero.
 
     Raises:
         UserError: the first of these that does not hold.
@@ -37,14 +37,21 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
         _same(adapter.unembed(last), plain, "unembedding(final_norm(last residual)) != logits")
         for layer in range(adapter.n_layers):
             _check_block(adapter, found, layer)
-        with adapter.start_at(end, found[Tap("resid_pre", end)]):
-            _same(adapter.logits(tokens), plain, "the last block alone gives other logits")
+        if not adapter.needs_all_blocks:
+            with adapter.start_at(end, found[Tap("resid_pre", end)]):
+                _same(adapter.logits(tokens), plain, "the last block alone gives other logits")
         for layer in adapter.memory_layers:
-            with adapter.edit("memory_out", layer, lambda x: x + 1 + x.abs()):
-                if torch.equal(adapter.logits(tokens), plain):
-                    raise UserError(
-                        f"editing the memory at layer {layer} does not reach the logits"
-                    )
+            edits: list[Edit] = [lambda x: x + 1 + x.abs()]
+            if found[Tap("memory_out", layer)].any():
+                edits.append(torch.zeros_like)
+            for edit in edits:
+                with adapter.edit("memory_out", layer, edit):
+                    _differ(adapter.logits(tokens), plain, layer)
+
+
+def _differ(logits: Tensor, plain: Tensor, layer: int) -> None:
+    if torch.equal(logits, plain):
+        raise UserError(f"editing the memory at layer {layer} does not reach the logits")
 
 
 def _check_block(adapter: Adapter, found: dict[Tap, Tensor], layer: int) -> None:

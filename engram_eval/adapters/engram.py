@@ -13,7 +13,7 @@ from engram_eval.adapters.hf import hf_adapter, router_taps
 def engram_adapter(model: PreTrainedModel) -> Adapter:
     """Describe an ``EngramForCausalLM``, with the taps of its memories of any kind."""
     plain = hf_adapter(model)
-    places = dict(plain.places)
+    places, tables = dict(plain.places), {}
     for layer in range(plain.n_layers):
         block: Any = plain.place("resid_pre", layer).module
         memory = block.engram
@@ -23,12 +23,13 @@ def engram_adapter(model: PreTrainedModel) -> Adapter:
             places |= router_taps(block.mlp.feed_forward, layer)
         if memory is not None:
             places |= _taps(memory, layer)
+            tables[layer] = memory.table.weight
     backbone: Any = plain.backbone
     streams = model.config.residual_streams
     if streams == 1:
-        return replace(plain, places=places)
+        return replace(plain, places=places, tables=tables)
     sum_up = nn.Sequential(backbone.hc_head, backbone.norm)
-    return replace(plain, places=places, final_norm=sum_up, streams=streams)
+    return replace(plain, places=places, final_norm=sum_up, streams=streams, tables=tables)
 
 
 def _taps(memory: nn.Module, layer: int) -> dict[Tap, Place]:

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engram_eval.adapters.base import Adapter, Place, Tap
@@ -13,21 +14,42 @@ class Layout(NamedTuple):
     """How a family calls the parts of its backbone and of its blocks.
 
     Attributes:
+        attn: one or the other, where blocks differ.
         attn_scaled, mlp_scaled: norms that some families (OLMo 2, Gemma 2) put behind attention
             and feed-forward layer; where they exist, *their* output is what is added.
     """
 
     blocks: str = "layers"
     norm: str = "norm"
-    attn: str = "self_attn"
+    attn: tuple[str, ...] = ("self_attn",)
     mlp: str = "mlp"
     attn_scaled: str = "post_attention_layernorm"
     mlp_scaled: str = "post_feedforward_layernorm"
 
 
 LLAMA = Layout()
-GPT_NEOX = Layout(norm="final_layer_norm", attn="attention")
-GPT2 = Layout(blocks="h", norm="ln_f", attn="attn")
+GPT_NEOX = Layout(norm="final_layer_norm", attn=("attention",))
+GPT2 = Layout(blocks="h", norm="ln_f", attn=("attn",))
+
+
+class CappedHead(nn.Module):
+    """An output head whose logits are bent to stay between plus and minus ``cap`` (Gemma)."""
+
+    def __init__(self, head: nn.Module, cap: float) -> None:
+        super().__init__()
+        self.head, self.cap = head, cap
+
+    @property
+    def weight(self) -> Tensor:
+        """The head's own weight, (V, D)."""
+        weight = self.head.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits of (..., D) after the final norm."""
+        logits: Tensor = self.head(hidden)
+        return self.cap * torch.tanh(logits / self.cap)
 
 
 def hf_adapter(model: PreTrainedModel, layout: Layout = LLAMA) -> Adapter:
@@ -51,7 +73,7 @@ def hf_adapter(model: PreTrainedModel, layout: Layout = LLAMA) -> Adapter:
         backbone=backbone,
         embedding=model.get_input_embeddings(),
         final_norm=_part(backbone, layout.norm),
-        unembedding=model.get_output_embeddings(),
+        unembedding=_unembedding(model),
         places=places,
         n_layers=len(blocks),
         max_positions=int(model.config.max_position_embeddings),
@@ -62,7 +84,15 @@ def _writers(block: nn.Module, layout: Layout) -> tuple[nn.Module, nn.Module]:
     """Return the modules whose outputs are added for attention and for the feed-forward layer."""
     if hasattr(block, layout.mlp_scaled):
         return _part(block, layout.attn_scaled), _part(block, layout.mlp_scaled)
-    return _part(block, layout.attn), _part(block, layout.mlp)
+    attn = next((name for name in layout.attn if hasattr(block, name)), layout.attn[0])
+    return _part(block, attn), _part(block, layout.mlp)
+
+
+def _unembedding(model: PreTrainedModel) -> nn.Module:
+    """Return what makes logits, their cap included."""
+    head: nn.Module = model.get_output_embeddings()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return head if cap is None else CappedHead(head, float(cap))
 
 
 def router_taps(mlp: nn.Module, layer: int) -> dict[Tap, Place]:

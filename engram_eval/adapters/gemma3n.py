@@ -1,0 +1,79 @@
+"""Gemma 3n: a row for each token and layer (PLE), several residual streams (AltUp)."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from engram_eval.adapters.base import Adapter, Form, Place, Tap, streams_at
+from engram_eval.adapters.hf import hf_adapter
+
+ROWS_ARGUMENT = 2
+"""Of a block's arguments, the one with its layer's rows."""
+
+ONE_READ = Form(lambda ids: ids.unsqueeze(-1), lambda ids: ids.squeeze(-1))
+"""A token reads one row: (B, T) as (B, T, 1)."""
+
+
+class SumUp(nn.Module):
+    """Averages the streams, brought to the first one's length, and norms the mean.
+
+    ``Gemma3nTextModel.forward`` does so after its last block.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.norm: Any = backbone.norm
+        self.projections: Any = backbone.altup_unembed_projections
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """Return (..., D) for streams side by side (..., M D)."""
+        first, *others = residual.unflatten(-1, (len(self.projections) + 1, -1)).unbind(-2)
+        length = first.square().mean(-1, keepdim=True).sqrt()
+        streams = [first]
+        for projection, stream in zip(self.projections, others, strict=True):
+            projected = projection(stream)
+            own = projected.square().mean(-1, keepdim=True).clamp(min=1e-5).sqrt()
+            streams.append(projected * length / own)
+        summed: Tensor = self.norm(torch.stack(streams).mean(0))
+        return summed
+
+
+def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
+    """Describe a ``Gemma3nForCausalLM``, the text model alone.
+
+    A memory's rows are what its block is handed: the token's row in the table, plus a projection of
+    the token's embedding.
+    """
+    plain = hf_adapter(model)
+    backbone: Any = plain.backbone
+    streams = int(model.config.altup_num_inputs)
+    form = streams_at(0, streams)
+    places = dict(plain.places)
+    tables = {}
+    width = int(model.config.hidden_size_per_layer_input)
+    for layer in range(plain.n_layers):
+        block: Any = plain.place("resid_pre", layer).module
+        places |= {
+            Tap("resid_pre", layer): Place(block, "input", form=form),
+            Tap("resid_post", layer): Place(block, "output", form=form),
+            Tap("memory_index", layer): Place(
+                backbone.embed_tokens_per_layer, "input", form=ONE_READ
+            ),
+            Tap("memory_rows", layer): Place(block, "input", ROWS_ARGUMENT),
+            Tap("memory_gate", layer): Place(block.act_fn, "output"),
+            Tap("memory_out", layer): Place(block.post_per_layer_input_norm, "output"),
+        }
+        columns = slice(layer * width, (layer + 1) * width)
+        tables[layer] = backbone.embed_tokens_per_layer.weight[:, columns]
+    shared = int(model.config.num_kv_shared_layers or 0)
+    return replace(
+        plain,
+        places=places,
+        final_norm=SumUp(backbone),
+        streams=streams,
+        tables=tables,
+        needs_all_blocks=f"the last {shared} reuse keys and values of others" if shared else "",
+    )
