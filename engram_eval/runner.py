@@ -14,7 +14,7 @@ from engram_eval.progress import Reporter
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
 from engram_eval.study import Node, graph, solve
 from engram_eval.study_folder import write_study_folder
-from engram_eval.workers import run_nodes
+from engram_eval.workers import Launcher, run_nodes
 
 
 def run_study(
@@ -24,6 +24,7 @@ def run_study(
     stages: Sequence[str] = (*STAGES, "analyze", "report"),
     only: tuple[str | None, int | None] = (None, None),
     workers: int = 1,
+    launcher: Launcher | None = None,
 ) -> list[Node]:
     """Run the missing stages of a study and write its folder.
 
@@ -34,6 +35,7 @@ def run_study(
         stages: which kinds of stage may run; inputs that are missing are made first.
         only: model name and seed to which the stages are limited; None means all.
         workers: processes that run stages side by side.
+        launcher: runs the stages elsewhere; see ``workers.run_nodes``.
 
     Returns:
         The stages that failed or could not run; empty if all is well.
@@ -54,7 +56,7 @@ def run_study(
         if wanted:
             try:
                 todo = [node for node in nodes if node.key in wanted]
-                failed = run_nodes(todo, store, report, workers)
+                failed = run_nodes(todo, store, report, workers, launcher)
             finally:
                 write_study_folder(study, nodes, store, out)
         if "analyze" in stages:

@@ -22,7 +22,17 @@ FOUNDATIONS = ("corpus", "load")
 """Stages whose mistakes end the study; elsewhere they are recorded and the rest goes on."""
 
 
-def run_nodes(nodes: Sequence[Node], store: Path, report: Reporter, workers: int) -> list[Node]:
+Launcher = Callable[["Plan", Path, Reporter], None]
+"""Runs everything that a plan allows; failures are noted in the plan."""
+
+
+def run_nodes(
+    nodes: Sequence[Node],
+    store: Path,
+    report: Reporter,
+    workers: int,
+    launcher: Launcher | None = None,
+) -> list[Node]:
     """Run what is not finished, inputs first; return what failed or could not run.
 
     Args:
@@ -30,6 +40,7 @@ def run_nodes(nodes: Sequence[Node], store: Path, report: Reporter, workers: int
         store: where results lie.
         report: where progress goes.
         workers: processes; 1 runs everything in this one.
+        launcher: runs the stages elsewhere, as jobs of a cluster; None: processes here.
 
     Raises:
         UserError: a mistake in what everything else depends on (``FOUNDATIONS``).
@@ -40,7 +51,9 @@ def run_nodes(nodes: Sequence[Node], store: Path, report: Reporter, workers: int
     if len(todo) < len(nodes):
         report.say(f"{len(nodes) - len(todo)} of {len(nodes)} stages are finished already")
     plan = Plan(todo, store)
-    if workers <= 1 or len(todo) <= 1:
+    if launcher is not None:
+        launcher(plan, store, report)
+    elif workers <= 1 or len(todo) <= 1:
         _run_here(plan, store, report)
     else:
         _run_beside(plan, store, report, min(workers, len(todo)))

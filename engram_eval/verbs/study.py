@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -45,7 +46,24 @@ def _change_arguments(parser: argparse.ArgumentParser) -> None:
 def _process_arguments(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, help="processes (default: cores)")
+    parser.add_argument(
+        "--launcher", choices=("processes", "submitit"), default="processes", help="who runs stages"
+    )
+    parser.add_argument(
+        "--job", nargs="+", default=[], metavar="KEY=VALUE", help="submitit: timeout_min=60 ..."
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _launcher(arguments: argparse.Namespace) -> Any:
+    """Return what runs the stages, or None for processes on this machine."""
+    if arguments.launcher == "processes":
+        if arguments.job:
+            raise UserError("--job is for --launcher submitit")
+        return None
+    from engram_eval.submitit_jobs import read_parameters, run_as_jobs
+
+    return functools.partial(run_as_jobs, parameters=read_parameters(arguments.job))
 
 
 def _stage_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +148,7 @@ def _run_study(
     if arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: at least 1 is needed")
     report = Reporter(quiet=arguments.quiet)
-    failed = run_study(study, out, report, stages, only, arguments.workers)
+    failed = run_study(study, out, report, stages, only, arguments.workers, _launcher(arguments))
     for node in failed:
         print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
     print(out / "report.html" if "report" in stages else out)

@@ -1,0 +1,109 @@
+"""Run the stages of a study as jobs of Slurm, through submitit: one job a stage.
+
+Every job finds its inputs in the store, so that must lie on a disk that all nodes see. A killed or
+failed job is recorded like a failed stage; the same command goes on from what is there.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engram_eval.errors import UserError
+from engram_eval.node_run import run_node
+from engram_eval.progress import Reporter
+from engram_eval.study import Node
+from engram_eval.workers import FOUNDATIONS, Plan
+
+POLL_S = 1.0
+
+
+def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return submitit's parameters from ``key=value`` words; values are JSON, or bare text.
+
+    Raises:
+        UserError: a word without ``=``.
+    """
+    found: dict[str, Any] = {}
+    for word in assignments:
+        key, sign, text = word.partition("=")
+        if not sign:
+            raise UserError(f"--job {word!r}: expected key=value, as timeout_min=60")
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found
+
+
+def run_as_jobs(plan: Plan, store: Path, report: Reporter, parameters: Mapping[str, Any]) -> None:
+    """Submit what can run, wait, submit what that allows, until nothing is left.
+
+    Args:
+        plan: what is to be done; failures are noted in it.
+        store: where results lie; logs of jobs go to ``store/jobs``.
+        report: where messages go.
+        parameters: of ``submitit.AutoExecutor.update_parameters``; ``cluster`` (``slurm``,
+            ``local``) chooses the executor, default: Slurm where it is installed.
+
+    Raises:
+        UserError: submitit is not installed, a parameter it does not know, or a mistake in what
+            everything else depends on.
+    """
+    executor = _executor(store, dict(parameters))
+    jobs: dict[str, Any] = {}
+    try:
+        while True:
+            while node := plan.next():
+                jobs[node.key] = executor.submit(run_job, node, store)
+                report.say(
+                    f"[{plan.started}/{plan.total}] {node.label}: job {jobs[node.key].job_id}"
+                )
+            if not plan.running:
+                return
+            for key in [key for key, job in jobs.items() if job.done()]:
+                _end(plan, key, jobs.pop(key), report)
+            time.sleep(POLL_S)
+    finally:
+        for job in jobs.values():
+            job.cancel()
+
+
+def _executor(store: Path, parameters: dict[str, Any]) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError(
+            "--launcher submitit needs submitit: pip install engram-eval[slurm]"
+        ) from error
+    try:
+        executor = submitit.AutoExecutor(
+            folder=store / "jobs" / "%j", cluster=parameters.pop("cluster", None)
+        )
+        executor.update_parameters(name="engram-eval", **parameters)
+    except (ValueError, NameError, TypeError, RuntimeError) as error:
+        raise UserError(f"--job: {str(error).splitlines()[0]}") from error
+    return executor
+
+
+def run_job(node: Node, store: Path) -> tuple[str | None, bool]:
+    """Run one stage inside a job; return its error, and whether it is the user's mistake."""
+    try:
+        return run_node(node, store, Reporter()), False
+    except UserError as mistake:
+        return str(mistake), True
+
+
+def _end(plan: Plan, key: str, job: Any, report: Reporter) -> None:
+    """Note how a job ended."""
+    import submitit
+
+    try:
+        error, users_mistake = job.result()
+    except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as failure:
+        error, users_mistake = f"job {job.job_id}: {str(failure).splitlines()[0]}", False
+    if users_mistake and plan.running[key].stage in FOUNDATIONS:
+        raise UserError(str(error))
+    node = plan.finish(key, error)
+    report.say(f"{node.label}: {'done' if error is None else f'failed: {error}'}")
