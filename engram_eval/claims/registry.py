@@ -7,6 +7,7 @@ from engram_eval.claims.controls import CONTROLS
 from engram_eval.claims.horizon import HORIZON
 from engram_eval.claims.main import MAIN
 from engram_eval.claims.mechanism import MECHANISM
+from engram_eval.claims.memory_systems import MEMORY_SYSTEMS
 from engram_eval.claims.placement import PLACEMENT
 from engram_eval.claims.slots import SLOTS
 
@@ -21,6 +22,7 @@ CLAIMS: dict[str, Claim] = {
         PLACEMENT,
         COMPONENTS,
         MECHANISM,
+        MEMORY_SYSTEMS,
     )
     for claim in claims
 }

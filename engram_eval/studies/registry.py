@@ -58,6 +58,10 @@ STUDIES: dict[str, Shipped] = {
         "engram_eval.studies.mechanism:study",
         "lenses, CKA, linear probes and knock-outs on the main pair, over seeds",
     ),
+    "memory-systems": Shipped(
+        "engram_eval.studies.memory_systems:study",
+        "the memory inside against n-gram models and caches beside, and learned product keys",
+    ),
 }
 
 
