@@ -203,7 +203,7 @@ def test_qwen4_computes_as_before_it_was_opened(tokens: torch.Tensor) -> None:
             m.generate(tokens[:, :4], max_new_tokens=6, do_sample=False) for m in (tapped, model)
         ]
     assert torch.equal(*written)
-    assert opened.state_dict().keys() == model.state_dict().keys()
+    assert tapped.state_dict().keys() == model.state_dict().keys()
 
 
 def test_qwen4_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_ratio_by_hand() -> None:
     assert found.value == pytest.approx(1.2)
     assert found.stderr == pytest.approx(expected)
     assert ratio(top, np.zeros(4), documents) == Ratio(None, None)
-    assert ratio(top, bottom, np.zeros(4)) == Ratio(1.2, None)
+    assert ratio(top, bottom, np.zeros(4, dtype=int)) == Ratio(1.2, None)
     assert ratio(top[:1], bottom[:1], documents[:1]) == Ratio(0.5, None)
 
 
