@@ -28,9 +28,10 @@ def check_study(study: StudyConfig) -> None:
 
 
 def _check_names(study: StudyConfig) -> None:
+    probes = (*study.probe.probes, *study.probe.equal_loss)
     known = {
         "task": (study.evaluate.tasks, resolve("engram_eval.evaluation.table:task_table")()),
-        "probe": (study.probe.probes, resolve("probes.registry:PROBES")),
+        "probe": (probes, resolve("probes.registry:PROBES")),
     }
     for kind, (given, allowed) in known.items():
         for name in given:

@@ -162,9 +162,16 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Which analyses run, on how many validation tokens, in windows of ``seq_len``."""
+    """Which analyses run, on how many validation tokens, in windows of ``seq_len``.
+
+    Attributes:
+        probes: at the end of training, that is at equal tokens.
+        equal_loss: which run again between a matched model and what it is matched to, the better
+            one at the checkpoint whose validation loss is nearest to the other's last one.
+    """
 
     probes: tuple[str, ...] = ("logit_lens", "tuned_lens", "linear", "knockout", "cka")
+    equal_loss: tuple[str, ...] = ("logit_lens", "linear", "cka")
     tokens: int = 16_384
     seq_len: int = 256
     seed: int = 0
@@ -260,18 +267,31 @@ class BaselineStage:
 
 @dataclass(frozen=True)
 class ProbeStage:
-    """Configuration of one probe on one model."""
+    """Configuration of one probe on one model; ``other`` names whose loss its weights meet."""
 
     probe: str
     options: ProbeConfig
+    other: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PairStage:
-    """Configuration of one probe on two models; ``other`` names the second."""
+    """Configuration of one probe on two models; ``other`` names the second.
+
+    Attributes:
+        equal_loss: one of the two is a checkpoint that meets the other's loss.
+    """
 
     probe: str
     options: ProbeConfig
+    other: Mapping[str, Any]
+    equal_loss: bool = False
+
+
+@dataclass(frozen=True)
+class EqualLossStage:
+    """Configuration of choosing a checkpoint; ``other`` names the model whose loss it meets."""
+
     other: Mapping[str, Any]
 
 

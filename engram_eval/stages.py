@@ -27,6 +27,7 @@ STAGES: dict[str, Stage] = {
     "items": Stage("engram_eval.evaluation.items:build_items", 1),
     "tune": Stage("engram_eval.training.tune:tune", 1),
     "train": Stage("engram_eval.training.stage:train", 2),
+    "equal_loss": Stage("engram_eval.training.equal_loss:equal_loss", 1),
     "load": Stage("engram_eval.adapters.stage:load", 1),
     "evaluate": Stage("engram_eval.evaluation.stage:evaluate", 1),
     "baseline": Stage("engram_eval.evaluation.stage:evaluate_baseline", 2),

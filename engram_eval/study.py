@@ -13,9 +13,11 @@ from typing import Any
 
 from engram_eval.config import (
     BaselineStage,
+    EqualLossStage,
     LoadStage,
     ModelSpec,
     PairStage,
+    ProbeConfig,
     ProbeStage,
     StudyConfig,
     TrainStage,
@@ -26,6 +28,9 @@ from engram_eval.config import (
 from engram_eval.errors import UserError
 from engram_eval.records import content_hash, read_record
 from engram_eval.stages import STAGES, resolve
+
+# Configurations whose ``other`` is a name of this study's, and so no part of what is computed.
+NAMING = (EqualLossStage, PairStage, ProbeStage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ class Node:
     def key(self) -> str:
         """16 hex digits that name the result; what arms are called is no part of it."""
         config = key_dict(self.config)
-        if isinstance(self.config, PairStage):
+        if isinstance(self.config, NAMING):
             del config["other"]
         return content_hash(
             {
@@ -67,8 +72,13 @@ class Node:
         parts = [self.stage, getattr(self.config, "probe", None), self.model]
         if self.seed is not None:
             parts.append(f"seed {self.seed}")
-        if isinstance(self.config, PairStage):
-            parts.append(f"with {self.config.other['model']} seed {self.config.other['seed']}")
+        if isinstance(self.config, NAMING) and self.config.other:
+            word = "with" if isinstance(self.config, PairStage) else "at the loss of"
+            other = f"{self.config.other['model']} seed {self.config.other['seed']}"
+            parts.append(f"{word} {other}")
+            early = [n.model for n in self.inputs.values() if n.stage == "equal_loss"]
+            if isinstance(self.config, PairStage) and early:
+                parts.append(f"at equal loss, {early[0]} early")
         return " ".join(part for part in parts if part)
 
     def folder(self, store: Path) -> Path:
@@ -162,30 +172,65 @@ def _baselines(
 
 
 def _probes(study: StudyConfig, corpus: Node, trains: list[Node]) -> list[Node]:
-    registry = resolve("probes.registry:find_probe")
-    kinds = {name: registry(name).kind for name in study.probe.probes}
-    options = dataclasses.replace(study.probe, probes=())
+    kind = resolve("probes.registry:find_probe")
+    options = dataclasses.replace(study.probe, probes=(), equal_loss=())
     sample = Node("sample", options, {"corpus": corpus})
     text = {"corpus": corpus, "sample": sample}
-    single = [
-        Node("probe", ProbeStage(name, options), {**text, "train": t}, t.model, t.seed)
-        for name, kind in kinds.items()
-        if kind == "single"
-        for t in trains
-    ]
-    pair = [
-        Node(
-            "probe_pair",
-            PairStage(name, options, {"model": b.model, "seed": b.seed}),
-            {**text, "a": a, "b": b},
-            a.model,
-            a.seed,
-        )
-        for name, kind in kinds.items()
-        if kind == "pair"
-        for a, b in _pairs(trains)
-    ]
-    return [sample, *single, *pair] if kinds else []
+    chosen, met = _equal_loss(study, trains)
+    nodes = []
+    for name in study.probe.probes:
+        if kind(name).kind == "single":
+            nodes += [_single(name, options, text, train) for train in trains]
+        else:
+            nodes += [_pair(name, options, text, a, b) for a, b in _pairs(trains)]
+    for name in study.probe.equal_loss:
+        if kind(name).kind == "single":
+            nodes += [_single(name, options, text, node) for node in chosen]
+        else:
+            nodes += [_pair(name, options, text, a, b) for a, b in met]
+    return [sample, *chosen, *nodes] if nodes else []
+
+
+def _single(name: str, options: ProbeConfig, text: Mapping[str, Node], train: Node) -> Node:
+    other = train.config.other if isinstance(train.config, EqualLossStage) else {}
+    stage = ProbeStage(name, options, other)
+    return Node("probe", stage, {**text, "train": train}, train.model, train.seed)
+
+
+def _pair(name: str, options: ProbeConfig, text: Mapping[str, Node], a: Node, b: Node) -> Node:
+    met = any(isinstance(node.config, EqualLossStage) for node in (a, b))
+    stage = PairStage(name, options, {"model": b.model, "seed": b.seed}, met)
+    return Node("probe_pair", stage, {**text, "a": a, "b": b}, a.model, a.seed)
+
+
+def _equal_loss(
+    study: StudyConfig, trains: list[Node]
+) -> tuple[list[Node], list[tuple[Node, Node]]]:
+    """Return checkpoints of matched models at each other's loss, and pairs of equal loss.
+
+    Which of two models is better shows only after training, so both have a node; the worse one's
+    nearest checkpoint is its last, and what was found there stands already.
+    """
+    if not study.probe.equal_loss:
+        return [], []
+    by_name = {(t.model, t.seed): t for t in trains if t.stage == "train"}
+    chosen: list[Node] = []
+    pairs: list[tuple[Node, Node]] = []
+    for model in study.models:
+        for seed in model.seeds:
+            a, b = by_name.get((model.match, seed)), by_name.get((model.name, seed))
+            if a is not None and b is not None:
+                at_b, at_a = _met(a, b), _met(b, a)
+                chosen += [at_b, at_a]
+                if seed == model.seeds[0]:
+                    pairs += [(at_b, b), (a, at_a)]
+    return chosen, pairs
+
+
+def _met(train: Node, reference: Node) -> Node:
+    stage = EqualLossStage({"model": reference.model, "seed": reference.seed})
+    inputs = {"train": train, "reference": reference}
+    return Node("equal_loss", stage, inputs, train.model, train.seed)
 
 
 def _pairs(trains: list[Node]) -> list[tuple[Node, Node]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.config import LoadStage, PairStage, StudyConfig, TrainStage, arm_training, to_dict
+from engram_eval.config import LoadStage, StudyConfig, TrainStage, arm_training, to_dict
 from engram_eval.records import (
     StageRecord,
     read_record,
@@ -19,7 +19,7 @@ from engram_eval.records import (
     write_jsonl,
 )
 from engram_eval.stages import STAGES, resolve
-from engram_eval.study import Node
+from engram_eval.study import NAMING, Node
 
 
 def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, out: Path) -> None:
@@ -48,7 +48,7 @@ def _named(row: dict[str, Any], node: Node, study: StudyConfig) -> dict[str, Any
     row["study"] = study.name
     if node.model is not None:
         row["model"] = node.model
-    if isinstance(node.config, PairStage) and row["other"] is not None:
+    if isinstance(node.config, NAMING) and node.config.other and row["other"] is not None:
         row["other"] = {**row["other"], **node.config.other}
     return row
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -21,6 +22,9 @@ from probes.registry import find_probe
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample
 
+# Beside the weights of a checkpoint that meets another model's loss (``training.equal_loss``).
+CHOSEN = "equal_loss.json"
+
 
 def probe(
     inputs: Mapping[str, Path], config: ProbeStage, seed: int | None, out: Path, report: Reporter
@@ -29,10 +33,13 @@ def probe(
     entry = find_probe(config.probe)
     if entry.kind != "single":
         raise UserError(f"probe {config.probe!r} compares two models; it cannot run on one")
+    if config.other and _step([inputs["train"]]) is None:
+        return []
     corpus = load_corpus(inputs["corpus"])
     adapter = _open(inputs["train"], corpus)
     sample = _sample(inputs, corpus, config.options)
-    return keep(resolve_name(entry.function)(adapter, sample, report), config.probe, out)
+    rows = keep(resolve_name(entry.function)(adapter, sample, report), config.probe, out)
+    return _named(rows, config.other, _step([inputs["train"]]))
 
 
 def probe_pair(
@@ -42,11 +49,35 @@ def probe_pair(
     entry = find_probe(config.probe)
     if entry.kind != "pair":
         raise UserError(f"probe {config.probe!r} looks at one model; it cannot compare two")
+    step = _step([inputs["a"], inputs["b"]])
+    if config.equal_loss and step is None:
+        return []
     corpus = load_corpus(inputs["corpus"])
     pair = _open(inputs["a"], corpus), _open(inputs["b"], corpus)
     sample = _sample(inputs, corpus, config.options)
     rows = keep(resolve_name(entry.function)(*pair, sample, report), config.probe, out)
-    return [dataclasses.replace(row, other={**config.other, **(row.other or {})}) for row in rows]
+    return _named(rows, config.other, step)
+
+
+def _step(trained: Sequence[Path]) -> int | None:
+    """Return the step of the one model that was chosen for its loss, if training went on after it.
+
+    None where all are at their end: what is to be said of them is said without this stage.
+    """
+    facts = [json.loads(path.read_text()) for t in trained if (path := t / CHOSEN).exists()]
+    steps = [int(one["step"]) for one in facts if not one["last"]]
+    return steps[0] if steps else None
+
+
+def _named(
+    rows: Sequence[MetricRow], other: Mapping[str, Any], step: int | None
+) -> list[MetricRow]:
+    """Complete rows by the second model's name, and by the step of weights of an earlier time."""
+    if not other:
+        return list(rows)
+    return [
+        dataclasses.replace(row, other={**other, **(row.other or {})}, step=step) for row in rows
+    ]
 
 
 def keep(findings: Findings, name: str, out: Path) -> list[MetricRow]:

@@ -18,7 +18,7 @@ STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
 STAGE_VERBS = {
     "train": ("tune", "train", "load"),
     "evaluate": ("evaluate", "baseline"),
-    "probe": ("sample", "probe", "probe_pair"),
+    "probe": ("equal_loss", "sample", "probe", "probe_pair"),
     "analyze": ("analyze",),
     "report": ("analyze", "report"),
 }

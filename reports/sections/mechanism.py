@@ -8,6 +8,7 @@ from reports.blocks import Item, Section
 from reports.load import Study
 from reports.query import asked, pick
 from reports.sections.cka import cka_block
+from reports.sections.equal_loss import equal_loss_block
 from reports.sections.knockout import knockout_block
 from reports.sections.lens import lens_block, tuned_lens_block
 from reports.sections.linear import linear_block
@@ -38,13 +39,17 @@ def section(study: Study) -> Section:
     known = looks(study)
     wanted = asked(study, "probe", "probes", [part.name for part in PARTS])
     for part in PARTS:
-        rows = [row for row in pick(study.rows, name=part.name) if row.model in known]
+        named = pick(study.rows, name=part.name, step=None)
+        rows = [row for row in named if row.model in known]
         if rows:
             drawn = part.build(study, rows)
             blocks += drawn if isinstance(drawn, Sequence) else [drawn]
         elif part.name in wanted:
             missing.append(part.missing)
         missing += failures(study, part)
+    equal = equal_loss_block(study, [row for row in study.rows if row.model in known])
+    if equal is not None:
+        blocks.append(equal)
     if not blocks and not missing:
         lead = "No analysis of the models' inside was asked for in this study."
         return Section("mechanism", "Mechanism", lead=lead)
