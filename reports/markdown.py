@@ -35,6 +35,7 @@ def markdown(told: Mapping[str, Any]) -> str:
         *_ledger_lines(told["models"], columns),
         *_lines("held-out {}, bits/byte", told["heldout_bits_per_byte"], columns, 1, 3),
         *_lines("{}, accuracy in %", _informative(told), columns, 100, 1),
+        *_cost_lines(told["memory"], columns),
         "",
         told["answer"]["scale"],
     ]
@@ -67,6 +68,22 @@ def _ledger_lines(models: Mapping[str, Mapping[str, Any]], columns: Sequence[str
     return [
         _line([label, *(count(models[c][key]) if c in models else "" for c in columns)])
         for label, key in kinds.items()
+    ]
+
+
+def _cost_lines(memory: Mapping[str, Values], columns: Sequence[str]) -> list[str]:
+    """Write what memories cost: on disk, to build, per token, and how far they are trusted."""
+    kinds = {
+        "disk_bytes": ("memory on disk, MB", 1e-6, 1),
+        "build_seconds": ("memory built in, s", 1, 1),
+        "us_per_token": ("memory's time per token, µs", 1, 1),
+        "memory_weight": ("memory's mean weight", 1, 3),
+    }
+    return [
+        line
+        for metric, (label, factor, digits) in kinds.items()
+        if metric in memory
+        for line in _lines(label, {metric: memory[metric]}, columns, factor, digits)
     ]
 
 

@@ -32,6 +32,7 @@ def summary(study: Study) -> dict[str, Any]:
         "heldout_bits_per_byte": _nested(heldout(study), domain=True),
         "accuracy": _nested(_tasks(study, "acc")),
         "task_bits_per_byte": _nested(_tasks(study, "bits_per_byte")),
+        "memory": _memory(study),
         "uninformative": uninformative(study),
         "comparisons": [
             asdict(c)
@@ -46,6 +47,15 @@ def summary(study: Study) -> dict[str, Any]:
 def _tasks(study: Study, metric: str) -> list[MetricRow]:
     rows = pick(study.rows, metric=metric, split="test", condition=None)
     return [row for row in rows if only_domain(row)]
+
+
+def _memory(study: Study) -> dict[str, Any]:
+    """Return what memories beside the models cost: metric -> model -> seed -> value."""
+    found: dict[str, Any] = {}
+    for row in pick(study.rows, name="memory"):
+        seeds = found.setdefault(row.metric, {}).setdefault(str(row.model), {})
+        seeds["all" if row.seed is None else str(row.seed)] = value_of(row)
+    return found
 
 
 def _nested(rows: Sequence[MetricRow], domain: bool = False) -> dict[str, Any]:

@@ -234,8 +234,11 @@ def test_models_can_be_loaded_instead_of_trained(tmp_path: Path) -> None:
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(name.encode())
         folders.append(str(folder))
-    config = loaded_study(folders, ["pocket"], 5, ["ngram"])
+    config = loaded_study(folders, ["pocket"], 5, ["ngram", "b/seed0+knn"], ["text.txt"])
     assert [model.name for model in config.models] == ["a/seed0", "b/seed0"]
+    assert config.baselines == ("ngram", "a/seed0+ngram", "b/seed0+ngram", "b/seed0+knn")
+    assert config.corpus.paths == ("text.txt",) and not config.evaluate.heldout
+    config = loaded_study(folders, ["pocket"], 5, [])
     nodes = graph(solve(config))
     assert [n.stage for n in nodes].count("load") == 2
     assert not {"train", "probe"} & {n.stage for n in nodes}
@@ -255,6 +258,34 @@ def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
         loaded_study([str(tmp_path)] * 2, ["pocket"], 0, [])
     with pytest.raises(UserError, match="no model here"):
         loaded_study([str(tmp_path), str(tmp_path / "b")], ["pocket"], 0, [])
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="give the text with --corpus"):
+        loaded_study([str(tmp_path)], ["pocket"], 0, ["ngram"])
+
+
+def test_a_comparison_takes_the_text_that_its_models_have_read(
+    smoke: StudyConfig, calls: list[str], tmp_path: Path
+) -> None:
+    run_study(smoke, tmp_path / "one", QUIET)
+    folders = []
+    for name in ("moe", "engram"):
+        folder = (tmp_path / "one/models" / name / "seed0").resolve()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(name.encode())
+        folders.append(str(tmp_path / "one/models" / name / "seed0"))
+    config = loaded_study(folders, ["pocket"], 5, ["knn"])
+    assert config.corpus == smoke.corpus and config.evaluate.heldout
+    assert config.evaluate.seq_len == smoke.train.seq_len
+    assert config.baselines == ("moe/seed0+knn", "engram/seed0+knn")
+    nodes = graph(solve(config))
+    around = [node for node in nodes if node.stage == "baseline"]
+    assert [(node.model, node.inputs["train"].stage) for node in around] == [
+        ("moe/seed0+knn", "load"),
+        ("engram/seed0+knn", "load"),
+    ]
+    # One model and a memory are a comparison.
+    assert len(loaded_study(folders[:1], ["pocket"], 5, ["rag"]).baselines) == 2
 
 
 def test_results_carry_the_names_of_the_study_that_shows_them(

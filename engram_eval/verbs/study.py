@@ -141,9 +141,11 @@ def _run_study(
     stages: Sequence[str],
     arguments: argparse.Namespace,
     only: tuple[str | None, int | None] = (None, None),
+    table: bool = False,
 ) -> int:
     from engram_eval.progress import Reporter
     from engram_eval.runner import run_study
+    from engram_eval.stages import MARKDOWN, resolve
 
     if arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: at least 1 is needed")
@@ -151,6 +153,8 @@ def _run_study(
     failed = run_study(study, out, report, stages, only, arguments.workers, _launcher(arguments))
     for node in failed:
         print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
+    if table:
+        print(resolve(MARKDOWN)(out))
     print(out / "report.html" if "report" in stages else out)
     return 1 if failed else 0
 
@@ -158,7 +162,16 @@ def _run_study(
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folders of trained models")
     parser.add_argument("--tasks", default="pocket", help="names, joined by commas")
-    parser.add_argument("--with", dest="beside", default="", help="baselines, joined by commas")
+    parser.add_argument(
+        "--with",
+        dest="beside",
+        default="",
+        metavar="A,B",
+        help="memories beside the models, alone and around each: ngram, infini, cache, knn, rag",
+    )
+    parser.add_argument(
+        "--corpus", nargs="+", default=[], metavar="PATH", help="their text, if not the models' own"
+    )
     parser.add_argument("--limit", type=int, default=0, help="most items of a task (0: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder to fill")
     _process_arguments(parser)
@@ -169,8 +182,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     tasks = [name for name in arguments.tasks.split(",") if name]
     beside = [name for name in arguments.beside.split(",") if name]
-    study = loaded_study(arguments.models, tasks, arguments.limit, beside)
-    return _run_study(study, arguments.out, _every_stage(), arguments)
+    study = loaded_study(arguments.models, tasks, arguments.limit, beside, arguments.corpus)
+    return _run_study(study, arguments.out, _every_stage(), arguments, table=True)
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
