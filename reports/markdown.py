@@ -35,7 +35,7 @@ def markdown(told: Mapping[str, Any]) -> str:
         *_ledger_lines(told["models"], columns),
         *_lines("held-out {}, bits/byte", told["heldout_bits_per_byte"], columns, 1, 3),
         *_lines("{}, accuracy in %", _informative(told), columns, 100, 1),
-        *_cost_lines(told["memory"], columns),
+        *_cost_lines(told.get("memory", {}), columns),
         "",
         told["answer"]["scale"],
     ]
