@@ -57,9 +57,7 @@ def run_as_jobs(plan: Plan, store: Path, report: Reporter, parameters: Mapping[s
         while True:
             while node := plan.next():
                 jobs[node.key] = executor.submit(run_job, node, store)
-                report.say(
-                    f"[{plan.started}/{plan.total}] {node.label}: job {jobs[node.key].job_id}"
-                )
+                report.say(f"{plan.heading(node)}: job {jobs[node.key].job_id}")
             if not plan.running:
                 return
             for key in [key for key, job in jobs.items() if job.done()]:

@@ -72,6 +72,8 @@ class Plan:
     failed: list[Node] = field(default_factory=list)
     total: int = 0
     started: int = 0
+    began: dict[str, float] = field(default_factory=dict)
+    took: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.total = len(self.waiting)
@@ -82,6 +84,7 @@ class Plan:
             if all(source.done(self.store) for source in node.inputs.values()):
                 self.waiting.remove(node)
                 self.running[node.key] = node
+                self.began[node.key] = time.monotonic()
                 self.started += 1
                 return node
         return None
@@ -89,9 +92,31 @@ class Plan:
     def finish(self, key: str, error: str | None) -> Node:
         """Note how a node ended."""
         node = self.running.pop(key)
+        self.took.setdefault(node.stage, []).append(time.monotonic() - self.began[key])
         if error is not None:
             self.failed.append(node)
         return node
+
+    def heading(self, node: Node) -> str:
+        """Return a line on a node that starts, with the time left where something has ended."""
+        left = self.seconds_left()
+        time_left = "" if left is None else f", about {left / 60:.0f} min left"
+        return f"[{self.started}/{self.total}{time_left}] {node.label}"
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the stages of each kind that ended; None before the first.
+
+        A kind that none has ended of is taken to be as long as all others on average. Divided by
+        the stages that run side by side.
+        """
+        everything = [seconds for found in self.took.values() for seconds in found]
+        if not everything:
+            return None
+        waiting = [self.took.get(node.stage, everything) for node in self.waiting]
+        running = [self.took.get(node.stage, everything) for node in self.running.values()]
+        means = [sum(found) / len(found) for found in waiting]
+        halves = [sum(found) / len(found) / 2 for found in running]
+        return (sum(means) + sum(halves)) / max(1, len(self.running))
 
     def blocked(self) -> list[Node]:
         """Return what still waits; at the end, what cannot run."""
@@ -100,7 +125,7 @@ class Plan:
 
 def _run_here(plan: Plan, store: Path, report: Reporter) -> None:
     while node := plan.next():
-        report.say(f"[{plan.started}/{plan.total}] {node.label}")
+        report.say(plan.heading(node))
         try:
             error = run_node(node, store, report)
         except UserError as mistake:
@@ -161,7 +186,7 @@ def _serve(
             node = plan.next()
             if node is None:
                 break
-            board.say(f"[{plan.started}/{plan.total}] {node.label}")
+            board.say(plan.heading(node))
             worker.give(node)
         if not plan.running:
             return

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engram_eval import stages
+from engram_eval import workers as runner_module
 from engram_eval.config import EvalConfig
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
@@ -148,3 +149,29 @@ def test_workers_leave_with_a_killed_parent(slow_stages: None, tmp_path: Path) -
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)
     pytest.fail("the worker outlived its parent")
+
+
+def test_a_heading_tells_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "time", clock := Clock())
+    nodes = [Node("train", EvalConfig(limit=n)) for n in range(4)]
+    plan = runner_module.Plan([*nodes, Node("evaluate", EvalConfig())], tmp_path)
+    first = plan.next()
+    assert first is not None and plan.heading(first) == "[1/5] train"
+    clock.now += 120
+    plan.finish(first.key, None)
+    second = plan.next()
+    assert second is not None
+    # Half of the one that runs, two more trainings, and an evaluation that is taken to be as long.
+    assert plan.seconds_left() == 60 + 2 * 120 + 120
+    assert plan.heading(second) == "[2/5, about 7 min left] train"
+    assert plan.next() is not None
+    assert plan.seconds_left() == (2 * 60 + 120 + 120) / 2
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
