@@ -56,6 +56,8 @@ class EngramConfig(PreTrainedConfig):
         norm_topk_prob: whether the chosen experts' scores are scaled to sum to one.
         routed_scaling_factor: multiplies the routed experts' weights.
         router_scoring: ``sigmoid`` or ``softmax``.
+        n_group, topk_group: a token's experts come from so many groups of all; a group counts by
+            its two best experts.
 
     Memory (arXiv:2601.07372):
         engram_layers: 0-based layers that begin with a memory; none by default.
@@ -121,6 +123,8 @@ class EngramConfig(PreTrainedConfig):
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     router_scoring: str = "sigmoid"
+    n_group: int = 1
+    topk_group: int = 1
     output_router_logits: bool = False
 
     attention_kind: str = "gqa"
@@ -242,7 +246,7 @@ def _check_backbone(config: EngramConfig) -> None:
         *("engram_kernel_size", "product_keys", "product_key_top_k"),
         *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
         *("residual_streams", "sinkhorn_iterations", "sparse_block_size"),
-        *("yarn_factor", "yarn_original_positions"),
+        *("yarn_factor", "yarn_original_positions", "n_group", "topk_group"),
     ):
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
     for name in (
@@ -259,8 +263,15 @@ def _check_backbone(config: EngramConfig) -> None:
     scoring = config.router_scoring
     _require(scoring in ROUTER_SCORINGS, "router_scoring", scoring, f"one of {ROUTER_SCORINGS}")
     experts, top = config.n_routed_experts, config.num_experts_per_tok
+    groups, kept = config.n_group, config.topk_group
+    _require(kept <= groups, "topk_group", kept, f"at most n_group={groups}")
+    fits = groups == 1 or not experts or (experts % groups == 0 and experts // groups > 1)
+    _require(fits, "n_group", groups, f"groups of 2 or more of n_routed_experts={experts}")
+    allowed = experts // groups * kept
     at_most = f"at most n_routed_experts={experts}"
-    _require(not experts or top <= experts, "num_experts_per_tok", top, at_most)
+    if groups > 1:
+        at_most = f"at most {allowed}, the experts of {kept} groups"
+    _require(not experts or top <= allowed, "num_experts_per_tok", top, at_most)
 
 
 def _check_attention(config: EngramConfig) -> None:

@@ -36,6 +36,7 @@ class Router(nn.Module):
         super().__init__()
         self.top_k, self.scoring = config.num_experts_per_tok, config.router_scoring
         self.norm_topk_prob = config.norm_topk_prob
+        self.groups, self.top_groups = config.n_group, config.topk_group
         self.routed_scaling_factor = config.routed_scaling_factor
         self.weight = nn.Parameter(torch.zeros(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
@@ -53,11 +54,21 @@ class Router(nn.Module):
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits = nn.functional.linear(hidden_states.to(wide), self.weight.to(wide))
         scores = logits.sigmoid() if self.scoring == "sigmoid" else logits.softmax(dim=-1)
-        chosen = (scores.detach() + self.e_score_correction_bias).topk(self.top_k, dim=-1).indices
+        biased = self._in_best_groups(scores.detach() + self.e_score_correction_bias)
+        chosen = biased.topk(self.top_k, dim=-1).indices
         weights = scores.gather(1, chosen)
         if self.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return logits, weights * self.routed_scaling_factor, chosen
+
+    def _in_best_groups(self, scores: torch.Tensor) -> torch.Tensor:
+        """Put minus infinity for experts (N, E) outside the groups with the two best experts."""
+        if self.groups == 1:
+            return scores
+        grouped = scores.unflatten(-1, (self.groups, -1))
+        best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.top_groups, dim=-1).indices
+        outside = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, False)
+        return grouped.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
 
 
 class Experts(nn.Module):
