@@ -69,15 +69,12 @@ def activations_per_token(config: EngramConfig, seq_len: int) -> int:
     inner vectors per SwiGLU; a routed expert also its input and output. The head works in chunks
     and keeps one vector.
     """
-    width, heads = config.hidden_size, config.num_attention_heads * config.head_dim
-    key_width = config.num_key_value_heads * config.head_dim
-    sparse = moe_layers(config)
-    seen = (seq_len + min(seq_len, BLOCK)) // 2
-    block = 4 * width + 2 * heads + 2 * key_width + config.num_attention_heads * seen
+    width, sparse = config.hidden_size, moe_layers(config)
+    block = 4 * width + _attention(config, seq_len) + 2 * _hyper_connection(config)
     dense = 4 * config.intermediate_size
     expert = 4 * config.moe_intermediate_size + 2 * width
     routed = config.num_experts_per_tok * expert + 4 * config.shared_expert_intermediate_size
-    memory = config.engram_memory_dim + 11 * width
+    memory = config.engram_memory_dim + 11 * config.residual_streams * width
     return (
         config.num_hidden_layers * block
         + (config.num_hidden_layers - sparse) * dense
@@ -85,3 +82,21 @@ def activations_per_token(config: EngramConfig, seq_len: int) -> int:
         + len(config.engram_layers) * memory
         + 4 * width
     )
+
+
+def _attention(config: EngramConfig, seq_len: int) -> int:
+    """Count queries, keys, values, output and weights; other kinds keep the weights whole."""
+    heads = config.num_attention_heads
+    if config.attention_kind == "gqa" and config.sliding_window is None:
+        seen = (seq_len + min(seq_len, BLOCK)) // 2
+        return 2 * (heads + config.num_key_value_heads) * config.head_dim + heads * seen
+    return 2 * heads * (config.qk_head_dim + config.value_head_dim) + heads * seq_len
+
+
+def _hyper_connection(config: EngramConfig) -> int:
+    """Count the streams, the layer's output, and each normalisation's matrix and sums."""
+    streams = config.residual_streams
+    if streams == 1:
+        return 0
+    normalised = (2 * config.sinkhorn_iterations - 1) * (streams + 1) * streams
+    return (streams + 1) * config.hidden_size + normalised

@@ -267,7 +267,7 @@ def saved_bytes(model: EngramForCausalLM, ids: torch.Tensor, autocast: bool) -> 
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("kind", ["dense", "moe", "engram"])
+@pytest.mark.parametrize("kind", ["dense", "moe", "engram", "mla", "streams and memory"])
 def test_footprint(kind: str, autocast: bool) -> None:
     wide = {
         **KINDS[kind],
