@@ -56,6 +56,7 @@ def _named(row: dict[str, Any], node: Node, study: StudyConfig) -> dict[str, Any
 def study_ledger(study: StudyConfig) -> dict[str, Any]:
     """Count what each model of a solved study costs: parameters, FLOPs, tokens, seeds."""
     count = resolve("engram_eval.ledger:ledger_of")
+    drawn_from = resolve("engram_eval.initialisation:initialisation")
     return {
         model.name: {
             **dataclasses.asdict(count(model.architecture, study.train.seq_len)),
@@ -63,6 +64,7 @@ def study_ledger(study: StudyConfig) -> dict[str, Any]:
             "tokens": arm_training(study, model).tokens,
             "matched_to": model.match,
             "tuned": bool(study.tune.lr_factors),
+            "initialisation": drawn_from(model.architecture),
             "architecture": dict(model.architecture),
         }
         for model in study.models

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engram_eval.config import TrainConfig
 from engram_eval.errors import UserError
 from engram_eval.footprint import training_footprint
+from engram_eval.initialisation import initialisation
 from engram_eval.ledger import Ledger, ledger, ledger_of
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
@@ -239,6 +240,31 @@ def test_bad_architectures(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         ledger_of({**DENSE, **change}, 8)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["moe", "dense engram", "no conv", "streams and memory", "plain"])
+@pytest.mark.parametrize("zero", [True, False])
+def test_initialisation_is_what_a_new_model_has(kind: str, zero: bool) -> None:
+    plain = {**MOE, **MEMORY, "engram_memory": "plain", "engram_row_dim": 5}
+    architecture = {
+        **(plain if kind == "plain" else KINDS[kind]),
+        "initializer_range": 0.07,
+        "engram_table_std": 0.3,
+        "engram_conv_zero_init": zero,
+    }
+    model, named = build(architecture), initialisation(architecture)
+    parts = {
+        "weights_std": ("q_proj", "embed_tokens", "down_proj", ".gate.weight", "lm_head", "hc.fn"),
+        "table_std": ("table.weight",),
+        "projections_std": ("engram.value_proj.weight", "engram.key_proj.weight"),
+        "conv_std": ("engram.conv.weight",),
+    }
+    for key, names in parts.items():
+        named_parameters = model.named_parameters()
+        found = [p.flatten() for n, p in named_parameters if any(name in n for name in names)]
+        assert (named[key] is None) == (not found), key
+        if found:
+            assert float(torch.cat(found).detach().std()) == pytest.approx(named[key], rel=0.15, abs=1e-9)
 
 
 def test_bad_length() -> None:
