@@ -264,7 +264,8 @@ def test_initialisation_is_what_a_new_model_has(kind: str, zero: bool) -> None:
         found = [p.flatten() for n, p in named_parameters if any(name in n for name in names)]
         assert (named[key] is None) == (not found), key
         if found:
-            assert float(torch.cat(found).detach().std()) == pytest.approx(named[key], rel=0.15, abs=1e-9)
+            std = float(torch.cat(found).detach().std())
+            assert std == pytest.approx(named[key], rel=0.15, abs=1e-9)
 
 
 def test_bad_length() -> None:

@@ -153,6 +153,16 @@ def test_unmatched_variants_cost_more_than_their_frame(scale: str) -> None:
     assert params("engram_extra") > params("moe")
 
 
+@pytest.mark.parametrize("name", ["dense_engram", "engram_extra"])
+def test_unmatched_variants_can_be_matched_too(name: str) -> None:
+    moe = architecture("moe", SCALES["quick"], 4096)
+    found = match(moe, architecture(name, SCALES["quick"], 4096), 256, iso="both")
+    ours, theirs = ledger_of(found, 256), ledger_of(moe, 256)
+    assert ours.params_total == pytest.approx(theirs.params_total, rel=0.01)
+    assert ours.flops_per_token == pytest.approx(theirs.flops_per_token, rel=0.01)
+    assert found["n_routed_experts"] == (0 if name == "dense_engram" else 16)
+
+
 @pytest.mark.parametrize("name", ["per_layer", "product_key"])
 def test_parameters_alone(name: str) -> None:
     moe = architecture("moe", SCALES["quick"], 4096)
