@@ -5,7 +5,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from markupsafe import Markup
 
@@ -69,7 +69,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, the value it sorts by, and a mark explained in the caption."""
+    """One cell: its text, the value it sorts by, and a mark explained in the caption.
+
+    Attributes:
+        link: id of a figure or table of this page; without effect where there is none.
+        tag: a class that sets the text as a label, such as ``supported``.
+    """
 
     text: str
     sort: float | str | None = None
@@ -77,21 +82,36 @@ class Cell:
     chip: int | None = None
     strong: bool = False
     title: str = ""
+    link: str = ""
+    tag: str = ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's header; neighbouring columns of one ``group`` share a header above."""
+    """A column's header; neighbours of one ``group``, or ``band``, share a header above."""
 
     label: str
     group: str = ""
     numeric: bool = True
     chip: int | None = None
+    band: str = ""
+
+
+class Span(NamedTuple):
+    """A header over several columns; ``chip`` is its model's number."""
+
+    label: str
+    columns: int
+    chip: int | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of each row is its header."""
+    """A table; the first cell of each row is its header.
+
+    Attributes:
+        chips: number of the model whose sign stands before a row's header, by its text.
+    """
 
     caption: str
     columns: Sequence[Column]
@@ -99,11 +119,12 @@ class Table:
     ident: str = ""
     note: str = ""
     sortable: bool = True
+    chips: Mapping[str, int] = field(default_factory=dict)
     kind: ClassVar[str] = "table"
 
     def csv_href(self) -> str:
         """Return what the table shows as a ``data:`` link; numbers as they sort."""
-        names = [f"{c.group} {c.label}".strip() or "row" for c in self.columns]
+        names = [" ".join(filter(None, (c.band, c.group, c.label))) or "row" for c in self.columns]
         return csv_link(
             [
                 {
@@ -114,15 +135,26 @@ class Table:
             ]
         )
 
-    def groups(self) -> list[tuple[str, int, int | None]]:
-        """Return (label, columns spanned, chip) of the upper header, or [] where none is named."""
-        merged: list[tuple[str, int, int | None]] = []
-        for column in self.columns:
-            if merged and column.group and merged[-1][0] == column.group:
-                merged[-1] = (column.group, merged[-1][1] + 1, column.chip)
-            else:
-                merged.append((column.group, 1, column.chip))
-        return merged if any(group for group, _, _ in merged) else []
+    def groups(self) -> list[Span]:
+        """Return the upper header, or [] where no column names a group."""
+        return _spans([(c.group, c.band, c.chip) for c in self.columns])
+
+    def bands(self) -> list[Span]:
+        """Return the header above the groups, or [] where no column names a band."""
+        return _spans([(c.band, "", None) for c in self.columns])
+
+
+def _spans(headers: Sequence[tuple[str, str, int | None]]) -> list[Span]:
+    """Merge equal neighbours of (label, what it belongs to, chip)."""
+    merged: list[Span] = []
+    before = None
+    for label, owner, chip in headers:
+        if label and before == (label, owner):
+            merged[-1] = merged[-1]._replace(columns=merged[-1].columns + 1)
+        else:
+            merged.append(Span(label, 1, chip))
+        before = (label, owner)
+    return merged if any(span.label for span in merged) else []
 
 
 @dataclass(frozen=True)

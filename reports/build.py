@@ -19,7 +19,7 @@ from markupsafe import Markup
 from engram_eval.records import write_atomic, write_json
 from reports.blocks import Section
 from reports.load import Study, load_study
-from reports.sections import heldout, mechanism, method, overview, samples, scores, training
+from reports.sections import benchmarks, mechanism, method, overview, samples, training, verdicts
 from reports.summary import summary
 from reports.svg import RC
 from reports.theme import Look, looks, palette_css
@@ -30,8 +30,8 @@ HERE = Path(__file__).resolve().parent
 
 SECTIONS: tuple[Callable[[Study], Section], ...] = (
     overview.section,
-    scores.section,
-    heldout.section,
+    verdicts.section,
+    benchmarks.section,
     training.section,
     mechanism.section,
     samples.section,
@@ -93,6 +93,7 @@ def page(
             look=look,
             study=study,
             again=again,
+            targets={ident for section in sections for ident, _ in section.contents()},
             policy=content_security_policy(script, style),
             script=Markup(script),
             style=Markup(style),

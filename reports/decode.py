@@ -4,7 +4,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,37 +24,48 @@ class Problem(NamedTuple):
 
 def fits(value: Any, hint: Any) -> bool:
     """Tell whether plain JSON data have the shape of a type hint."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin is None:
-        return isinstance(value, hint)
-    if issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(
-            fits(k, args[0]) and fits(v, args[1]) for k, v in value.items()
-        )
-    return isinstance(value, list | tuple) and all(fits(item, args[0]) for item in value)
+    checker: Callable[[Any], bool] = _checker(hint)
+    return checker(value)
 
 
 @cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _checker(hint: Any) -> Callable[[Any], bool]:
+    """Compile a type hint into a test of a value."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return lambda value: True
+    if origin is typing.Literal:
+        return lambda value: value in args
+    if origin in (typing.Union, types.UnionType):
+        checks = [_checker(arg) for arg in args]
+        return lambda value: any(check(value) for check in checks)
+    if hint in (int, float):
+        allowed = (int, float) if hint is float else (int,)
+        return lambda value: isinstance(value, allowed) and not isinstance(value, bool)
+    if origin is None:
+        return lambda value: isinstance(value, hint)
+    inner = [_checker(arg) for arg in args]
+    if issubclass(origin, Mapping):
+        return lambda value: (
+            isinstance(value, Mapping)
+            and all(inner[0](k) and inner[1](v) for k, v in value.items())
+        )
+    return lambda value: isinstance(value, list | tuple) and all(map(inner[0], value))
+
+
+@cache
+def _checks(cls: Any) -> list[tuple[str, Callable[[Any], bool]]]:
+    hints: dict[str, Hashable] = typing.get_type_hints(cls)
+    return [(field.name, _checker(hints[field.name])) for field in dataclasses.fields(cls)]
 
 
 def check(instance: Any) -> None:
     """Raise ``ValueError`` where a field of a dataclass has not the type it declares."""
     cls: Any = type(instance)
-    hints = _hints(cls)
-    for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
-        if not fits(value, hints[field.name]):
-            raise ValueError(f"{field.name}: unexpected {value!r}")
+    for name, passes in _checks(cls):
+        value = getattr(instance, name)
+        if not passes(value):
+            raise ValueError(f"{name}: unexpected {value!r}")
 
 
 def decode(cls: type[T], data: Any) -> T:

@@ -75,15 +75,19 @@ def canvas(width: int, height: int, left: int, bottom: int = 42, top: int = 14) 
 
 
 def dots(
-    categories: Sequence[str], values: Sequence[Dot], xlabel: str, width: int = PANEL_WIDTH
+    categories: Sequence[str],
+    values: Sequence[Dot],
+    xlabel: str,
+    width: int = PANEL_WIDTH,
+    apart: bool = True,
 ) -> Canvas:
-    """Draw one row per category; models are set apart a little, seeds are not."""
+    """Draw one row per category; models are set ``apart`` a little, seeds are not."""
     names = [clean(name, 26) for name in categories]
     left = min(width // 2, 16 + max((len(name) for name in names), default=0) * 7)
     row = 34 if width > PANEL_WIDTH else 38
     result = canvas(width, 60 + row * len(names), left)
     axes = result.axes
-    lanes = _lanes(values)
+    lanes = _lanes(values) if apart else dict.fromkeys((dot.look for dot in values), 0.0)
     for dot in values:
         _dot(result, dot, dot.category + lanes[dot.look])
     axes.set_yticks(range(len(names)), names)
@@ -164,8 +168,8 @@ def _curve(target: Canvas, curve: Line) -> None:
         curve.y,
         color=curve.look.color,
         linestyle=curve.dash,
-        linewidth=1 if curve.faint else 1.8,
-        alpha=0.35 if curve.faint else 1,
+        linewidth=0.8 if curve.faint else 1.8,
+        alpha=0.28 if curve.faint else 1,
         marker=curve.look.marker if curve.marked else None,
         markersize=4.5,
         markeredgewidth=1,

@@ -1,12 +1,12 @@
 """Everything that a study folder records, as plain data for the sections."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engram_eval.records import MetricRow
+from engram_eval.records import SCHEMA, MetricRow
 from reports.decode import Problem, decode, metric_row, read_json, read_lines
 
 
@@ -50,6 +50,64 @@ class Comparison:
     informative: bool | None = None
     reason: str | None = None
 
+    def seen_from(self, reference: str) -> "Comparison | None":
+        """Return the comparison with ``reference`` as model a; None where it is about others."""
+        if self.model_a == reference:
+            return self
+        if self.model_b != reference:
+            return None
+        return replace(
+            self,
+            model_a=reference,
+            model_b=self.model_a,
+            seeds_a=self.seeds_b,
+            seeds_b=self.seeds_a,
+            effect=_minus(self.effect),
+            ci_low=_minus(self.ci_high),
+            ci_high=_minus(self.ci_low),
+        )
+
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a published claim came to; a positive effect is what the claim says.
+
+    Attributes:
+        smallest_effect: of interest, declared before the runs, in ``unit``.
+        power: to find it with the spread that these seeds have.
+        rows: which metric rows the effect is made of.
+        values: model -> seed -> the score that is compared.
+    """
+
+    id: str
+    claim: str
+    verdict: str
+    source: str = ""
+    published: str = ""
+    study: str | None = None
+    scale: str | None = None
+    prediction: str | None = None
+    reason: str | None = None
+    effect: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    unit: str = ""
+    smallest_effect: float | None = None
+    p_difference: float | None = None
+    p_equivalence: float | None = None
+    power: float | None = None
+    seeds: int | None = None
+    tuned: bool | None = None
+    test: str | None = None
+    score: str | None = None
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    schema: int = SCHEMA
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -82,6 +140,7 @@ class Study:
 
     Attributes:
         config: ``study.json`` as it is.
+        verdicts: None where no ``verdicts.json`` was written.
         problems: what could not be read, in the order in which it was met.
     """
 
@@ -92,6 +151,7 @@ class Study:
     comparisons: tuple[Comparison, ...]
     stages: tuple[Stage, ...]
     problems: list[Problem]
+    verdicts: tuple[Verdict, ...] | None = None
 
     def text(self, key: str) -> str:
         """Return a text of ``study.json``, or "" where there is none."""
@@ -126,7 +186,28 @@ def load_study(folder: Path) -> Study:
         comparisons=tuple(comparisons),
         stages=_stages(stages, problems),
         problems=problems,
+        verdicts=_verdicts(folder / "verdicts.json", problems),
     )
+
+
+def _verdicts(path: Path, problems: list[Problem]) -> tuple[Verdict, ...] | None:
+    """Read the verdicts; a newer or damaged one becomes a problem."""
+    if not path.exists():
+        return None
+    found = []
+    for position, entry in enumerate(read_json(path, list, problems)):
+        where = f"{path.name}, entry {position}"
+        try:
+            verdict = decode(Verdict, entry)
+        except ValueError as error:
+            problems.append(Problem(where, str(error)))
+            continue
+        if verdict.schema > SCHEMA:
+            told = f"schema {verdict.schema}: this version reads up to {SCHEMA}"
+            problems.append(Problem(where, told))
+        else:
+            found.append(verdict)
+    return tuple(found)
 
 
 def _listed(config: Mapping[str, Any]) -> dict[str, Model]:

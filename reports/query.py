@@ -1,10 +1,12 @@
 """Picks recorded rows; adds nothing to them."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from engram_eval.records import MetricRow
 from reports.load import Comparison, Model, Study
+
+T = TypeVar("T", bound=Hashable)
 
 
 def asked(study: Study, part: str, key: str, otherwise: Any) -> Any:
@@ -43,7 +45,7 @@ def only_domain(row: MetricRow) -> bool:
     return set(row.slice) <= {"domain"}
 
 
-def ordered(names: Iterable[str], first: Sequence[str] = ()) -> list[str]:
+def ordered(names: Iterable[T], first: Sequence[T] = ()) -> list[T]:
     """Return distinct names in order of appearance, those of ``first`` in front."""
     seen = list(dict.fromkeys(names))
     return [n for n in first if n in seen] + [n for n in seen if n not in first]
@@ -73,16 +75,21 @@ def pooled_comparisons(study: Study, metric: str) -> list[Comparison]:
     """Return the headline pair's comparisons, each over as many seeds as there is one for."""
     pair = headline_pair(study)
     names = None if pair is None else (pair[0].name, pair[1].name)
-    widest: dict[tuple[str, str | None, tuple[tuple[str, str], ...]], Comparison] = {}
-    for c in study.comparisons:
-        if c.metric != metric or (c.model_a, c.model_b) != names:
-            continue
-        key = (c.name, c.split, tuple(sorted(c.slice.items())))
-        if key not in widest or _weight(c) > _weight(widest[key]):
-            widest[key] = c
-    return list(widest.values())
+    return widest(
+        c for c in study.comparisons if c.metric == metric and (c.model_a, c.model_b) == names
+    )
+
+
+def widest(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Keep, of comparisons about the same thing, the one over most seeds."""
+    found: dict[Hashable, Comparison] = {}
+    for c in comparisons:
+        about = (c.model_a, c.model_b, c.name, c.metric, c.split, tuple(sorted(c.slice.items())))
+        if about not in found or _weight(c) > _weight(found[about]):
+            found[about] = c
+    return list(found.values())
 
 
 def _weight(found: Comparison) -> tuple[int, bool]:
     """Prefer what covers more seeds, and a test over seeds to one over items."""
-    return len(found.seeds_b), found.units == "seeds"
+    return len(found.seeds_a) + len(found.seeds_b), found.units == "seeds"

@@ -108,7 +108,50 @@ def write_study(folder: Path, size: Size = Size()) -> Path:
     write_metrics(folder, [row_to_dict(row) for row in out.rows])
     write_json(folder / "stages.json", out.stages)
     analyze(folder)
+    write_json(folder / "verdicts.json", verdicts())
     return folder
+
+
+def verdicts() -> list[dict[str, Any]]:
+    """Return a verdict of every kind, as ``engram_eval.claims`` writes them."""
+    kinds = {
+        "loss": ("supported", 0.11, 0.09, 0.13, "greater"),
+        "reasoning_as_knowledge": ("no_difference", 0.002, -0.004, 0.008, "greater"),
+        "dense_twin": ("reversed", -0.05, -0.07, -0.03, "greater"),
+        "code": ("inconclusive", 0.03, -0.05, 0.11, "equal"),
+        "context": ("inconclusive", None, None, None, "greater"),
+    }
+    return [
+        {
+            "schema": 1,
+            "id": f"main.{name}",
+            "study": "main",
+            "scale": "quick",
+            "claim": f"Engram does better than the MoE on {name}",
+            "source": "arXiv:2601.07372 Table 1",
+            "published": "1.950 against 1.962 nats",
+            "prediction": prediction,
+            "verdict": verdict,
+            "reason": "no rows of engram" if effect is None else "differs from zero",
+            "effect": effect,
+            "ci_low": low,
+            "ci_high": high,
+            "level": 0.95,
+            "unit": "bit/byte",
+            "smallest_effect": 0.01,
+            "p_difference": None if effect is None else 0.01,
+            "p_equivalence": None if effect is None else 0.4,
+            "power": 0.0 if effect is None else 0.83,
+            "seeds": 3,
+            "tuned": False,
+            "test": "t-test over seeds",
+            "score": "heldout bits_per_byte",
+            "contrasts": [{"label": "moe - engram", "weights": {"moe": 1.0, "engram": -1.0}}],
+            "rows": [{"weight": 1.0, "name": "heldout", "metric": "bits_per_byte", "slice": {}}],
+            "values": {"moe": {"0": 1.9, "1": 1.88}, "engram": {"0": 1.77, "1": 1.76}},
+        }
+        for name, (verdict, effect, low, high, prediction) in kinds.items()
+    ]
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -254,7 +254,7 @@ def test_uninformative_tasks_stand_apart(html):
     rest = html.replace(table, "")
     for task in UNINFORMATIVE:
         assert task in table and "above chance" in table
-        accuracy = re.search(r'<table id="tasks-acc".*?</table>', rest, flags=re.S)[0]
+        accuracy = re.search(r'<table id="tasks-table".*?</table>', rest, flags=re.S)[0]
         assert task not in accuracy
 
 

@@ -91,6 +91,7 @@ def test_compared_checkpoints_need_neither_training_nor_held_out_text(study):
     config["probe"]["probes"] = []
     write_json(study / "study.json", config | {"scale": "loaded"})
     write_json(study / "ledger.json", {})
+    (study / "verdicts.json").unlink()
     stages = json.loads((study / "stages.json").read_text())
     kept = [s for s in stages if s["stage"] in ("corpus", "items", "evaluate")]
     write_json(study / "stages.json", kept)
@@ -151,13 +152,18 @@ def test_damaged_rows_are_told_and_the_rest_is_shown(study):
 NONSENSE = ("[]", "{}", "null", "{broken", '{"a": 1}', "[1, {}]", '{"models": [3]}', "\xff")
 
 
-@pytest.mark.parametrize("name", ["study.json", "ledger.json", "stages.json", "comparisons.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["study.json", "ledger.json", "stages.json", "comparisons.jsonl", "verdicts.json"]
+)
 def test_any_file_may_hold_nonsense(study, name):
     for content in NONSENSE:
         (study / name).write_bytes(content.encode("latin-1"))
         found = load_study(study)
         assert len(found.rows) > 100
-        fine = content in ({"stages.json": ("[]",), "comparisons.jsonl": ()}.get(name) or ("{}",))
+        fine = content in (
+            {"stages.json": ("[]",), "verdicts.json": ("[]",), "comparisons.jsonl": ()}.get(name)
+            or ("{}",)
+        )
         harmless = name == "study.json" and content.startswith("{") and content != "{broken"
         assert [p for p in found.problems if p.where.startswith(name)] or fine or harmless
     assert "engram-eval" in rebuilt(study).text()
@@ -199,6 +205,8 @@ def poison(folder, text):
     stages = poisoned(stages, text, KEEP)
     stages[0] |= {"status": f"failed{text}", "error": text}
     write_json(folder / "stages.json", stages)
+    claims = poisoned(json.loads((folder / "verdicts.json").read_text()), text, ("unit",))
+    write_json(folder / "verdicts.json", claims)
     comparisons = [json.loads(x) for x in (folder / "comparisons.jsonl").read_text().splitlines()]
     for entry in comparisons:
         entry["name"] += "" if entry["name"] == "heldout" else text

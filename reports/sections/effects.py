@@ -13,7 +13,9 @@ from reports.theme import looks
 
 def heldout_differences(study: Study) -> list[Block]:
     """Draw the recorded differences on held-out text, by domain; empty without any."""
-    return _block(study, "heldout", [("held-out text", "bits_per_byte", _texts(study))])
+    return _block(
+        study, "heldout", "on held-out text", [("held-out text", "bits_per_byte", _texts(study))]
+    )
 
 
 def task_differences(study: Study) -> list[Block]:
@@ -21,6 +23,7 @@ def task_differences(study: Study) -> list[Block]:
     return _block(
         study,
         "task",
+        "task by task",
         [
             ("accuracy", "acc", _tasks(study, "acc")),
             ("bits per byte of the answer", "bits_per_byte", _tasks(study, "bits_per_byte")),
@@ -28,7 +31,9 @@ def task_differences(study: Study) -> list[Block]:
     )
 
 
-def _block(study: Study, ident: str, kinds: list[tuple[str, str, list[Comparison]]]) -> list[Block]:
+def _block(
+    study: Study, ident: str, told: str, kinds: list[tuple[str, str, list[Comparison]]]
+) -> list[Block]:
     pair = headline_pair(study)
     drawn = [kind for kind in kinds if kind[2]]
     if pair is None or not drawn:
@@ -38,7 +43,7 @@ def _block(study: Study, ident: str, kinds: list[tuple[str, str, list[Comparison
     caution = "" if units == "seeds" else ", not over seeds"
     block = Block(
         f"{ident}-differences",
-        f"Differences between {pair[1].name} and {pair[0].name}",
+        f"{pair[1].name} against {pair[0].name}, {told}",
         _finding(drawn[0][2], drawn[0][0], pair[1].name),
         [View(label, _panels(study, metric, found)) for label, metric, found in drawn],
         [_csv(c) for c in shown],

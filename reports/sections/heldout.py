@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, flat_rows
+from reports.blocks import Block, Cell, Column, Item, Note, Panel, Table, View, flat_rows
 from reports.draw import Canvas, Dot, dots
 from reports.load import Study
 from reports.numbers import MISSING, fixed
@@ -30,23 +30,19 @@ from reports.sections.overview import who
 from reports.theme import GRID, INK, Look, looks
 
 
-def section(study: Study) -> Section:
-    """Build the table of all domains and the picture of the answers' bits."""
+def heldout_items(study: Study) -> list[Item]:
+    """Return the differences, the table of all domains and the picture of the answers' bits."""
     rows = heldout(study)
     if not rows and not asked(study, "evaluate", "heldout", True):
-        return Section("heldout", "Held-out text", lead="It was not scored in this study.")
+        return [Note("Held-out text was not scored in this study.")]
     if not rows:
-        return Section("heldout", "Held-out text", missing=["No held-out loss is recorded yet."])
+        return [Note("No held-out loss is recorded yet.")]
     answers = [r for r in heldout(study, "bits_per_answer") if r.slice]
-    return Section(
-        "heldout",
-        "Held-out text",
-        lead="Bits per byte do not depend on the tokenizer; lower is better. Generated domains "
-        "also have answers whose difficulty is known exactly.",
-        blocks=[*heldout_differences(study), *([answers_block(study, answers)] if answers else [])],
-        tables=[domain_table(study, rows)],
-        missing=[] if answers else ["No loss on answers alone is recorded."],
-    )
+    if answers:
+        skills: Item = answers_block(study, answers)
+    else:
+        skills = Note("No loss on answers alone is recorded.")
+    return [*heldout_differences(study), domain_table(study, rows), skills]
 
 
 def domain_table(study: Study, rows: Sequence[MetricRow]) -> Table:

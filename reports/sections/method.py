@@ -25,6 +25,7 @@ def section(study: Study) -> Section:
             "facts": facts(study),
             "configs": configs(study),
             "problems": study.problems,
+            "cite": citation(study),
         },
     )
 
@@ -57,7 +58,28 @@ def commands(study: Study) -> list[tuple[str, str]]:
             shlex.join(["engram-eval", "run", f"{folder}/study.json"]),
         ),
         ("Draw this report again", shlex.join(["engram-eval", "report", folder])),
+        (
+            "Save every figure",
+            shlex.join(["engram-eval", "report", folder, "--figures", "figures"]),
+        ),
     ]
+
+
+def citation(study: Study) -> str:
+    """Return a BibTeX entry for this report, with the commit that its numbers come from."""
+    commits = ", ".join(sorted({s.commit for s in study.stages if s.commit})) or "unknown"
+    started = min((s.started for s in study.stages if s.started), default="")
+    year = started[:4] if started[:4].isdigit() else "n.d."
+    title = f"engram-eval report: {study.text('name') or study.folder.name}"
+    scale = f" at scale {study.text('scale')}" if study.text("scale") else ""
+    return (
+        "@software{engram_eval,\n"
+        "  author = {{The engram-eval contributors}},\n"
+        f"  title = {{{title}{scale}}},\n"
+        f"  year = {{{year}}},\n"
+        f"  note = {{commit {commits}}},\n"
+        "}"
+    )
 
 
 def _again(study: Study) -> list[str]:
@@ -79,11 +101,16 @@ def facts(study: Study) -> list[tuple[str, str]]:
     total = sum(s.seconds or 0 for s in stages)
     listed = [
         ("Commit", ", ".join(sorted({s.commit for s in stages if s.commit}))),
-        ("Device", ", ".join(sorted({s.device for s in stages if s.device}))),
+        ("Seeds", "; ".join(_seeds(study))),
+        ("Machine", ", ".join(sorted({s.device for s in stages if s.device}))),
         ("Versions", ", ".join(versions)),
         ("Time in all stages", duration(total) if stages else ""),
     ]
     return [(label, value or MISSING) for label, value in listed]
+
+
+def _seeds(study: Study) -> list[str]:
+    return [f"{m.name} {', '.join(map(str, m.seeds))}" for m in study.models if m.seeds]
 
 
 def configs(study: Study) -> list[tuple[str, str]]:

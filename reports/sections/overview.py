@@ -9,6 +9,7 @@ from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study
 from reports.numbers import MISSING, count, fixed
 from reports.query import asked, domain_of, heldout, ordered, pick, value_of
+from reports.sections.verdicts import tally
 from reports.theme import Look, looks
 
 
@@ -31,6 +32,7 @@ def section(study: Study) -> Section:
             "answer": told,
             "unfinished": [s for s in study.stages if not s.finished],
             "stages": len(study.stages),
+            "verdicts": tally(study.verdicts) if study.verdicts else "",
         },
     )
 

@@ -1,12 +1,13 @@
 """Scores per task: accuracy, bits per byte, and what the last tokens do not resolve."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, flat_rows
+from reports.blocks import Block, Cell, Column, Item, Note, Panel, Table, View, flat_rows
 from reports.draw import Canvas, Dot, dots
-from reports.load import Study
+from reports.load import Comparison, Study
 from reports.numbers import MISSING, fixed, percent
 from reports.query import (
     domain_of,
@@ -33,27 +34,20 @@ from reports.theme import REFERENCE, Look, looks
 DOMAINS = ("knowledge", "reasoning", "reading", "language", "code", "math", "context")
 
 
-def section(study: Study) -> Section:
-    """Build the pictures per domain and the tables; uninformative tasks come apart."""
+def task_items(study: Study) -> list[Item]:
+    """Return the pictures and tables of the tasks that tell models apart."""
     rows = [row for row in pick(study.rows, split="test") if row.name != "heldout"]
     if not rows:
-        return Section("scores", "Tasks", missing=["No task has been scored yet."])
+        return [Note("No task has been scored yet.")]
     silent = uninformative(study)
     useful = [row for row in rows if row.name not in silent]
-    return Section(
-        "scores",
-        "Tasks",
-        lead="Every task is multiple choice, scored by likelihood. Beside the accuracy stands "
-        "what the right answer costs in bits per byte, which small models show first.",
-        blocks=_blocks(study, useful),
-        tables=_tables(study, useful) + _silent_tables(study, rows, silent),
-        missing=[] if useful else ["No task tells these models apart at this scale."],
-    )
-
-
-def _blocks(study: Study, rows: Sequence[MetricRow]) -> list[Block]:
-    accuracy = [accuracy_block(study, rows)] if pick(rows, metric="acc") else []
-    return accuracy + task_differences(study)
+    if not useful:
+        return [Note("No task tells these models apart at this scale.")]
+    return [
+        *([accuracy_block(study, useful)] if pick(useful, metric="acc") else []),
+        *task_differences(study),
+        *_tables(study, useful),
+    ]
 
 
 def uninformative(study: Study) -> dict[str, str]:
@@ -82,7 +76,8 @@ def accuracy_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         [View("accuracy", panels)],
         flat_rows(whole),
         legend=[name for name in drawn if pick(whole, model=name)],
-        key="A hollow grey circle is chance; each filled point is one seed.",
+        key="A hollow grey circle is chance; each filled point is one seed, its bar one standard "
+        "error over items either way.",
     )
 
 
@@ -94,6 +89,8 @@ def _panel(rows: Sequence[MetricRow], look: dict[str, Look]) -> Canvas:
             100 * value_of(row),
             look[str(row.model)],
             f"{who(row)}: {percent(row.value)} % on {row.name}",
+            low=None if row.stderr is None else 100 * (value_of(row) - row.stderr),
+            high=None if row.stderr is None else 100 * (value_of(row) + row.stderr),
         )
         for row in rows
         if row.model in look
@@ -129,57 +126,71 @@ def _finding(study: Study, rows: Sequence[MetricRow]) -> str:
 def _tables(study: Study, rows: Sequence[MetricRow]) -> list[Table]:
     whole = [row for row in rows if only_domain(row)]
     local = [row for row in rows if set(row.slice) == {"domain", "local"}]
-    return [
-        table
-        for table in (
-            task_table(study, whole, "acc", "Accuracy in % by task and seed", "high"),
-            task_table(
-                study,
-                whole,
-                "bits_per_byte",
-                "Bits per byte of the right answer by task and seed",
-                "low",
-            ),
-            local_table(study, pick(local, metric="acc")),
-        )
-        if table is not None
-    ]
+    found = [task_table(study, whole), local_table(study, pick(local, metric="acc"))]
+    return [table for table in found if table is not None]
 
 
-def task_table(
-    study: Study,
-    rows: Sequence[MetricRow],
-    metric: str,
-    caption: str,
-    best: Literal["low", "high"],
-) -> Table | None:
-    """List one metric per task and seed, with the paired difference of the headline pair."""
-    chosen = pick(rows, metric=metric)
-    if not chosen:
+class Measure(NamedTuple):
+    """One of the numbers that a task has: how it is called, written, and which end is better."""
+
+    metric: str
+    label: str
+    write: Callable[..., str]
+    best: Literal["low", "high"]
+
+
+MEASURES = (
+    Measure("acc", "accuracy, %", percent, "high"),
+    Measure("bits_per_byte", "bits per byte of the right answer", fixed, "low"),
+)
+
+
+class Shown(NamedTuple):
+    """The columns of one measure, and what makes each task's cells."""
+
+    columns: list[Column]
+    cells: Callable[[str], list[Cell]]
+    effects: Sequence[Comparison]
+
+
+def task_table(study: Study, rows: Sequence[MetricRow]) -> Table | None:
+    """List accuracy and bits per byte per task and seed, with the headline pair's differences."""
+    shown = [_measure(study, rows, measure) for measure in MEASURES]
+    shown = [part for part in shown if part.columns]
+    if not shown:
         return None
-    accuracy = metric == "acc"
-    write = percent if accuracy else fixed
-    entries = seeds_of(chosen, study)
-    names = {row.name for row in chosen}
+    columns = [Column("Task", numeric=False), Column("Domain", numeric=False), Column("Chance")]
+    body = []
+    for domain in ordered((domain_of(row) for row in rows), first=DOMAINS):
+        for task in ordered(r.name for r in rows if domain_of(r) == domain):
+            cells = [Cell(task), Cell(domain), _chance(pick(rows, name=task, metric="acc"))]
+            body.append([*cells, *(cell for part in shown for cell in part.cells(task))])
+    return Table(
+        "Every task, model and seed",
+        [*columns, *(column for part in shown for column in part.columns)],
+        body,
+        ident="tasks-table",
+        note=difference_note([c for part in shown for c in part.effects]),
+    )
+
+
+def _measure(study: Study, rows: Sequence[MetricRow], measure: Measure) -> Shown:
+    """Lay out one measure; no columns where it is not recorded."""
+    chosen = pick(rows, metric=measure.metric)
+    entries, names = seeds_of(chosen, study), {row.name for row in chosen}
     effects = {
         c.name: c
-        for c in pooled_comparisons(study, metric)
+        for c in pooled_comparisons(study, measure.metric)
         if c.name in names and set(c.slice) <= {"domain"}
     }
-    columns = [Column("Task", numeric=False), Column("Domain", numeric=False)]
-    columns += [Column("Chance")] if accuracy else []
-    columns += model_columns(study, entries) + difference_columns(study, effects.values())
-    body = []
-    for domain in ordered((domain_of(row) for row in chosen), first=DOMAINS):
-        for task in ordered(r.name for r in chosen if domain_of(r) == domain):
-            here = pick(chosen, name=task)
-            cells = [Cell(task), Cell(domain)]
-            cells += [_chance(here)] if accuracy else []
-            cells += seed_cells(here, entries, write, best)
-            cells += [effect_cell(effects.get(task), write)] if effects else []
-            body.append(cells)
-    note = difference_note(effects.values())
-    return Table(caption, columns, body, ident=f"tasks-{metric}", note=note)
+
+    def cells(task: str) -> list[Cell]:
+        found = seed_cells(pick(chosen, name=task), entries, measure.write, measure.best)
+        return found + ([effect_cell(effects.get(task), measure.write)] if effects else [])
+
+    columns = model_columns(study, entries) + difference_columns(study, effects.values())
+    columns = [replace(column, band=measure.label) for column in columns]
+    return Shown(columns if chosen else [], cells, list(effects.values()))
 
 
 def _chance(rows: Sequence[MetricRow]) -> Cell:
@@ -221,8 +232,11 @@ def _local_row(
     return [Cell(task), Cell(local), items, *seed_cells(rows, entries, percent, "high")]
 
 
-def _silent_tables(study: Study, rows: Sequence[MetricRow], silent: dict[str, str]) -> list[Table]:
-    chosen = [r for r in pick(rows, metric="acc") if r.name in silent and only_domain(r)]
+def uninformative_items(study: Study) -> list[Item]:
+    """Return the table of the tasks that tell nobody apart, with the reason; empty without any."""
+    silent = uninformative(study)
+    rows = pick(study.rows, split="test", metric="acc")
+    chosen = [r for r in rows if r.name in silent and only_domain(r)]
     if not chosen:
         return []
     entries = seeds_of(chosen, study)

@@ -1,8 +1,8 @@
-"""Training curves against tokens, FLOPs and seconds."""
+"""Training curves against tokens, FLOPs, seconds and parameters; experts, rows and gates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from reports.blocks import Block, Cell, Column, Panel, Section, Table, View
 from reports.decode import Problem, decode, read_lines
@@ -12,6 +12,8 @@ from reports.numbers import count, duration, fixed, percent
 from reports.query import ordered, pick, value_of
 from reports.sections.columns import Entry
 from reports.theme import Look, looks
+
+T = TypeVar("T")
 
 # The backward pass costs twice the forward pass (arXiv:2001.08361, section 2.1).
 _TRAIN_FLOPS = 3
@@ -27,6 +29,9 @@ class Step:
     lr: float | None = None
     grad_norm: float | None = None
     router_load_max: float | None = None
+    rows_touched: float | None = None
+    gate_mean: float | None = None
+    collision_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def section(study: Study) -> Section:
         "training",
         "Training",
         lead="All models see the same tokens in the same order.",
-        blocks=[curves_block(study, runs)],
+        blocks=[curves_block(study, runs), *sparse_block(study, runs)],
         tables=[cost_table(study, runs)],
         missing=missing,
     )
@@ -129,6 +134,7 @@ def curves_block(study: Study, runs: Sequence[Run]) -> Block:
         if drawn:
             wide, narrow = (_draw(drawn, axis, width) for width in (720, 320))
             views.append(View(axis.label, [Panel("", wide, narrow)]))
+    views += _by_parameters(runs, look)
     return Block(
         "training-curves",
         "Loss during training",
@@ -137,8 +143,109 @@ def curves_block(study: Study, runs: Sequence[Run]) -> Block:
         [row for run in runs for row in _csv(run)],
         legend=ordered(run.entry.model for run in runs),
         key="Points: validation loss at the checkpoints, one line per seed. "
-        "Faint: the training loss of each step.",
+        "Faint: the training loss, at most 200 steps of it. Against parameters: the last "
+        "validation loss of each seed.",
     )
+
+
+def _by_parameters(runs: Sequence[Run], look: Mapping[str, Look]) -> list[View]:
+    """Place each trained model by its size and its last validation loss."""
+    points = [
+        Line(
+            [run.model.params_total],
+            [run.validation[max(run.validation)]],
+            look[run.entry.model],
+            f"{run.entry.model}, seed {run.entry.seed}: {count(run.model.params_total)} parameters",
+        )
+        for run in runs
+        if run.validation and run.model.params_total
+    ]
+    if not points:
+        return []
+    wide, narrow = (
+        lines(
+            points, "total parameters", "loss, nats per token", width, 330 if width > 400 else 260
+        )
+        for width in (720, 320)
+    )
+    return [View("parameters", [Panel("", wide, narrow)])]
+
+
+class Sparse(NamedTuple):
+    """What the sparse parts do while a model trains: a field of ``Step``, and its words."""
+
+    name: str
+    label: str
+    ylabel: str
+
+
+SPARSE = (
+    Sparse("router_load_max", "fullest expert", "tokens on the fullest expert over the mean"),
+    Sparse("rows_touched", "rows touched", "share of the table's rows read so far"),
+    Sparse("collision_rate", "collisions", "share of reads whose row last served another n-gram"),
+    Sparse("gate_mean", "gates", "mean gate of the memory"),
+    Sparse("grad_norm", "gradient", "gradient norm"),
+)
+
+
+def sparse_block(study: Study, runs: Sequence[Run]) -> list[Block]:
+    """Draw router load, rows touched and gates by step; empty where nothing of it is recorded."""
+    look, views = looks(study), []
+    for kind in SPARSE:
+        drawn = [line for run in runs if (line := _course(run, kind.name, look)).x]
+        if drawn:
+            wide, narrow = (
+                lines(drawn, "tokens", kind.ylabel, width, 330 if width > 400 else 260)
+                for width in (720, 320)
+            )
+            views.append(View(kind.label, [Panel("", wide, narrow)]))
+    if not views:
+        return []
+    known = [run for run in runs if run.steps]
+    block = Block(
+        "training-sparse",
+        "Experts, table and gates during training",
+        _sparse_finding(known),
+        views,
+        [row for run in known for row in _sparse_csv(run)],
+        legend=ordered(run.entry.model for run in known),
+        key="One line per seed, at most 200 steps of each. A fullest expert at 1 is perfect "
+        "balance.",
+    )
+    return [block]
+
+
+def _course(run: Run, name: str, look: Mapping[str, Look]) -> Line:
+    points = [(s.tokens, getattr(s, name)) for s in thinned(run.steps)]
+    known = [(x, y) for x, y in points if y is not None]
+    tip = f"{run.entry.model}, seed {run.entry.seed}"
+    x, y = [x for x, _ in known], [y for _, y in known]
+    return Line(x, y, look[run.entry.model], tip, marked=False)
+
+
+def _sparse_finding(runs: Sequence[Run]) -> str:
+    """Quote the last step of every seed."""
+    told = []
+    for kind in SPARSE[:-1]:
+        ends = [
+            f"{run.entry.model} seed {run.entry.seed} {fixed(value, 2)}"
+            for run in runs
+            if (value := getattr(run.steps[-1], kind.name)) is not None
+        ]
+        told += [f"{kind.label}: {', '.join(ends)}"] if ends else []
+    return f"At the last step, {'; '.join(told)}." if told else "Only gradients are recorded."
+
+
+def _sparse_csv(run: Run) -> list[dict[str, Any]]:
+    who = {"model": run.entry.model, "seed": run.entry.seed}
+    names = ["step", "tokens", *(kind.name for kind in SPARSE)]
+    return [{**who, **{name: getattr(s, name) for name in names}} for s in thinned(run.steps)]
+
+
+def thinned(steps: Sequence[T], most: int = 200) -> Sequence[T]:
+    """Return at most ``most`` of the steps, evenly spaced, the last one among them."""
+    stride = -(-len(steps) // most) or 1
+    return steps[::-1][::stride][::-1]
 
 
 def _draw(drawn: Sequence[Line], axis: Axis, width: int) -> Canvas:
@@ -157,7 +264,7 @@ def _focus(target: Canvas, drawn: Sequence[Line]) -> None:
 
 def _run_lines(run: Run, axis: Axis, look: Look) -> list[Line]:
     name = f"{run.entry.model}, seed {run.entry.seed}"
-    train = {s.step: s.loss_nats for s in run.steps}
+    train = {s.step: s.loss_nats for s in thinned(run.steps)}
     return [
         line
         for line in (

@@ -76,7 +76,7 @@
     table.parentElement.before(bar);
   };
   for (const table of document.querySelectorAll("table.sortable")) {
-    if (table.tBodies[0].rows.length >= 8) filter(table);
+    if (table.tBodies[0].rows.length >= 10) filter(table);
   }
 
   for (const button of document.querySelectorAll("button.copy")) {

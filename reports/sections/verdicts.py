@@ -1,0 +1,189 @@
+"""Verdicts: what each published claim came to at this scale, with its effect as a forest plot."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reports.blocks import Block, Cell, Column, Panel, Section, Table, View
+from reports.draw import Canvas, Dot, dots, zero_line
+from reports.load import Study, Verdict
+from reports.numbers import MISSING, fixed, listing, percent
+from reports.query import ordered
+from reports.theme import GRID, INK, MUTED, Look
+
+WORDS = {
+    "supported": "supported",
+    "no_difference": "no difference",
+    "reversed": "reversed",
+    "inconclusive": "inconclusive",
+}
+MARKS = {
+    "supported": Look(-3, INK, "o"),
+    "no_difference": Look(-3, INK, "s"),
+    "reversed": Look(-3, INK, "X"),
+    "inconclusive": Look(-3, MUTED, "o"),
+}
+# Where on the page the rows of a probe, a task or a training are shown.
+EVIDENCE = {
+    "heldout": "heldout-table",
+    "tasks": "against-reference",
+    "train": "training-curves",
+    "logit_lens": "logit-lens",
+    "linear": "linear-probe",
+    "knockout": "knock-out",
+}
+
+
+def section(study: Study) -> Section:
+    """Build the forest plot and the table of claims, or say that there are none."""
+    if study.verdicts is None:
+        told = "No verdict is recorded: this study tests no published claim (verdicts.json)."
+        return Section("verdicts", "Verdicts", missing=[told])
+    if not study.verdicts:
+        return Section("verdicts", "Verdicts", missing=["No claim could be read (verdicts.json)."])
+    tested = [v for v in study.verdicts if v.effect is not None]
+    return Section(
+        "verdicts",
+        "Verdicts",
+        lead="Each claim was written down with its test and its smallest effect of interest before "
+        "the runs. A verdict holds at this scale only.",
+        blocks=[
+            *([forest_block(tested, study.verdicts)] if tested else []),
+            verdict_table(study.verdicts),
+        ],
+        missing=[] if tested else [f"No claim could be tested: {reasons(study.verdicts)}."],
+    )
+
+
+def reasons(verdicts: Sequence[Verdict]) -> str:
+    """Join the distinct reasons that are recorded."""
+    return "; ".join(ordered(v.reason for v in verdicts if v.reason)) or "no reason is recorded"
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """Count verdicts in a sentence: ``9 claims at this scale: 3 supported ...``."""
+    counts = Counter(word(v) for v in verdicts)
+    parts = [f"{count} {name}" for name, count in counts.most_common()]
+    return f"{len(verdicts)} claims at this scale: {listing(parts)}."
+
+
+def word(verdict: Verdict) -> str:
+    """Return the verdict as it is read."""
+    return WORDS.get(verdict.verdict, verdict.verdict)
+
+
+def forest_block(verdicts: Sequence[Verdict], every: Sequence[Verdict]) -> Block:
+    """Draw the effects and intervals of tested claims, one picture per unit.
+
+    Args:
+        verdicts: those that have an effect.
+        every: all of them, which the finding counts.
+    """
+    units = ordered(v.unit for v in verdicts)
+    views = [
+        View(unit or "effect", _panels([v for v in verdicts if v.unit == unit])) for unit in units
+    ]
+    return Block(
+        "claims-forest",
+        "Effect of each claim",
+        tally(every),
+        views,
+        [_csv(v) for v in verdicts],
+        key="Right of the line is what the claim says. Bars: 95 % intervals over seeds, not "
+        "corrected for the number of claims; the verdicts are. The thin grey bar is the "
+        "smallest effect of interest: an interval within it means no difference. "
+        "Filled circle supported, square no difference, cross reversed, hollow inconclusive.",
+    )
+
+
+def _panels(verdicts: Sequence[Verdict]) -> list[Panel]:
+    return [Panel("", *(_forest(verdicts, width) for width in (640, 320)))]
+
+
+def _forest(verdicts: Sequence[Verdict], width: int) -> Canvas:
+    found = [
+        Dot(
+            position,
+            v.effect or 0,
+            MARKS.get(v.verdict, MARKS["inconclusive"]),
+            f"{v.claim}: {fixed(v.effect, sign=True)} {v.unit}, {word(v)}",
+            hollow=v.verdict in ("inconclusive", "no_difference"),
+            low=v.ci_low,
+            high=v.ci_high,
+        )
+        for position, v in enumerate(verdicts)
+    ]
+    names = [short(v) for v in verdicts]
+    result = dots(names, found, f"effect, {verdicts[0].unit}", width, apart=False)
+    for position, v in enumerate(verdicts):
+        if v.smallest_effect:
+            margin = [-v.smallest_effect, v.smallest_effect]
+            result.axes.plot(margin, [position, position], color=GRID, linewidth=9, zorder=0.5)
+    zero_line(result)
+    return result
+
+
+def short(verdict: Verdict) -> str:
+    """Return a claim's name without that of its study."""
+    return verdict.id.partition(".")[2].replace("_", " ") or verdict.id
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """List every claim with the published figure beside ours and where its evidence is."""
+    columns = [
+        Column("Claim", numeric=False),
+        Column("Published", numeric=False),
+        Column("Here", numeric=False),
+        Column("Verdict", numeric=False),
+        Column("Seeds"),
+        Column("Power, %"),
+        Column("Evidence", numeric=False),
+    ]
+    return Table(
+        "Claims, the published figure beside ours",
+        columns,
+        [_row(v) for v in verdicts],
+        ident="claims",
+        note="Brackets: 95 % interval over seeds. Power: the chance to find the smallest effect of "
+        "interest with this spread. Supported or reversed: p < 0.05 after Holm's correction. No "
+        "difference: smaller than the smallest effect of interest, by an equivalence test.",
+    )
+
+
+def _row(v: Verdict) -> list[Cell]:
+    return [
+        Cell(v.claim),
+        Cell(f"{v.published} ({v.source})" if v.source else v.published or MISSING),
+        Cell(_effect(v), v.effect, title=v.test or ""),
+        Cell(
+            word(v),
+            WORDS.get(v.verdict, v.verdict),
+            tag=v.verdict.replace("_", "-"),
+            title=v.reason or "",
+        ),
+        Cell(MISSING if v.seeds is None else str(v.seeds), v.seeds),
+        Cell(percent(v.power), v.power) if v.effect is not None else Cell(MISSING),
+        Cell(v.score or MISSING, link=evidence(v)),
+    ]
+
+
+def _effect(v: Verdict) -> str:
+    if v.effect is None:
+        return f"not tested: {v.reason or 'no reason is recorded'}"
+    interval = ""
+    if v.ci_low is not None and v.ci_high is not None:
+        interval = f" [{fixed(v.ci_low, sign=True)}, {fixed(v.ci_high, sign=True)}]"
+    caution = "" if v.tuned else ", untuned"
+    return f"{fixed(v.effect, sign=True)}{interval} {v.unit}{caution}"
+
+
+def evidence(verdict: Verdict) -> str:
+    """Return the id of the figure or table that shows the rows of a claim, or ""."""
+    names = [str(row.get("name")) for row in verdict.rows]
+    return next((EVIDENCE.get(name, name.replace("_", "-")) for name in names), "")
+
+
+def _csv(v: Verdict) -> dict[str, Any]:
+    flat = {k: x for k, x in vars(v).items() if not isinstance(x, Mapping | list)}
+    seeds = {f"{arm}, seed {s}": x for arm, by in v.values.items() for s, x in by.items()}
+    return flat | seeds

@@ -1,0 +1,62 @@
+"""Verdicts on the page: the published figure beside ours, and what could not be tested."""
+
+import json
+import re
+
+import pytest
+from reports_fixture import SMALL, write_study
+from test_reports import Page
+
+from engram_eval.records import write_json
+from reports.build import build_report
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("runs") / "main", SMALL)
+
+
+@pytest.fixture(scope="module")
+def html(study):
+    return build_report(study, study / "report.html").read_text()
+
+
+def test_every_claim_stands_beside_its_published_figure(html):
+    (table,) = re.findall(r'<table id="claims".*?</table>', html, flags=re.S)
+    text = " ".join(re.sub("<[^>]+>", " ", table).split())
+    assert table.count("1.950 against 1.962 nats (arXiv:2601.07372 Table 1)") == 5
+    assert "+0.110 [+0.090, +0.130] bit/byte, untuned" in text
+    assert "not tested: no rows of engram" in text
+    for word in ("supported", "no difference", "reversed", "inconclusive"):
+        assert word in text
+    assert 'href="#heldout-table"' in table
+
+
+def test_the_forest_shows_what_was_tested(html):
+    page = Page(html)
+    assert "5 claims at this scale: 2 inconclusive, 1 supported" in page.text()
+    tips = [text for parent, text in page.texts if parent == "title"]
+    assert sum(tip.startswith("Engram does better than the MoE on") for tip in tips) == 8
+
+
+def test_missing_verdicts_are_said(study, tmp_path):
+    kept = (study / "verdicts.json").read_text()
+    (study / "verdicts.json").unlink()
+    try:
+        text = Page(build_report(study, tmp_path / "report.html").read_text()).text()
+    finally:
+        (study / "verdicts.json").write_text(kept)
+    assert "No verdict is recorded" in text
+
+
+def test_newer_and_damaged_verdicts_are_told_and_the_rest_is_shown(study, tmp_path):
+    kept = (study / "verdicts.json").read_text()
+    newer, damaged, *rest = json.loads(kept)
+    write_json(study / "verdicts.json", [newer | {"schema": 9}, damaged | {"effect": "big"}, *rest])
+    try:
+        text = Page(build_report(study, tmp_path / "report.html").read_text()).text()
+    finally:
+        (study / "verdicts.json").write_text(kept)
+    assert "verdicts.json, entry 0 : schema 9: this version reads up to 1" in text
+    assert "verdicts.json, entry 1 : effect: unexpected" in text
+    assert "Engram does better than the MoE on dense_twin" in text
