@@ -38,6 +38,7 @@ STAGES: dict[str, Stage] = {
 
 ANALYZE = "engram_eval.analyze:analyze"
 REPORT = "reports.build:build_report"
+COMPARISON = "reports.comparison:build_comparison"
 FIGURES = "reports.figures:save_figures"
 MARKDOWN = "reports.markdown:results"
 

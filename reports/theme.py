@@ -4,6 +4,7 @@ Figures are drawn once with stand-in colours; ``svg.py`` turns each into a CSS v
 the style sheet defines for both themes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from reports.load import Study
@@ -49,11 +50,16 @@ def variables() -> dict[str, str]:
 
 def looks(study: Study) -> dict[str, Look]:
     """Give each model of the ledger its colour and shape, in order; references stay grey."""
+    return palette([model.name for model in study.models], study.baselines())
+
+
+def palette(models: Sequence[str], references: Sequence[str] = ()) -> dict[str, Look]:
+    """Give each model the next colour and shape, and each reference the grey bar."""
     found = {}
-    for position, model in enumerate(study.models):
+    for position, name in enumerate(models):
         index = position % len(LIGHT)
-        found[model.name] = Look(index, stand_in(index), _MARKERS[index])
-    return found | dict.fromkeys(study.baselines(), REFERENCE)
+        found[name] = Look(index, stand_in(index), _MARKERS[index])
+    return found | {name: REFERENCE for name in references if name not in found}
 
 
 def print_colors() -> dict[str, str]:

@@ -9,6 +9,7 @@ from engram_eval.verbs.convert import CONVERT
 from engram_eval.verbs.generate import GENERATE
 from engram_eval.verbs.list import LIST
 from engram_eval.verbs.publish import PUBLISH
+from engram_eval.verbs.report import REPORT_VERB
 from engram_eval.verbs.status import STATUS
 from engram_eval.verbs.study import STUDY_VERBS
 from engram_eval.verbs.trace import TRACE
@@ -17,6 +18,7 @@ from engram_eval.verbs.verify import VERIFY
 
 VERBS: dict[str, Verb] = {
     **STUDY_VERBS,
+    "report": REPORT_VERB,
     "claims": CLAIMS,
     "publish": PUBLISH,
     "verify": VERIFY,

@@ -67,32 +67,18 @@ def _launcher(arguments: argparse.Namespace) -> Any:
 
 
 def _stage_arguments(parser: argparse.ArgumentParser) -> None:
-    _study_arguments(parser)
+    parser.add_argument("study", help=STUDY_HELP)
+    stage_arguments(parser)
+
+
+def stage_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every verb of one stage takes beside the study's name."""
+    _change_arguments(parser)
     parser.add_argument("--model", help="only this model")
     parser.add_argument("--seed", type=int, help="only this seed")
 
 
-def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    _stage_arguments(parser)
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="also save PNG, SVG, PDF, CSV")
-    parser.add_argument("--figure", metavar="NAME", help="with --figures: only this one")
-    parser.add_argument("--markdown", action="store_true", help="print the key results instead")
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from engram_eval.stages import FIGURES, MARKDOWN, resolve
-
-    code = _one_stage(arguments) if not arguments.markdown else 0
-    _, out = _find(arguments)
-    if arguments.figures is not None:
-        resolve(FIGURES)(out, arguments.figures, only=arguments.figure)
-        print(arguments.figures)
-    if arguments.markdown:
-        print(resolve(MARKDOWN)(out), end="")
-    return code
-
-
-def _find(arguments: argparse.Namespace) -> tuple[Any, Path]:
+def find(arguments: argparse.Namespace) -> tuple[Any, Path]:
     """Resolve the study and its folder."""
     from engram_eval.studies.registry import find_study, study_folder
 
@@ -119,12 +105,13 @@ def _every_stage() -> tuple[str, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    study, out = _find(arguments)
+    study, out = find(arguments)
     return _run_study(study, out, _every_stage(), arguments)
 
 
-def _one_stage(arguments: argparse.Namespace) -> int:
-    study, out = _find(arguments)
+def one_stage(arguments: argparse.Namespace) -> int:
+    """Run the stages of a verb on a study; return the exit code."""
+    study, out = find(arguments)
     names = [model.name for model in study.models]
     if arguments.model is not None and arguments.model not in names:
         raise unknown("model", arguments.model, names)
@@ -202,7 +189,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from engram_eval.plan import plan, plan_table
     from engram_eval.study import solve
 
-    study, _ = _find(arguments)
+    study, _ = find(arguments)
     planned = plan(solve(study), measure=not arguments.no_time)
     print(json.dumps(planned, indent=1) if arguments.json else plan_table(planned))
     return 0
@@ -220,9 +207,8 @@ STUDY_VERBS: dict[str, Verb] = {
     "run": Verb("run a study: train, evaluate, probe, report", _study_arguments, _run),
     "compare": Verb("score trained models on the same items", _compare_arguments, _compare),
     "plan": Verb("count a study's cost without training", _plan_arguments, _plan),
-    "train": Verb("only the training of a study", _stage_arguments, _one_stage),
-    "evaluate": Verb("only the evaluation of a study", _stage_arguments, _one_stage),
-    "probe": Verb("only the probes of a study", _stage_arguments, _one_stage),
-    "analyze": Verb("compare the models of a study", _stage_arguments, _one_stage),
-    "report": Verb("write the report of what is there", _report_arguments, _report),
+    "train": Verb("only the training of a study", _stage_arguments, one_stage),
+    "evaluate": Verb("only the evaluation of a study", _stage_arguments, one_stage),
+    "probe": Verb("only the probes of a study", _stage_arguments, one_stage),
+    "analyze": Verb("compare the models of a study", _stage_arguments, one_stage),
 }

@@ -1,0 +1,81 @@
+"""``engram-eval report``: one study's report, or several studies side by side."""
+
+import argparse
+from pathlib import Path
+
+from engram_eval.errors import UserError
+from engram_eval.verbs.study import STUDY_HELP, find, one_stage, stage_arguments
+from engram_eval.verbs.verb import Verb
+
+PAGE = ".html"
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", nargs="+", metavar="RUN", help=STUDY_HELP)
+    stage_arguments(parser)
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also save PNG, SVG, PDF, CSV")
+    parser.add_argument("--figure", metavar="NAME", help="with --figures: only this one")
+    parser.add_argument("--markdown", action="store_true", help="print the key results instead")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Refresh a study's folder and its report; with ``--out FILE.html`` only draw what is there."""
+    if arguments.figure is not None and arguments.figures is None:
+        raise UserError(f"--figure {arguments.figure}: needs --figures DIR to save it in")
+    if len(arguments.study) > 1:
+        return _side_by_side(arguments)
+    (arguments.study,) = arguments.study
+    if arguments.out is not None and arguments.out.suffix == PAGE:
+        return _draw(arguments)
+    code = one_stage(arguments) if not arguments.markdown else 0
+    _, folder = find(arguments)
+    _extras(folder, arguments)
+    return code
+
+
+def _draw(arguments: argparse.Namespace) -> int:
+    """Draw one folder as it is, such as a published one whose models are elsewhere."""
+    from engram_eval.stages import REPORT, resolve
+
+    page, folder = arguments.out, _folder(arguments.study)
+    _extras(folder, arguments)
+    print(resolve(REPORT)(folder, page))
+    return 0
+
+
+def _extras(folder: Path, arguments: argparse.Namespace) -> None:
+    """Save figures and print the key results, where that is asked for."""
+    from engram_eval.stages import FIGURES, MARKDOWN, resolve
+
+    if arguments.figures is not None:
+        resolve(FIGURES)(folder, arguments.figures, only=arguments.figure)
+        print(arguments.figures)
+    if arguments.markdown:
+        print(resolve(MARKDOWN)(folder), end="")
+
+
+def _side_by_side(arguments: argparse.Namespace) -> int:
+    from engram_eval.stages import COMPARISON, resolve
+
+    out = arguments.out or Path("comparison.html")
+    if out.suffix != PAGE:
+        raise UserError(f"--out {out}: several studies need a file that ends in {PAGE}")
+    if arguments.figures is not None or arguments.markdown:
+        raise UserError("--figures and --markdown take one study, not several")
+    print(resolve(COMPARISON)([_folder(name) for name in arguments.study], out))
+    return 0
+
+
+def _folder(name: str) -> Path:
+    """Return a study's folder by its path, or by the name of a study that has run here."""
+    from engram_eval.studies.registry import find_study, study_folder
+
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = study_folder(find_study(name), name)
+    if not folder.is_dir():
+        raise UserError(f"{name}: has not run here; `engram-eval run {name}` makes {folder}")
+    return folder
+
+
+REPORT_VERB = Verb("write the report of what is there", _arguments, _report)

@@ -1,0 +1,88 @@
+"""Several studies on one page: each with its own answer, the unfinished ones as such."""
+
+import json
+import shutil
+
+import pytest
+from reports_fixture import SMALL, write_study
+from test_reports import Page
+from test_reports_damage import HOSTILE, poison
+
+from engram_eval.cli import main
+from engram_eval.records import write_json
+from reports.comparison import build_comparison, names
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished study, one that failed half way, and an empty folder."""
+    root = tmp_path_factory.mktemp("runs")
+    whole = write_study(root / "whole", SMALL)
+    broken = root / "broken"
+    shutil.copytree(whole, broken)
+    stages = json.loads((broken / "stages.json").read_text())
+    stages[3] |= {"status": "failed", "error": "out of memory"}
+    stages[4] |= {"status": "not run"}
+    write_json(broken / "stages.json", stages)
+    (broken / "metrics.jsonl").write_text("")
+    (broken / "verdicts.json").unlink()
+    (root / "empty").mkdir()
+    return root
+
+
+def test_each_study_has_its_answer_and_its_state(runs, tmp_path):
+    folders = [runs / name for name in ("whole", "broken", "empty")]
+    page = Page(build_comparison(folders, tmp_path / "all.html").read_text())
+    text = page.text()
+    assert "3 studies: whole complete; broken unfinished: 1 failed, 1 not run of 22 stages" in text
+    assert "empty nothing has run" in text
+    assert "In every domain engram predicts held-out text better than moe" in text
+    assert "train dense seed 0: failed (out of memory)" in text
+    assert "No verdicts are recorded in broken, empty." in text
+    assert "empty, study.json: the file is missing" in text
+    tips = [told for parent, told in page.texts if parent == "title"]
+    assert any(tip.startswith("whole: engram, seed 0") for tip in tips)
+
+
+def test_hostile_studies_stay_text(runs, tmp_path):
+    shutil.copytree(runs / "whole", tmp_path / "whole")
+    poison(tmp_path / "whole", "".join(HOSTILE))
+    page = Page(
+        build_comparison([runs / "whole", tmp_path / "whole"], tmp_path / "x.html").read_text()
+    )
+    assert len(page.all("script")) == len(page.all("style")) == 1
+    assert not page.all("img") and "{{ 7 * 7 }}" in page.text()
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    assert names([tmp_path / "a" / "quick", tmp_path / "b" / "quick"]) == ["a/quick", "b/quick"]
+    assert names([tmp_path / "quick"]) == ["quick"]
+
+
+def test_the_command_draws_one_or_several(runs, tmp_path, capsys):
+    whole, broken = str(runs / "whole"), str(runs / "broken")
+    out = tmp_path / "two.html"
+    assert main(["report", whole, broken, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n" and "whole" in out.read_text()
+    page = tmp_path / "one.html"
+    arguments = ["--figures", str(tmp_path / "figures"), "--figure", "heldout-by-domain"]
+    assert main(["report", whole, "--out", str(page), *arguments]) == 0
+    stems = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert page.exists() and stems == {"heldout-by-domain"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{whole}", "{whole}", "--out", "folder"], "ends in .html"),
+        (["{whole}", "{whole}", "--markdown", "--out", "x.html"], "take one study"),
+        (["{whole}", "no_such_study", "--out", "x.html"], "no_such_study"),
+        (["{whole}", "--figure", "logit-lens", "--out", "x.html"], "needs --figures DIR"),
+        (["{whole}", "--figures", "f", "--figure", "logit-len", "--out", "x.html"], "'logit-lens'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch, capsys, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    given = [word.format(whole=runs / "whole") for word in arguments]
+    assert main(["report", *given]) == 2
+    assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
