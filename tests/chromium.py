@@ -1,30 +1,24 @@
-"""Drives a headless Chromium through its DevTools pipe: no port, no driver, no network."""
+"""Drives a headless Chromium with Playwright: the system's browser, none is downloaded."""
 
 import base64
-import fcntl
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
 
 FLAGS = (
-    "--headless",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",
-    "--no-first-run",
     "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
 )
 
 
@@ -43,58 +37,33 @@ class Browser:
     """One page of a running browser, with all that it logged and requested.
 
     Attributes:
-        events: everything that the browser reported, in order.
+        said: what the page wrote to the console since it was opened, errors included.
+        sent: requests since then.
     """
 
-    def __init__(self, write: int, read: int) -> None:
-        self.write, self.read = write, read
-        self.buffer = b""
-        self.number = 0
-        self.session: str | None = None
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        found = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self.session = found["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.session = page.context.new_cdp_session(page)
+        self.said: list[str] = []
+        self.sent: list[Request] = []
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("request", lambda request: self.sent.append(request))
+
+    def _console(self, message: ConsoleMessage) -> None:
+        self.said.append(f"{message.type}: {message.text}")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and return its result; events that come before it are kept."""
-        self.number += 1
-        message: dict[str, Any] = {"id": self.number, "method": method, "params": params}
-        if self.session:
-            message["sessionId"] = self.session
-        os.write(self.write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self.number:
-                assert "error" not in answer, (method, answer["error"])
-                return dict(answer["result"])
-            self.events.append(answer)
-
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self.buffer:
-            part = os.read(self.read, 1 << 20)
-            assert part, "the browser went away"
-            self.buffer += part
-        message, _, self.buffer = self.buffer.partition(b"\0")
-        return dict(json.loads(message))
+        """Send a command of the DevTools protocol and return its result."""
+        return self.session.send(method, params)
 
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Load a file at a window size and theme, and wait until it is there."""
-        self.events.clear()
-        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[theme])
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._next())
+        self.page.emulate_media(color_scheme="dark" if dark else "light")
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.said.clear()
+        self.sent.clear()
+        self.page.goto(path.resolve().as_uri())
 
     def js(self, expression: str) -> Any:
         """Evaluate JavaScript in the page; promises are awaited, exceptions fail."""
@@ -119,58 +88,40 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """Return what the page wrote to the console, errors and violations included."""
-        wanted = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        return [json.dumps(e["params"]) for e in self.events if e.get("method") in wanted]
+        return list(self.said)
 
     def requests(self) -> list[str]:
         """Return the addresses that the page reached for and that its policy did not stop."""
-        stopped = {
-            event["params"]["requestId"]
-            for event in self.events
-            if event.get("method") == "Network.loadingFailed"
-            and event["params"].get("blockedReason") == "csp"
-        }
-        sent = [e["params"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
-        left = [params["request"]["url"] for params in sent if params["requestId"] not in stopped]
+        left = [request.url for request in self.sent if request.failure != "csp"]
         return [url for url in left if not url.startswith(("file:", "data:"))]
+
+    def accessibility_faults(self) -> list[str]:
+        """Return what axe-core finds serious or critical, each with the first elements at fault."""
+        self.js(files("axe_playwright_python").joinpath("axe.min.js").read_text() + ";0")
+        found = json.loads(self.js("axe.run().then((r) => JSON.stringify(r.violations))"))
+        return [
+            f"{fault['id']}: {fault['help']} {[node['html'][:120] for node in fault['nodes'][:3]]}"
+            for fault in found
+            if fault["impact"] in ("serious", "critical")
+        ]
 
     def screenshot(self, path: Path) -> bytes:
         """Save what the window shows as PNG."""
-        raw = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-        path.write_bytes(raw)
-        return raw
+        return self.page.screenshot(path=path)
 
     def pdf(self) -> bytes:
         """Print the page."""
         return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"])
 
 
-def _pipe() -> tuple[int, int]:
-    """Return a pipe whose ends are out of the way of the descriptors that the browser uses."""
-    ends = os.pipe()
-    moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in ends)
-    for end in ends:
-        os.close(end)
-    return moved[0], moved[1]
-
-
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
     """Run a browser with a fresh profile and end it afterwards."""
-    (commands, write), (read, answers) = _pipe(), _pipe()
-    # The browser reads commands from descriptor 3 and answers on 4.
-    hand_over = f'exec "$@" 3<&{commands} 4>&{answers}'
-    process = subprocess.Popen(
-        ["bash", "-c", hand_over, "bash", chromium_path(), *FLAGS, f"--user-data-dir={profile}"],
-        pass_fds=(commands, answers),
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(commands)
-    os.close(answers)
-    try:
-        yield Browser(write, read)
-    finally:
-        os.close(write)
-        os.close(read)
-        process.terminate()
-        process.wait(timeout=20)
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=chromium_path(), args=list(FLAGS), headless=True
+        )
+        try:
+            yield Browser(context.pages[0])
+        finally:
+            context.close()

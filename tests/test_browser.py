@@ -63,6 +63,29 @@ def test_it_is_quiet_offline_and_fits(page, report, tmp_path, width, height, dar
     assert page.screenshot(tmp_path / "shot.png").startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_axe_finds_no_serious_fault(page, report, width, dark):
+    page.open(report, width, 900, dark)
+    assert page.accessibility_faults() == []
+
+
+def test_axe_would_find_one(page, report):
+    page.open(report)
+    page.js("document.querySelector('#tasks-table th').outerHTML = '<td><img src=x></td>'")
+    assert any("image-alt" in fault for fault in page.accessibility_faults())
+
+
+def test_a_table_is_filtered(page, report):
+    page.open(report)
+    rows = "[...document.querySelectorAll('#stages tbody tr')].filter(r => !r.hidden).length"
+    total = page.js(rows)
+    page.click("input[aria-label^='Filter the rows of: Stages']")
+    page.call("Input.insertText", text="train ")
+    assert page.js(rows) == 5 < total
+    assert page.js("document.querySelector('.filter output').textContent") == f"5 of {total}"
+
+
 def test_first_screen_holds_question_answer_ledger_and_picture(page, report):
     page.open(report, 1280, 900)
     for selector in ("h1", ".answer", "#ledger", "#heldout-by-domain svg[role=img]"):
@@ -80,9 +103,9 @@ def test_pictures_are_legible_on_a_phone(page, report):
 
 def test_a_table_sorts_both_ways(page, report):
     page.open(report)
-    header = "#tasks-acc thead tr:last-child th:nth-child(4) button"
+    header = "#tasks-table thead tr:last-child th:nth-child(4) button"
     column = (
-        "[...document.querySelectorAll('#tasks-acc tbody tr')].map(r => +r.cells[3].dataset.sort)"
+        "[...document.querySelectorAll('#tasks-table tbody tr')].map(r => +r.cells[3].dataset.sort)"
     )
     page.click(header)
     first = page.js(column)
@@ -98,13 +121,13 @@ def test_an_axis_is_switched_by_mouse_and_by_keyboard(page, report):
         "[...document.querySelectorAll('#training-curves .view')]"
         ".map(v => getComputedStyle(v).display !== 'none')"
     )
-    assert page.js(shown) == [True, False, False, False]
+    assert page.js(shown) == [True, False, False, False, False]
     page.click("#training-curves label:nth-of-type(2)")
-    assert page.js(shown) == [False, True, False, False]
+    assert page.js(shown) == [False, True, False, False, False]
     for kind in ("keyDown", "keyUp"):
         page.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight",
                   windowsVirtualKeyCode=39)  # fmt: skip
-    assert page.js(shown) == [False, False, True, False]
+    assert page.js(shown) == [False, False, True, False, False]
 
 
 def test_samples_open_and_are_searched(page, report):
