@@ -129,6 +129,20 @@ def test_the_models_taste(site: Path, smoke: tuple[Path, str, float]) -> None:
     assert done.stdout.startswith("import")
 
 
+def test_its_models_are_compared(
+    site: Path, smoke: tuple[Path, str, float], tmp_path: Path
+) -> None:
+    models = [str(smoke[0] / f"models/{name}/seed0") for name in ("moe", "engram")]
+    options = ["--tasks", "knowledge_people", "--limit", "4", "--quiet", "--out", "compared"]
+    line, environment = command(site, "compare", *models, *options)
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "compared/report.html"
+    assert {row["name"] for row in rows(tmp_path / "compared")} == {"knowledge_people"}
+
+
 def run_and_kill(site: Path, folder: Path, after: float, *changes: str) -> bool:
     """Start the study and kill it after some seconds; True if it had finished before."""
     line, environment = command(site, "run", "smoke", "--quiet", "--out", "runs/smoke", *changes)
