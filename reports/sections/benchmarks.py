@@ -8,7 +8,7 @@ from reports.numbers import fixed, percent
 from reports.query import headline_pair, ordered, widest
 from reports.sections.columns import difference_note, effect_cell
 from reports.sections.heldout import heldout_items
-from reports.sections.scores import task_items, uninformative_items
+from reports.sections.scores import DOMAINS, task_items, uninformative_items
 from reports.theme import looks
 
 
@@ -87,4 +87,8 @@ def against(study: Study, reference: str, name: str) -> dict[Key, Comparison]:
         for c in kept
         if c.name == "tasks" and c.metric == "acc"
     }
-    return dict(sorted(texts.items(), key=lambda item: item[0][1] != "all")) | tasks
+    domains = [*dict.fromkeys(domain for _, domain in tasks)]
+    order = ordered(domains, first=DOMAINS)
+    return dict(sorted(texts.items(), key=lambda item: item[0][1] != "all")) | {
+        ("acc", domain): tasks["acc", domain] for domain in order
+    }

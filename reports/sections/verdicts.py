@@ -132,9 +132,9 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """List every claim with the published figure beside ours and where its evidence is."""
     columns = [
         Column("Claim", numeric=False),
-        Column("Published", numeric=False),
-        Column("Here", numeric=False),
         Column("Verdict", numeric=False),
+        Column("Here", numeric=False),
+        Column("Published", numeric=False),
         Column("Seeds"),
         Column("Power, %"),
         Column("Evidence", numeric=False),
@@ -153,14 +153,14 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 def _row(v: Verdict) -> list[Cell]:
     return [
         Cell(v.claim),
-        Cell(f"{v.published} ({v.source})" if v.source else v.published or MISSING),
-        Cell(_effect(v), v.effect, title=v.test or ""),
         Cell(
             word(v),
             WORDS.get(v.verdict, v.verdict),
             tag=v.verdict.replace("_", "-"),
             title=v.reason or "",
         ),
+        Cell(_effect(v), v.effect, title=v.test or ""),
+        Cell(f"{v.published} ({v.source})" if v.source else v.published or MISSING),
         Cell(MISSING if v.seeds is None else str(v.seeds), v.seeds),
         Cell(percent(v.power), v.power) if v.effect is not None else Cell(MISSING),
         Cell(v.score or MISSING, link=evidence(v)),
