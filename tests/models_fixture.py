@@ -30,6 +30,13 @@ MEMORY = {
     "engram_conv_zero_init": False,
     "engram_table_std": 1.0,
 }
+LATENT = {
+    "attention_kind": "mla",
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+}
 
 
 def build(seed: int = 0, **options: object) -> EngramForCausalLM:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from models_fixture import full
+from models_fixture import LATENT, full
 from tokenizers import processors
 
 from engram_eval.corpus.tokenizer import EOS, train_tokenizer
@@ -346,7 +346,16 @@ def bloom() -> Any:
     return seeded(lambda: transformers.BloomForCausalLM(config))
 
 
-@pytest.mark.parametrize("make", [gpt2, bloom])
+def latent_streams() -> Any:
+    return full(vocab_size=VOCAB, eos_token_id=0, residual_streams=2, **LATENT)
+
+
+def blocks() -> Any:
+    sizes = {"sparse_block_size": 3, "sparse_top_k": 1}
+    return full(vocab_size=VOCAB, eos_token_id=0, attention_kind="block_sparse", **sizes)
+
+
+@pytest.mark.parametrize("make", [gpt2, bloom, latent_streams, blocks])
 def test_other_kinds_of_positions(make: Callable[[], Any]) -> None:
     pair = Pair(make())
     pair.check([*KINDS["several tokens"], *shots()])

@@ -1,22 +1,15 @@
 import pytest
 import torch
-from models_fixture import full, tokens
+from models_fixture import LATENT, full, tokens
 from transformers import DynamicCache
 
-MLA = {
-    "attention_kind": "mla",
-    "kv_lora_rank": 12,
-    "qk_nope_head_dim": 6,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 10,
-}
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 BLOCKS = {"attention_kind": "block_sparse", "sparse_block_size": 3, "sparse_top_k": 1}
 SLIDING = {
     "sliding_window": 4,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
-OTHER_BACKBONES = [{}, {**MLA, "residual_streams": 2}, BLOCKS]
+OTHER_BACKBONES = [{}, {**LATENT, "residual_streams": 2}, BLOCKS]
 OPTIONS = [
     {},
     {"engram_conv": False},
@@ -25,11 +18,11 @@ OPTIONS = [
     {"engram_ngram_orders": [2, 3, 4], "engram_rows": [53, 53, 53], "engram_pad_id": 5},
     {"engram_layers": []},
     {"residual_streams": 3},
-    MLA,
-    {**MLA, "q_lora_rank": 6, "residual_streams": 2, "engram_layers": []},
+    LATENT,
+    {**LATENT, "q_lora_rank": 6, "residual_streams": 2, "engram_layers": []},
     BLOCKS,
     SLIDING,
-    {**MLA, "sliding_window": 5},
+    {**LATENT, "sliding_window": 5},
     {"yarn_factor": 4.0, "yarn_original_positions": 8},
 ]
 

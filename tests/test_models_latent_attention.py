@@ -1,6 +1,6 @@
 import pytest
 import torch
-from models_fixture import MEMORY, TINY, build, full, tokens
+from models_fixture import LATENT, MEMORY, TINY, build, full, tokens
 from transformers import DeepseekV3Config, DynamicCache
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3Attention,
@@ -12,13 +12,6 @@ from engram_eval.models.latent_attention import LatentAttention
 from engram_eval.models.rotary import RotaryEmbedding
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
-MLA = {
-    "attention_kind": "mla",
-    "kv_lora_rank": 12,
-    "qk_nope_head_dim": 6,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 10,
-}
 
 
 YARN = {
@@ -43,12 +36,12 @@ def pair(
 ) -> tuple[LatentAttention, DeepseekV3Attention]:
     """Ours and theirs with the same weights; the state's names are the same."""
     config = EngramConfig(
-        **TINY, **MLA, **(YARN if yarn else {}), q_lora_rank=q_rank, rope_theta=700.0,
+        **TINY, **LATENT, **(YARN if yarn else {}), q_lora_rank=q_rank, rope_theta=700.0,
         attn_implementation=implementation,
     )  # fmt: skip
     other = DeepseekV3Config(
         hidden_size=32, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=q_rank or None,
-        **{name: size for name, size in MLA.items() if name != "attention_kind"},
+        **{name: size for name, size in LATENT.items() if name != "attention_kind"},
         rope_parameters={**(THEIR_YARN if yarn else {"rope_type": "default"}), "rope_theta": 700.0},
         attn_implementation=implementation,
     )  # fmt: skip
@@ -103,13 +96,13 @@ def test_cached_layer_against_deepseek_v3() -> None:
 
 
 def test_head_dim_and_key_value_heads_are_not_heeded() -> None:
-    names = [(n, p.shape) for n, p in build(**MLA).named_parameters()]
-    other = build(**{**MLA, "head_dim": 14, "num_key_value_heads": 1})
+    names = [(n, p.shape) for n, p in build(**LATENT).named_parameters()]
+    other = build(**{**LATENT, "head_dim": 14, "num_key_value_heads": 1})
     assert [(n, p.shape) for n, p in other.named_parameters()] == names
 
 
 def test_gradients_reach_every_parameter() -> None:
-    model, ids = full(**MLA, q_lora_rank=5).train(), tokens(2, 20)
+    model, ids = full(**LATENT, q_lora_rank=5).train(), tokens(2, 20)
     model(ids, labels=ids).loss.backward()
     for name, parameter in model.named_parameters():
         if "self_attn" in name:
@@ -118,7 +111,7 @@ def test_gradients_reach_every_parameter() -> None:
 
 @torch.no_grad()
 def test_autocast_stays_close_to_single_precision() -> None:
-    model, ids = build(**MEMORY, **MLA, initializer_range=0.05), tokens(2, 30)
+    model, ids = build(**MEMORY, **LATENT, initializer_range=0.05), tokens(2, 30)
     single = model(ids).logits
     with torch.autocast("cpu", torch.bfloat16):
         half = model(ids).logits
@@ -129,9 +122,9 @@ def test_autocast_stays_close_to_single_precision() -> None:
     ("options", "message"),
     [
         ({"attention_kind": "linear"}, "attention_kind='linear': must be one of"),
-        ({**MLA, "qk_rope_head_dim": 7}, "qk_rope_head_dim=7: must be even"),
-        ({**MLA, "kv_lora_rank": 0}, "kv_lora_rank=0: must be at least 1"),
-        ({**MLA, "q_lora_rank": -1}, "q_lora_rank=-1: must be 0 or more"),
+        ({**LATENT, "qk_rope_head_dim": 7}, "qk_rope_head_dim=7: must be even"),
+        ({**LATENT, "kv_lora_rank": 0}, "kv_lora_rank=0: must be at least 1"),
+        ({**LATENT, "q_lora_rank": -1}, "q_lora_rank=-1: must be 0 or more"),
         ({"residual_streams": 0}, "residual_streams=0: must be at least 1"),
     ],
 )

@@ -8,18 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from models_fixture import full, tokens
+from models_fixture import LATENT, full, tokens
 
 from engram_eval.models.modeling_engram import EngramForCausalLM
 
-MLA = {
-    "attention_kind": "mla",
-    "q_lora_rank": 6,
-    "kv_lora_rank": 12,
-    "qk_nope_head_dim": 6,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 10,
-}
 OPTIONS: dict[str, dict[str, Any]] = {
     "2-grams": {"engram_ngram_orders": [2], "engram_rows": [53]},
     "1- to 4-grams": {"engram_ngram_orders": [1, 2, 3, 4], "engram_rows": [11, 53, 53, 71]},
@@ -35,8 +27,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "another seed": {"engram_seed": 9},
     "capacity one": {"engram_index": "single"},
     "streams": {"residual_streams": 4, "sinkhorn_iterations": 3},
-    "mla": MLA,
-    "mla, streams": {**MLA, "residual_streams": 2},
+    "mla": {**LATENT, "q_lora_rank": 6},
+    "mla, streams": {**LATENT, "residual_streams": 2},
     "sliding": {"sliding_window": 4},
     "blocks": {"attention_kind": "block_sparse", "sparse_block_size": 3, "sparse_top_k": 1},
     "yarn": {"yarn_factor": 4.0, "yarn_original_positions": 8},

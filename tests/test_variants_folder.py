@@ -18,8 +18,11 @@ from engram_eval.models.register import register
 from engram_eval.progress import Reporter
 from engram_eval.training.stage import build_model, train
 
-# Kinds of memory and of index that the memory itself is not.
-NAMES = ("random_index", "collision_free", "over_encoding", "per_layer", "product_key")
+# Kinds of memory and of index that the memory itself is not, and other backbones.
+NAMES = (
+    *("random_index", "collision_free", "over_encoding", "per_layer", "product_key"),
+    *("engram_mhc", "engram_mla", "engram_sliding"),
+)
 READ = """
 import json, torch
 from transformers import AutoModelForCausalLM
