@@ -1,15 +1,13 @@
 """Knock-outs: how much worse does the model predict when a part of it adds nothing?
 
-The memory's output is set to zero, and beside it, as a control of equal place and size, the output
-of attention or of the feed-forward layer of every block (arXiv:2601.07372 Fig. 6 has the memory
-alone). It measures how much the rest has come to *depend* on a part at inference, not where
-knowledge lies: a model trained without the part may do as well.
+The memory is silenced, averaged, or given the rows of other n-grams; as controls of equal place or
+equal size, attention, feed-forward or a whole block is left out, or as many parameters of experts
+are removed (arXiv:2601.07372 Fig. 6 has the memory alone). It measures how much the rest has come
+to *depend* on a part at inference, not where knowledge lies: a model trained without the part may
+do as well.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,31 +18,11 @@ from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches
+from probes.cuts import Knockout, Means, cut_parameters, knockouts, memory_means, run_cut
 from probes.findings import Findings, mean_rows, ratio_rows
 from probes.sample import Floats, Sample
 
 NAME = "knockout"
-
-
-class Knockout(NamedTuple):
-    """What is set to zero: a site at ``layers``, ascending; ``layer`` is the only one, or None."""
-
-    condition: str
-    site: str
-    layer: int | None
-    layers: tuple[int, ...]
-
-
-def knockouts(adapter: Adapter) -> list[Knockout]:
-    """List the parts of a model: each memory, all memories together, attention, feed-forward."""
-    memory = adapter.memory_layers
-    found = [Knockout("memory_zeroed", "memory_out", i, (i,)) for i in memory]
-    if len(memory) > 1:
-        found.append(Knockout("memory_zeroed", "memory_out", None, memory))
-    for layer in range(adapter.n_layers):
-        found.append(Knockout("attn_zeroed", "attn_out", layer, (layer,)))
-        found.append(Knockout("mlp_zeroed", "mlp_out", layer, (layer,)))
-    return found
 
 
 def losses(
@@ -57,24 +35,16 @@ def losses(
     count, length = sample.shape
     values = np.empty((1 + len(cuts), count * length))
     taps = [Tap("resid_pre", layer) for layer in range(adapter.n_layers)]
+    wanted = {cut.condition for cut in cuts}
+    means = memory_means(adapter, sample) if "memory_mean" in wanted else Means({})
     for batch in batches(adapter, sample, taps, logits=True, report=report, title=NAME):
         assert batch.logits is not None
         values[0, batch.part] = _cross_entropy(batch.logits, batch.targets)
         for number, cut in enumerate(cuts, start=1):
-            first = Tap("resid_pre", cut.layers[0])
-            before = batch.taps[first].unflatten(0, batch.tokens.shape)
-            with adapter.start_at(first.layer, before), _zeroed(adapter, cut):
-                logits = adapter.logits(batch.tokens).flatten(0, 1)
+            with torch.no_grad():
+                logits = run_cut(adapter, cut, batch, means, sample.seed).flatten(0, 1)
             values[number, batch.part] = _cross_entropy(logits, batch.targets)
     return values
-
-
-@contextmanager
-def _zeroed(adapter: Adapter, cut: Knockout) -> Iterator[None]:
-    with ExitStack() as stack, torch.no_grad():
-        for layer in cut.layers:
-            stack.enter_context(adapter.ablate(cut.site, layer))
-        yield
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Floats:
@@ -87,7 +57,8 @@ def knockout(adapter: Adapter, sample: Sample, report: Reporter | None = None) -
     Rows: ``loss_nats`` of the intact model; per knock-out ``loss_increase_nats`` and ``retained``:
     the share of what the model gains over unigram frequencies that is left. It is 1 where nothing
     is lost, 0 where frequencies do as well, negative below; None where the intact model gains
-    nothing. Standard errors are over documents.
+    nothing. ``params_removed`` where a memory and experts of its size are compared. Standard
+    errors are over documents.
     """
     cuts = knockouts(adapter)
     table = losses(adapter, sample, cuts, report)
@@ -110,4 +81,13 @@ def knockout(adapter: Adapter, sample: Sample, report: Reporter | None = None) -
         rows += ratio_rows(
             gain - increase, gain, documents, slices, metric="retained", baseline=0.0, **fields
         )
+        rows += _size_row(adapter, cut, sample.seed)
     return Findings(rows, {"loss_nats": table.astype(np.float32), **sample.index()})
+
+
+def _size_row(adapter: Adapter, cut: Knockout, seed: int) -> list[MetricRow]:
+    size = cut_parameters(adapter, cut, seed)
+    if size is None:
+        return []
+    place = {"condition": cut.condition, "site": cut.site, "layer": cut.layer}
+    return [MetricRow(NAME, "params_removed", float(size), split="val", **place)]

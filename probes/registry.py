@@ -9,13 +9,15 @@ class Probe(NamedTuple):
     """Where a probe is and what it looks at.
 
     Attributes:
-        function: ``module:function``; a single one takes (adapter, sample, report), a pair one
-            (adapter, adapter, sample, report); both return ``Findings``.
+        function: ``module:function``; a single one takes (adapter, material, report), a pair one
+            (adapter, adapter, material, report); both return ``Findings``.
+        reads: what makes the material, as (corpus, options) -> material.
     """
 
     function: str
     kind: Literal["single", "pair"]
     about: str
+    reads: str = "probes.sample:draw_sample"
 
 
 PROBES: dict[str, Probe] = {
@@ -30,6 +32,21 @@ PROBES: dict[str, Probe] = {
     ),
     "knockout": Probe(
         "probes.knockout:knockout", "single", "loss when memory, attention or experts add nothing"
+    ),
+    "gates": Probe(
+        "probes.gates:gates",
+        "single",
+        "when the memory's gate opens, beside its n-grams' frequency",
+        "probes.patterns:draw_patterns",
+    ),
+    "router": Probe(
+        "probes.router:router", "single", "how evenly experts are used, and by which domains"
+    ),
+    "memory_usage": Probe(
+        "probes.memory_usage:memory_usage",
+        "single",
+        "rows in use, collisions, norms, rank, and what a cache of hot rows would hold",
+        "probes.patterns:draw_text",
     ),
     "cka": Probe("probes.cka:cka", "pair", "which layers of two models are alike"),
 }

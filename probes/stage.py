@@ -18,7 +18,7 @@ from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, file_sha256, write_atomic
 from probes.findings import Findings
-from probes.registry import find_probe
+from probes.registry import Probe, find_probe
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample
 
@@ -37,8 +37,8 @@ def probe(
         return []
     corpus = load_corpus(inputs["corpus"])
     adapter = _open(inputs["train"], corpus)
-    sample = _sample(inputs, corpus, config.options)
-    rows = keep(resolve_name(entry.function)(adapter, sample, report), config.probe, out)
+    material = _material(entry, inputs, corpus, config.options)
+    rows = keep(resolve_name(entry.function)(adapter, material, report), config.probe, out)
     return _named(rows, config.other, _step([inputs["train"]]))
 
 
@@ -54,8 +54,8 @@ def probe_pair(
         return []
     corpus = load_corpus(inputs["corpus"])
     pair = _open(inputs["a"], corpus), _open(inputs["b"], corpus)
-    sample = _sample(inputs, corpus, config.options)
-    rows = keep(resolve_name(entry.function)(*pair, sample, report), config.probe, out)
+    material = _material(entry, inputs, corpus, config.options)
+    rows = keep(resolve_name(entry.function)(*pair, material, report), config.probe, out)
     return _named(rows, config.other, step)
 
 
@@ -92,6 +92,14 @@ def keep(findings: Findings, name: str, out: Path) -> list[MetricRow]:
         dataclasses.replace(row, artifact={**where, **row.artifact}) if row.artifact else row
         for row in findings.rows
     ]
+
+
+def _material(
+    entry: Probe, inputs: Mapping[str, Path], corpus: Corpus, options: ProbeConfig
+) -> Any:
+    """Return what a probe looks at: the sample, or what it makes of it."""
+    sample = _sample(inputs, corpus, options)
+    return resolve_name(entry.reads)(corpus, sample) if entry.reads else sample
 
 
 def _sample(inputs: Mapping[str, Path], corpus: Corpus, options: ProbeConfig) -> Sample:

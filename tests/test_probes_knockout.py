@@ -9,10 +9,21 @@ import torch
 from probes_fixture import VOCAB, engram, llama, noise_sample, silence
 from transformers import PreTrainedModel
 
+from engram_eval.adapters.base import Tap
 from engram_eval.adapters.load import open_model
 from engram_eval.records import MetricRow
+from probes.capture import batches
+from probes.cuts import (
+    Knockout,
+    Means,
+    experts_off,
+    knockouts,
+    memory_parameters,
+    removed_experts,
+    run_cut,
+)
 from probes.findings import Ratio, mean_rows, ratio
-from probes.knockout import Knockout, knockout, knockouts, losses
+from probes.knockout import knockout, losses
 from probes.sample import Slice
 
 
@@ -41,9 +52,11 @@ def test_an_ignored_memory_shows_nothing() -> None:
     # A floor that even random weights beat, so that there is something to retain.
     found = replace(found, unigram_bits=np.full_like(found.unigram_bits, 50))
     rows = knockout(open_model(model), found).rows
-    cut = [r for r in rows if r.condition == "memory_zeroed"]
-    assert cut
+    cut = [r for r in rows if (r.condition or "").startswith("memory_")]
+    assert {r.condition for r in cut} == {"memory_zeroed", "memory_mean", "memory_shuffled"}
     for row in cut:
+        if row.metric == "params_removed":
+            continue
         assert row.value == (0 if row.metric == "loss_increase_nats" else pytest.approx(1))
         assert row.stderr == pytest.approx(0, abs=1e-12)
     assert abs(value(rows, "loss_increase_nats", "mlp_zeroed") or 0) > 1e-3
@@ -87,7 +100,7 @@ def test_losses_equal_a_plain_ablation(make) -> None:
     """Starting at the cut changes nothing: the whole model with hooks gives the same losses."""
     model, found = make(), noise_sample()
     adapter = open_model(model)
-    cuts = knockouts(adapter)
+    cuts = [cut for cut in knockouts(adapter) if cut.condition.endswith("zeroed")]
     table = losses(adapter, found, cuts)
     tokens = torch.from_numpy(found.token)
     for loss, cut in zip(table, [None, *cuts], strict=True):
@@ -131,8 +144,10 @@ def test_memory_off_is_a_model_without_memory() -> None:
 def test_rows() -> None:
     findings = knockout(open_model(engram()), noise_sample())
     slices = 7
-    cuts = [("memory_zeroed", 1)] + [(f"{s}_zeroed", i) for i in range(3) for s in ("attn", "mlp")]
-    assert len(findings.rows) == slices * (1 + 2 * len(cuts))
+    cuts = [(f"memory_{way}", 1) for way in ("zeroed", "mean", "shuffled")]
+    cuts += [(c, i) for i in range(3) for c in ("attn_zeroed", "mlp_zeroed", "layer_skipped")]
+    cuts.append(("experts_removed", None))
+    assert len(findings.rows) == slices * (1 + 2 * len(cuts)) + 2
     assert {(r.condition, r.layer) for r in findings.rows} == {*cuts, (None, None)}
     assert findings.arrays["loss_nats"].shape == (1 + len(cuts), 16 * 32)
     intact = next(r for r in findings.rows if r.metric == "loss_nats" and not r.slice)
@@ -141,7 +156,74 @@ def test_rows() -> None:
 
 def test_a_model_without_memory_has_no_memory_rows() -> None:
     rows = knockout(open_model(llama()), noise_sample()).rows
-    assert {r.condition for r in rows} == {None, "attn_zeroed", "mlp_zeroed"}
+    assert {r.condition for r in rows} == {None, "attn_zeroed", "mlp_zeroed", "layer_skipped"}
+
+
+def test_a_decisive_memory_needs_its_own_rows() -> None:
+    """Its mean leaves flat-out frequencies; rows of other n-grams mislead by as much as chance."""
+    adapter, found = open_model(only_memory()), noise_sample()
+    rows = knockout(adapter, found).rows
+    with torch.no_grad(), adapter.record([Tap("memory_out", 1)]) as seen:
+        adapter.run(torch.from_numpy(found.token[:, :-1]))
+        mean = seen[Tap("memory_out", 1)].mean((0, 1))
+        constant = adapter.unembed(mean).log_softmax(-1)
+    expected = -constant[torch.from_numpy(found.targets.token)].mean()
+    intact = value(rows, "loss_nats", None) or 0
+    increase = value(rows, "loss_increase_nats", "memory_mean")
+    assert increase == pytest.approx(float(expected) - intact, abs=1e-4)
+    assert value(rows, "loss_increase_nats", "memory_shuffled") != 0
+
+
+def test_a_skipped_block_is_a_model_without_it() -> None:
+    model, found = llama(), noise_sample()
+    cuts = [cut for cut in knockouts(open_model(model)) if cut.condition == "layer_skipped"]
+    table = losses(open_model(model), found, cuts)
+    for layer in range(3):
+        shorter = llama()
+        del shorter.model.layers[layer]
+        for number, block in enumerate(shorter.model.layers):
+            block.self_attn.layer_idx = number
+        shorter.config.num_hidden_layers = 2
+        with torch.no_grad():
+            logits = shorter(input_ids=torch.from_numpy(found.token[:, :-1])).logits
+        expected = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), torch.from_numpy(found.targets.token), reduction="none"
+        )
+        np.testing.assert_allclose(table[1 + layer], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_shuffled_rows_are_those_of_other_tokens() -> None:
+    adapter, found = open_model(engram()), noise_sample(windows=4, length=16)
+    cut = next(cut for cut in knockouts(adapter) if cut.condition == "memory_shuffled")
+    taps = [Tap("resid_pre", 1), Tap("memory_rows", 1)]
+    (batch,) = batches(adapter, found, taps)
+    own = batch.taps[Tap("memory_rows", 1)]
+    with torch.no_grad(), adapter.record([Tap("memory_rows", 1)]) as seen:
+        run_cut(adapter, cut, batch, Means({}))
+    read = seen[Tap("memory_rows", 1)].flatten(0, 1)
+    # Recorded outside the edit, or inside it: the same multiset of rows, none in its place.
+    assert sorted(map(tuple, read.tolist())) == sorted(map(tuple, own.tolist()))
+
+
+def test_as_many_parameters_of_experts_as_the_memory_has() -> None:
+    adapter = open_model(engram(n_routed_experts=16))
+    removed = removed_experts(adapter, 0)
+    one = 3 * 32 * 16
+    count = sum(map(len, removed.values()))
+    assert abs(count - memory_parameters(adapter) / one) <= 0.5 and set(removed) <= {1, 2}
+    tokens = torch.from_numpy(noise_sample().token)
+    with torch.no_grad():
+        plain = adapter.logits(tokens)
+        with experts_off(adapter, removed):
+            assert not torch.equal(adapter.logits(tokens), plain)
+            for layer, experts in removed.items():
+                counts = adapter.model.model.layers[layer].mlp.last_expert_counts
+                assert counts[experts].sum() == 0
+        assert torch.equal(adapter.logits(tokens), plain)
+    everything = removed_experts(open_model(engram(engram_rows=[9001, 9001])), 0)
+    assert {len(ids) for ids in everything.values()} == {4 - 2}, "a token needs two experts"
+    without = removed_experts(open_model(engram(engram_layers=[], n_routed_experts=8)), 0)
+    assert [len(ids) for ids in without.values()] == [2, 2]
 
 
 def test_nothing_is_retained_of_no_gain() -> None:

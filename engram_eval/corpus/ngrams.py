@@ -131,6 +131,26 @@ class NGramModel:
         dense[self.keys[0]] = self.counts[0]
         return dense[np.asarray(tokens)]
 
+    def ngram_frequency(self, tokens: ArrayLike, order: int) -> Ints:
+        """Return how often the n-gram that ends at each position was seen in training, (T,).
+
+        0 where it was never seen, or would reach over the beginning of its document.
+
+        Args:
+            tokens: (T,); a document's beginning is known by the 0 before it.
+            order: its length, 1 to ``max_order``.
+        """
+        self._check_order(order)
+        tokens = _checked(tokens, self.vocab_size)
+        reach = np.arange(len(tokens)) - history_starts(tokens)
+        ids = np.zeros_like(tokens)
+        for level in range(1, order + 1):
+            if not len(self.keys[level - 1]):
+                return np.zeros_like(tokens)
+            known = (_previous(ids, level) >= 0) & (reach >= level - 1)
+            ids = _find(self.keys[level - 1], _keys(ids, tokens, self.vocab_size, level), known)
+        return np.where(ids >= 0, self.counts[order - 1][ids], 0)
+
     def surprisal_bits(
         self, tokens: ArrayLike, order: int, history_start: ArrayLike | None = None
     ) -> Floats:

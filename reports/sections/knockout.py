@@ -15,9 +15,13 @@ from reports.theme import Look, looks
 
 DASHES: dict[str | None, str] = {"mlp_zeroed": "-", "attn_zeroed": "--", "memory_zeroed": "-"}
 NAMES = {
-    "memory_zeroed": "memory",
-    "attn_zeroed": "attention",
-    "mlp_zeroed": "feed-forward or experts",
+    "memory_zeroed": "without memory",
+    "memory_mean": "memory replaced by its mean",
+    "memory_shuffled": "memory reads other n-grams",
+    "attn_zeroed": "without attention",
+    "mlp_zeroed": "without feed-forward or experts",
+    "layer_skipped": "block skipped",
+    "experts_removed": "experts removed, memory's size",
 }
 
 
@@ -34,7 +38,8 @@ def knockout_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         flat_rows(rows),
         legend=drawn_models(study, kept),
         key="By domain: the memory beside attention and feed-forward of the same block, the "
-        "control of equal place. By block: solid feed-forward, dashed attention, single points "
+        "control of equal place, and beside experts with as many parameters. By block: solid "
+        "feed-forward, dashed attention, dotted the whole block, single points "
         "the memory. Dependence at inference does not show where knowledge lies.",
     )
 
@@ -57,7 +62,7 @@ def _by_domain(study: Study, rows: Sequence[MetricRow], look: Mapping[str, Look]
 
 
 def _name(condition: str | None) -> str:
-    return f"without {NAMES.get(condition or '', condition or 'anything')}"
+    return NAMES.get(condition or "", (condition or "intact").replace("_", " "))
 
 
 def _dots(rows: Sequence[MetricRow], domains: Sequence[str], look: Mapping[str, Look]) -> Canvas:

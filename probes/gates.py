@@ -1,0 +1,105 @@
+"""When does a memory's gate open? By n-gram frequency, by predictability, at the ends of names.
+
+arXiv:2601.07372 section 6.3 shows gates that open where a static pattern ends. Shown here is the
+mean over all tokens of a kind, and AUROC: how well the gate alone tells the last token of a name
+from the other tokens. Beside it stands what frequency alone tells (``baseline``): a gate that only
+follows the n-gram's count knows nothing about names.
+"""
+
+import numpy as np
+from scipy.stats import rankdata
+
+from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.progress import Reporter
+from engram_eval.records import MetricRow
+from probes.capture import batches
+from probes.findings import Findings, mean_rows
+from probes.patterns import Patterns
+from probes.sample import Floats, Ints, Mask, Slice
+
+NAME = "gates"
+SITE = "memory_gate"
+EDGES = (0, 1, 2, 8, 64)
+LABELS = ("0", "1", "2-7", "8-63", "64+")
+
+
+def auroc(score: Floats, positive: Mask) -> float | None:
+    """Return P(score of a positive > score of a negative), ties half; None without one of them.
+
+    Equals the Mann-Whitney U statistic over the number of pairs.
+    """
+    count = int(positive.sum())
+    others = positive.size - count
+    if not count or not others:
+        return None
+    ranks = float(rankdata(score)[positive].sum())
+    return (ranks - count * (count + 1) / 2) / (count * others)
+
+
+def count_slices(counts: Ints, label: str) -> list[Slice]:
+    """Split tokens by how often their n-gram was seen in training."""
+    place = np.digitize(counts, EDGES) - 1
+    parts = [Slice({label: name}, place == number) for number, name in enumerate(LABELS)]
+    return [part for part in parts if part.mask.any()]
+
+
+def read_gates(
+    adapter: Adapter, patterns: Patterns, report: Reporter | None = None
+) -> dict[int, Floats]:
+    """Return the gate of each memory layer at each input, (n,), the mean over streams."""
+    layers = [layer for layer in adapter.memory_layers if Tap(SITE, layer) in adapter.places]
+    size = patterns.sample.inputs.token.size
+    found = {layer: np.empty(size) for layer in layers}
+    taps = [Tap(SITE, layer) for layer in layers]
+    if not taps:
+        return found
+    for batch in batches(adapter, patterns.sample, taps, report=report, title=NAME):
+        for layer in layers:
+            found[layer][batch.part] = batch.taps[Tap(SITE, layer)].double().mean(-1).cpu().numpy()
+    return found
+
+
+def gates(adapter: Adapter, patterns: Patterns, report: Reporter | None = None) -> Findings:
+    """Read the gates of a model; no rows for a memory without gates, or none at all.
+
+    Rows: ``gate_mean`` per domain, per third of ``static_in``, per count of the bigram and of the
+    trigram that ends there, and at the ends of names; ``auroc`` of the gate for the ends of names,
+    with the trigram count's as ``baseline``. Standard errors are over documents.
+    """
+    sample, rows, arrays = patterns.sample, [], {}
+    slices = [
+        *sample.slices("static_in"),
+        *count_slices(patterns.bigram_count, "bigram_count"),
+        *count_slices(patterns.trigram_count, "trigram_count"),
+    ]
+    if patterns.name_end.any():
+        slices.append(Slice({"name_end": "yes"}, patterns.name_end))
+    for layer, gate in read_gates(adapter, patterns, report).items():
+        key = f"gate{layer}"
+        fields = {"name": NAME, "layer": layer, "site": SITE, "artifact": {"key": key}}
+        documents = sample.inputs.document
+        rows += mean_rows(gate, documents, slices, metric="gate_mean", **fields)
+        rows += _auroc_row(gate, patterns, layer)
+        arrays[key] = gate.astype(np.float32)
+    index = {name: getattr(sample.inputs, name) for name in ("document", "position", "token")}
+    return Findings(rows, {**arrays, **index} if arrays else {})
+
+
+def _auroc_row(gate: Floats, patterns: Patterns, layer: int) -> list[MetricRow]:
+    ends = patterns.name_end
+    value = auroc(gate, ends)
+    if value is None:
+        return []
+    return [
+        MetricRow(
+            NAME,
+            "auroc",
+            value,
+            layer=layer,
+            site=SITE,
+            slice={"positive": "name_end"},
+            n=int(ends.sum()),
+            split="val",
+            baseline=auroc(patterns.trigram_count.astype(np.float64), ends),
+        )
+    ]
