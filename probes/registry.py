@@ -48,6 +48,18 @@ PROBES: dict[str, Probe] = {
         "rows in use, collisions, norms, rank, and what a cache of hot rows would hold",
         "probes.patterns:draw_text",
     ),
+    "patching": Probe(
+        "probes.patching:patching",
+        "single",
+        "at which layer and site an answer changes with the name it is about",
+        "probes.people:draw_people",
+    ),
+    "surgery": Probe(
+        "probes.surgery:surgery",
+        "single",
+        "what exchanging two names' rows, or writing rows alone, does to answers",
+        "probes.people:draw_people",
+    ),
     "cka": Probe("probes.cka:cka", "pair", "which layers of two models are alike"),
 }
 

@@ -1,0 +1,246 @@
+"""Paired prompts about generated people: they differ in one name, and so should the answers.
+
+The wording is one in which both facts were trained. Two answers are told apart at the first token
+in which they differ; what they have in common before it belongs to the prompt.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engram_eval.adapters.base import Adapter
+from engram_eval.config import ProbeConfig
+from engram_eval.corpus.entities import ATTRIBUTES, Person, held_out_template, make_people, question
+from engram_eval.corpus.lines import answer_is_last
+from engram_eval.corpus.store import Corpus
+from probes.patterns import corpus_config
+from probes.sample import Mask, Sample, draw_sample
+
+# The people who are told of most often, of whom something may have been learnt.
+PEOPLE = 48
+CANDIDATES = 384
+BEGIN = 0
+
+
+class Fact(NamedTuple):
+    """One fact in one wording.
+
+    Attributes:
+        person, attribute, template: indices.
+        tokens: the wording up to the value, after an end of text.
+        name: first and last + 1 token of the name.
+        answer: tokens of the value.
+    """
+
+    person: int
+    attribute: int
+    template: int
+    tokens: tuple[int, ...]
+    name: tuple[int, int]
+    answer: tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """Two prompts of equal length that differ within ``name`` alone, and their answers' tokens."""
+
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    name: tuple[int, int]
+    answer_a: int
+    answer_b: int
+    person_a: int
+    person_b: int
+    attribute: int
+    template: int
+
+
+class People(NamedTuple):
+    """Candidate pairs, the same pairs in other wordings, and unrelated text.
+
+    Attributes:
+        pairs: empty for text without generated people.
+        other_wordings: (attribute, person of a, person of b) -> pairs; may lack some.
+        sample: text on which nothing should change.
+    """
+
+    pairs: tuple[Pair, ...]
+    other_wordings: dict[tuple[int, int, int], tuple[Pair, ...]]
+    sample: Sample
+
+
+class Prompts(NamedTuple):
+    """Prompts side by side, padded on the right.
+
+    Attributes:
+        tokens: (P, T).
+        last: index of each prompt's last token, (P,).
+        name: which tokens belong to the name, (P, T).
+        answers: tokens of the own and of the other answer, (P, 2).
+    """
+
+    tokens: Tensor
+    last: Tensor
+    name: Tensor
+    answers: Tensor
+
+
+def draw_people(corpus: Corpus, options: ProbeConfig | None = None) -> People:
+    """Make paired prompts from the people of the pocket corpus; none for other text."""
+    config = corpus_config(corpus)
+    sample = draw_sample(corpus, options)
+    if config.paths:
+        return People((), {}, sample)
+    people = make_people(config.entities, config.seed)[:PEOPLE]
+    wordings = config.entities.n_paraphrases
+    facts = _facts(corpus, people, wordings)
+    rng = np.random.default_rng(sample.seed)
+    trained = {
+        key: fact
+        for key, fact in facts.items()
+        if fact.template
+        != held_out_template(people[key[0]], ATTRIBUTES[key[1]], wordings, config.seed)
+    }
+    pairs = _draw_pairs(trained, len(people), wordings, rng)
+    others = {
+        (pair.attribute, pair.person_a, pair.person_b): _other_wordings(pair, facts, wordings)
+        for pair in pairs
+    }
+    return People(pairs, others, sample)
+
+
+def _facts(
+    corpus: Corpus, people: Sequence[Person], wordings: int
+) -> dict[tuple[int, int, int], Fact]:
+    """Spell every fact in every wording that ends with its value."""
+    tokenizer = corpus.tokenizer()
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    found = {}
+    for number, person in enumerate(people):
+        for index, attribute in enumerate(ATTRIBUTES):
+            for template, wording in enumerate(attribute.templates[:wordings]):
+                if not answer_is_last(wording):
+                    continue
+                text = question(person, index, template)
+                before = encode(text[: text.index(person.name)].rstrip(" "))
+                named = encode(text[: text.index(person.name) + len(person.name)])
+                prompt = encode(text)
+                whole = encode(f"{text} {person.values[index]}")
+                if prompt[: len(named)] != named or whole[: len(prompt)] != prompt:
+                    continue
+                found[number, index, template] = Fact(
+                    number,
+                    index,
+                    template,
+                    (BEGIN, *prompt),
+                    (1 + len(before), 1 + len(named)),
+                    tuple(whole[len(prompt) :]),
+                )
+    return found
+
+
+def _draw_pairs(
+    facts: dict[tuple[int, int, int], Fact], people: int, wordings: int, rng: np.random.Generator
+) -> tuple[Pair, ...]:
+    pairs: dict[tuple[int, int, int], Pair] = {}
+    for _ in range(CANDIDATES):
+        a, b = rng.choice(people, size=2, replace=False) if people > 1 else (0, 0)
+        attribute, template = rng.integers(len(ATTRIBUTES)), rng.integers(wordings)
+        keys = (int(a), int(attribute), int(template)), (int(b), int(attribute), int(template))
+        if keys[0] in facts and keys[1] in facts:
+            pair = pair_up(facts[keys[0]], facts[keys[1]])
+            if pair is not None:
+                pairs.setdefault((pair.attribute, pair.person_a, pair.person_b), pair)
+    return tuple(pairs.values())
+
+
+def pair_up(a: Fact, b: Fact) -> Pair | None:
+    """Pair two facts of one wording; None where names or answers cannot be set side by side."""
+    common = len(list(takewhile(lambda two: two[0] == two[1], zip(a.answer, b.answer))))  # noqa: B905
+    if len(a.tokens) != len(b.tokens) or a.name != b.name:
+        return None
+    if common in (len(a.answer), len(b.answer)):
+        return None
+    shared = a.answer[:common]
+    return Pair(
+        (*a.tokens, *shared),
+        (*b.tokens, *shared),
+        a.name,
+        a.answer[common],
+        b.answer[common],
+        a.person,
+        b.person,
+        a.attribute,
+        a.template,
+    )
+
+
+def _other_wordings(
+    pair: Pair, facts: dict[tuple[int, int, int], Fact], wordings: int
+) -> tuple[Pair, ...]:
+    found = []
+    for template in range(wordings):
+        keys = [(p, pair.attribute, template) for p in (pair.person_a, pair.person_b)]
+        if template != pair.template and all(key in facts for key in keys):
+            other = pair_up(facts[keys[0]], facts[keys[1]])
+            found += [other] if other is not None else []
+    return tuple(found)
+
+
+def swapped(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs seen from b."""
+    return [
+        pair._replace(
+            a=pair.b,
+            b=pair.a,
+            answer_a=pair.answer_b,
+            answer_b=pair.answer_a,
+            person_a=pair.person_b,
+            person_b=pair.person_a,
+        )
+        for pair in pairs
+    ]
+
+
+def prompts(pairs: Sequence[Pair]) -> Prompts:
+    """Lay the prompts about ``a`` side by side."""
+    length = max(len(pair.a) for pair in pairs)
+    tokens = torch.full((len(pairs), length), BEGIN, dtype=torch.int64)
+    name = torch.zeros(tokens.shape, dtype=torch.bool)
+    for row, pair in enumerate(pairs):
+        tokens[row, : len(pair.a)] = torch.tensor(pair.a)
+        name[row, pair.name[0] : pair.name[1]] = True
+    last = torch.tensor([len(pair.a) - 1 for pair in pairs])
+    answers = torch.tensor([[pair.answer_a, pair.answer_b] for pair in pairs])
+    return Prompts(tokens, last, name, answers)
+
+
+def last_logits(adapter: Adapter, asked: Prompts) -> Tensor:
+    """Return the logits after each prompt's last token, (P, V)."""
+    logits = adapter.logits(asked.tokens.to(adapter.device))
+    return logits[torch.arange(len(logits)), asked.last.to(logits.device)]
+
+
+def preference(logits: Tensor, asked: Prompts) -> Tensor:
+    """Return the logit of the own answer minus that of the other, (P,), from (P, V)."""
+    found = logits.gather(1, asked.answers.to(logits.device))
+    return found[:, 0] - found[:, 1]
+
+
+@torch.no_grad()
+def known(adapter: Adapter, pairs: Sequence[Pair]) -> Mask:
+    """Return for which pairs the model prefers the right one of the two answers on both sides."""
+    if not pairs:
+        return np.zeros(0, dtype=bool)
+    right = [
+        preference(last_logits(adapter, prompts(side)), prompts(side)) > 0
+        for side in (list(pairs), swapped(pairs))
+    ]
+    return (right[0] & right[1]).cpu().numpy()
