@@ -62,8 +62,8 @@ def read_gates(
 def gates(adapter: Adapter, patterns: Patterns, report: Reporter | None = None) -> Findings:
     """Read the gates of a model; no rows for a memory without gates, or none at all.
 
-    Rows: ``gate_mean`` per domain, per third of ``static_in``, per count of the bigram and of the
-    trigram that ends there, and at the ends of names; ``auroc`` of the gate for the ends of names,
+    Rows: ``gate_mean`` per domain, per third of ``static_in``, at the ends of names, and per count
+    of the bigram and of the trigram that ends there; ``auroc`` of the gate for the ends of names,
     with the trigram count's as ``baseline``. Standard errors are over documents.
     """
     sample, rows, arrays = patterns.sample, [], {}
@@ -72,8 +72,6 @@ def gates(adapter: Adapter, patterns: Patterns, report: Reporter | None = None) 
         *count_slices(patterns.bigram_count, "bigram_count"),
         *count_slices(patterns.trigram_count, "trigram_count"),
     ]
-    if patterns.name_end.any():
-        slices.append(Slice({"name_end": "yes"}, patterns.name_end))
     for layer, gate in read_gates(adapter, patterns, report).items():
         key = f"gate{layer}"
         fields = {"name": NAME, "layer": layer, "site": SITE, "artifact": {"key": key}}
@@ -86,7 +84,7 @@ def gates(adapter: Adapter, patterns: Patterns, report: Reporter | None = None) 
 
 
 def _auroc_row(gate: Floats, patterns: Patterns, layer: int) -> list[MetricRow]:
-    ends = patterns.name_end
+    ends = patterns.sample.inputs.name_end
     value = auroc(gate, ends)
     if value is None:
         return []
@@ -97,7 +95,7 @@ def _auroc_row(gate: Floats, patterns: Patterns, layer: int) -> list[MetricRow]:
             value,
             layer=layer,
             site=SITE,
-            slice={"positive": "name_end"},
+            slice={"static_in": "name_end"},
             n=int(ends.sum()),
             split="val",
             baseline=auroc(patterns.trigram_count.astype(np.float64), ends),

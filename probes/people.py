@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter
-from engram_eval.config import ProbeConfig
 from engram_eval.corpus.entities import ATTRIBUTES, Person, held_out_template, make_people, question
 from engram_eval.corpus.lines import answer_is_last
 from engram_eval.corpus.store import Corpus
-from probes.patterns import corpus_config
-from probes.sample import Mask, Sample, draw_sample
+from probes.names import corpus_config, is_pocket
+from probes.sample import Mask, Sample
 
 # The people who are told of most often, of whom something may have been learnt.
 PEOPLE = 48
@@ -88,11 +87,10 @@ class Prompts(NamedTuple):
     answers: Tensor
 
 
-def draw_people(corpus: Corpus, options: ProbeConfig | None = None) -> People:
+def make_prompts(corpus: Corpus, sample: Sample) -> People:
     """Make paired prompts from the people of the pocket corpus; none for other text."""
     config = corpus_config(corpus)
-    sample = draw_sample(corpus, options)
-    if config.paths:
+    if not is_pocket(corpus):
         return People((), {}, sample)
     people = make_people(config.entities, config.seed)[:PEOPLE]
     wordings = config.entities.n_paraphrases

@@ -11,13 +11,14 @@ class Probe(NamedTuple):
     Attributes:
         function: ``module:function``; a single one takes (adapter, material, report), a pair one
             (adapter, adapter, material, report); both return ``Findings``.
-        reads: what makes the material, as (corpus, options) -> material.
+        reads: what makes the material, as (corpus, sample) -> material; by default the sample
+            itself.
     """
 
     function: str
     kind: Literal["single", "pair"]
     about: str
-    reads: str = "probes.sample:draw_sample"
+    reads: str = ""
 
 
 PROBES: dict[str, Probe] = {
@@ -37,7 +38,7 @@ PROBES: dict[str, Probe] = {
         "probes.gates:gates",
         "single",
         "when the memory's gate opens, beside its n-grams' frequency",
-        "probes.patterns:draw_patterns",
+        "probes.patterns:count_patterns",
     ),
     "router": Probe(
         "probes.router:router", "single", "how evenly experts are used, and by which domains"
@@ -46,19 +47,19 @@ PROBES: dict[str, Probe] = {
         "probes.memory_usage:memory_usage",
         "single",
         "rows in use, collisions, norms, rank, and what a cache of hot rows would hold",
-        "probes.patterns:draw_text",
+        "probes.patterns:training_text",
     ),
     "patching": Probe(
         "probes.patching:patching",
         "single",
         "at which layer and site an answer changes with the name it is about",
-        "probes.people:draw_people",
+        "probes.people:make_prompts",
     ),
     "surgery": Probe(
         "probes.surgery:surgery",
         "single",
         "what exchanging two names' rows, or writing rows alone, does to answers",
-        "probes.people:draw_people",
+        "probes.people:make_prompts",
     ),
     "cka": Probe("probes.cka:cka", "pair", "which layers of two models are alike"),
 }

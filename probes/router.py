@@ -1,20 +1,16 @@
 """How a mixture of experts uses its experts: entropy, load, and who works for which domain.
 
-Works for every router that returns (logits, weights, chosen experts), as transformers' and our own
-do. Domain specialisation is the mutual information of expert and domain, in bits per choice; it is
+Domain specialisation is the mutual information of expert and domain, in bits per choice; it is
 never quite 0 on finitely many documents, so the same number with the documents' domains shuffled
 stands beside it as ``baseline``.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches
@@ -24,45 +20,19 @@ from probes.sample import Floats, Ints, Sample
 NAME = "router"
 SITE = "router"
 SHUFFLES = 20
-ROUTERS = ("gate", "router")
-
-Choices = dict[int, tuple[list[Tensor], list[Tensor]]]
 
 
-def routers(adapter: Adapter) -> dict[int, nn.Module]:
-    """Return layer -> the module that chooses experts."""
-    found = {}
-    for layer in range(adapter.n_layers):
-        mlp = getattr(adapter.place("resid_pre", layer).module, "mlp", None)
-        for name in ROUTERS:
-            module = getattr(mlp, name, None)
-            if isinstance(module, nn.Module) and hasattr(mlp, "experts"):
-                found[layer] = module
-    return found
+def routed_layers(adapter: Adapter) -> list[int]:
+    """Return the layers whose tokens choose experts."""
+    return sorted(tap.layer for tap in adapter.places if tap.site == "router_index")
 
 
-@contextmanager
-def _listen(adapter: Adapter, found: Choices) -> Iterator[None]:
-    """Collect each router's probabilities (n, E) and choices (n, K) while the block runs."""
-    with ExitStack() as stack:
-        for layer, module in routers(adapter).items():
-            handle = module.register_forward_hook(_hook(found, layer, module))
-            stack.callback(handle.remove)
-        yield
-
-
-def _hook(found: Choices, layer: int, module: nn.Module) -> Any:
+def expert_shares(adapter: Adapter, layer: int, logits: Tensor) -> Tensor:
+    """Return each token's distribution over experts, (n, E), from the router's logits."""
+    module = adapter.place("router_logits", layer).module
     sigmoid = getattr(module, "scoring", "softmax") == "sigmoid"
-
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        logits, chosen = output[0].detach(), output[2]
-        scores = logits.sigmoid() if sigmoid else logits.softmax(-1)
-        shares = scores / scores.sum(-1, keepdim=True)
-        probabilities, choices = found.setdefault(layer, ([], []))
-        probabilities.append(shares.flatten(0, -2).double().cpu())
-        choices.append(chosen.flatten(0, -2).cpu())
-
-    return keep
+    scores = logits.sigmoid() if sigmoid else logits.softmax(-1)
+    return scores / scores.sum(-1, keepdim=True)
 
 
 def entropy_bits(p: Floats) -> Floats:
@@ -86,14 +56,22 @@ def router(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> 
     domain and static third; ``router_load_max``, the fullest expert's load over the mean;
     ``mutual_information_bits`` of expert and domain; the array ``load`` (experts, domains).
     """
-    found: Choices = {}
-    with _listen(adapter, found):
-        for _ in batches(adapter, sample, report=report, title=NAME):
-            pass
+    layers = routed_layers(adapter)
+    if not layers:
+        return Findings([], {})
+    taps = [Tap(site, layer) for site in ("router_logits", "router_index") for layer in layers]
+    entropies: dict[int, list[Floats]] = {layer: [] for layer in layers}
+    choices: dict[int, list[Ints]] = {layer: [] for layer in layers}
+    experts = {}
+    for batch in batches(adapter, sample, taps, report=report, title=NAME):
+        for layer in layers:
+            shares = expert_shares(adapter, layer, batch.taps[Tap("router_logits", layer)])
+            entropies[layer].append(entropy_bits(shares.double().cpu().numpy()))
+            choices[layer].append(batch.taps[Tap("router_index", layer)].cpu().numpy())
+            experts[layer] = shares.shape[1]
     rows, arrays = [], {}
-    for layer, (probabilities, choices) in sorted(found.items()):
-        chosen = torch.cat(choices).numpy()
-        entropy = entropy_bits(torch.cat(probabilities).numpy())
+    for layer in layers:
+        chosen, entropy = np.concatenate(choices[layer]), np.concatenate(entropies[layer])
         rows += mean_rows(
             entropy,
             sample.inputs.document,
@@ -102,9 +80,9 @@ def router(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> 
             metric="entropy_bits",
             layer=layer,
             site=SITE,
-            baseline=float(np.log2(probabilities[0].shape[1])),
+            baseline=float(np.log2(experts[layer])),
         )
-        load = _load(chosen, sample, probabilities[0].shape[1])
+        load = _load(chosen, sample, experts[layer])
         rows += _load_rows(load, chosen, sample, layer)
         arrays[f"load{layer}"] = load
     return Findings(rows, arrays)

@@ -14,17 +14,17 @@ from engram_eval.adapters.load import open_model
 from engram_eval.config import ProbeConfig
 from engram_eval.records import MetricRow
 from probes.gates import auroc, count_slices, gates
-from probes.patterns import Patterns, draw_patterns, find_ends, token_pieces
-from probes.router import mutual_information_bits, router, routers
+from probes.patterns import Patterns, count_patterns
+from probes.router import mutual_information_bits, routed_layers, router
+from probes.sample import draw_sample
 
 
 def patterns(seed: int = 0) -> Patterns:
     """Names end at tokens of one kind; counts say nothing about it."""
     sample = noise_sample(seed=seed)
-    rng = np.random.default_rng(seed)
-    size = sample.inputs.token.size
-    counts = rng.integers(0, 100, size)
-    return Patterns(sample, counts, counts, sample.inputs.token % 7 == 3)
+    sample.name_end[:] = sample.token % 7 == 3
+    counts = np.random.default_rng(seed).integers(0, 100, sample.inputs.token.size)
+    return Patterns(sample, counts, counts)
 
 
 def value(rows: list[MetricRow], metric: str, **labels: str) -> float | None:
@@ -43,8 +43,8 @@ def test_auroc_equals_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
 def test_a_gate_that_opens_at_names_is_found_and_another_is_not() -> None:
     found, adapter = patterns(), open_model(engram())
     plain = gates(adapter, found).rows
-    assert value(plain, "auroc", positive="name_end") == pytest.approx(0.5, abs=0.12)
-    ends = torch.from_numpy(found.name_end).reshape(found.sample.shape)
+    assert value(plain, "auroc", static_in="name_end") == pytest.approx(0.5, abs=0.12)
+    ends = torch.from_numpy(found.sample.inputs.name_end).reshape(found.sample.shape)
     start = 0
 
     def open_at_names(gate: torch.Tensor) -> torch.Tensor:
@@ -55,9 +55,9 @@ def test_a_gate_that_opens_at_names_is_found_and_another_is_not() -> None:
 
     with adapter.edit("memory_gate", 1, open_at_names):
         planted = gates(adapter, found)
-    assert value(planted.rows, "auroc", positive="name_end") == 1
-    assert value(planted.rows, "gate_mean", name_end="yes") == pytest.approx(0.9)
-    share = found.name_end.mean()
+    assert value(planted.rows, "auroc", static_in="name_end") == 1
+    assert value(planted.rows, "gate_mean", static_in="name_end") == pytest.approx(0.9)
+    share = found.sample.inputs.name_end.mean()
     assert value(planted.rows, "gate_mean") == pytest.approx(0.1 + 0.8 * share)
     row = next(r for r in planted.rows if r.metric == "auroc")
     assert row.baseline == pytest.approx(0.5, abs=0.12)
@@ -77,18 +77,10 @@ def test_counts_are_binned_without_loss() -> None:
     assert found == {"0": 1, "1": 1, "2-7": 2, "8-63": 2, "64+": 2}
 
 
-def test_names_end_where_the_text_says() -> None:
-    text = b"Ada King wrote. Ada Kingsley did not; old Ada King did. Ada"
-    ends = find_ends(text, ["Ada King", "King wrote"])
-    assert [text[: int(end)].split(b"Ada King")[-1] for end in ends] == [b"", b""]
-    assert [int(end) for end in ends] == [8, text.rindex(b"Ada King") + 8]
-    assert find_ends(text, []).size == 0
-
-
 def test_patterns_of_a_corpus(tmp_path) -> None:
-    """Counts equal counting by hand; a text of the user's has no known names."""
+    """Counts equal counting by hand."""
     corpus = small_corpus(tmp_path)
-    found = draw_patterns(corpus, ProbeConfig(tokens=256, seq_len=32))
+    found = count_patterns(corpus, draw_sample(corpus, ProbeConfig(tokens=256, seq_len=32)))
     train = np.asarray(corpus.tokens("train")).astype(int).tolist()
     val = np.asarray(corpus.tokens("val")).astype(int)
     for place in range(0, 256, 17):
@@ -98,11 +90,6 @@ def test_patterns_of_a_corpus(tmp_path) -> None:
         gram = tuple(val[at - 1 : at + 1])
         times = sum(pair == gram for pair in itertools.pairwise(train))
         assert found.bigram_count[place] == times
-    assert not found.name_end.any()
-    pieces = token_pieces(corpus)
-    assert [len(p) for p in pieces] == corpus.token_bytes.tolist()
-    words = corpus.tokenizer()("the cat (7) runs", add_special_tokens=False)["input_ids"]
-    assert b"".join(pieces[i] for i in words) == b"the cat (7) runs"
 
 
 def test_mutual_information_equals_scikit_learn() -> None:
@@ -133,7 +120,7 @@ def test_specialists_are_found_and_generalists_are_not() -> None:
         layer.self_attn.o_proj.weight.data.zero_()
     model.model.layers[0].mlp.down_proj.weight.data.zero_()
     adapter, sample = open_model(model), noise_sample()
-    assert sorted(routers(adapter)) == [1, 2]
+    assert routed_layers(adapter) == [1, 2]
     rows = [r for r in router(adapter, sample).rows if r.layer == 1]
     general = next(r for r in rows if r.metric == "mutual_information_bits")
     assert general.value == pytest.approx(general.baseline, abs=0.02)

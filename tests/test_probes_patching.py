@@ -19,15 +19,16 @@ from probes.people import (
     Fact,
     Pair,
     People,
-    draw_people,
     known,
     last_logits,
+    make_prompts,
     pair_up,
     preference,
     prompts,
     swapped,
 )
 from probes.row_writes import NO_ROW, RowWrites, distinct, written
+from probes.sample import draw_sample
 from probes.surgery import exchange, name_rows, surgery, write_answers
 
 
@@ -228,7 +229,7 @@ def test_repeated_rows_are_blanked() -> None:
 
 def test_people_of_a_corpus(corpus: Corpus) -> None:
     """Prompts differ in the name alone, in a wording that was trained for both."""
-    found = draw_people(corpus, ProbeConfig(tokens=512, seq_len=32))
+    found = make_prompts(corpus, draw_sample(corpus, ProbeConfig(tokens=512, seq_len=32)))
     assert len(found.pairs) > 10
     tokenizer = corpus.tokenizer()
     config = CorpusConfig(entities=EntityDials(n_entities=8, max_exposures=6, min_exposures=3))
@@ -264,7 +265,7 @@ def test_answers_are_told_apart_where_they_differ() -> None:
 
 @pytest.mark.parametrize("run", [patching, surgery])
 def test_probes_run_on_a_corpus_with_people(run, corpus: Corpus) -> None:
-    found = draw_people(corpus, ProbeConfig(tokens=256, seq_len=32))
+    found = make_prompts(corpus, draw_sample(corpus, ProbeConfig(tokens=256, seq_len=32)))
     adapter = open_model(engram(vocab_size=corpus.vocab_size))
     rows = run(adapter, found).rows
     assert rows and rows == run(adapter, found).rows
