@@ -49,6 +49,16 @@ PROBES: dict[str, Probe] = {
         "rows in use, collisions, norms, rank, and what a cache of hot rows would hold",
         "probes.patterns:training_text",
     ),
+    "offsets": Probe(
+        "probes.offsets:offsets",
+        "single",
+        "where attention looks, and the loss when early layers may not look next door",
+    ),
+    "depth": Probe(
+        "probes.depth:depth",
+        "single",
+        "what layers add, how far early changes travel, when predictions settle",
+    ),
     "patching": Probe(
         "probes.patching:patching",
         "single",

@@ -66,11 +66,19 @@ def name_rows(adapter: Adapter, memory: RowMemory, asked: Prompts, reach: int = 
     return torch.where(seen, read, NO_ROW).flatten(1)
 
 
-def exchange(adapter: Adapter, first: Prompts, second: Prompts) -> Writes:
-    """Return the writes that exchange the rows of two names in prompts of one wording."""
+def exchange(adapter: Adapter, first: Prompts, second: Prompts, reaching: bool = False) -> Writes:
+    """Return the writes that exchange the rows of two names in prompts of one wording.
+
+    Args:
+        adapter: the model.
+        first: prompts about one name each.
+        second: the same prompts about the others.
+        reaching: also the rows of n-grams that begin in the name and end behind it.
+    """
     found = {}
     for memory in row_memories(adapter):
-        ours, theirs = (name_rows(adapter, memory, asked) for asked in (first, second))
+        reach = max(memory.orders) - 1 if reaching else 0
+        ours, theirs = (name_rows(adapter, memory, asked, reach) for asked in (first, second))
         rows = torch.cat([ours, theirs], dim=1)
         partner = torch.cat([theirs, ours], dim=1)
         rows, partner = distinct(rows, partner)
@@ -155,8 +163,9 @@ def _change(before: Tensor, after: Tensor) -> Change:
 def surgery(adapter: Adapter, people: People, report: Reporter | None = None) -> Findings:
     """Exchange names and write facts; no rows without a memory, people, or known facts.
 
-    Rows, site ``memory_rows``; conditions ``rows_exchanged`` and ``rows_written``: ``flip_rate``,
-    the share of prompts whose preferred answer becomes the other one, by ``slice`` prompts
+    Rows, site ``memory_rows``; conditions ``rows_exchanged`` (read at the name's tokens),
+    ``rows_exchanged_reaching`` (and by n-grams that begin in the name) and ``rows_written``:
+    ``flip_rate``, the share of prompts whose preferred answer becomes the other one, by ``slice`` prompts
     (``same_wording``, ``other_wording``); ``top1_agreement`` and ``kl_bits`` of the predictions
     before and after on ``other_people`` and on ``text``. Standard errors are over people.
     """
@@ -175,16 +184,19 @@ def surgery(adapter: Adapter, people: People, report: Reporter | None = None) ->
 def _exchange_rows(adapter: Adapter, pairs: list[Pair], people: People) -> list[MetricRow]:
     both = [*pairs, *swapped(pairs)]
     asked, other = prompts(both), prompts(swapped(both))
-    writes = exchange(adapter, asked, other)
-    flips = preferences(adapter, asked, writes) < 0
-    rows = _flip_row("rows_exchanged", "same_wording", flips, both)
-    chance = _third_name_flips(adapter, both, asked)
-    if chance is not None:
-        rows = [dataclasses.replace(row, baseline=chance) for row in rows]
+    rows = []
+    for condition, reaching in (("rows_exchanged_reaching", True), ("rows_exchanged", False)):
+        writes = exchange(adapter, asked, other, reaching)
+        flips = preferences(adapter, asked, writes) < 0
+        chance = _third_name_flips(adapter, both, asked, reaching)
+        found = _flip_row(condition, "same_wording", flips, both)
+        rows += [dataclasses.replace(row, baseline=chance) for row in found]
     return rows + _locality_rows(adapter, "rows_exchanged", writes, pairs, people.sample)
 
 
-def _third_name_flips(adapter: Adapter, pairs: list[Pair], asked: Prompts) -> float | None:
+def _third_name_flips(
+    adapter: Adapter, pairs: list[Pair], asked: Prompts, reaching: bool
+) -> float | None:
     """Exchange a's rows with those of somebody else who is not b; how often is b answered?"""
     found = []
     for number, pair in enumerate(pairs):
@@ -198,7 +210,7 @@ def _third_name_flips(adapter: Adapter, pairs: list[Pair], asked: Prompts) -> fl
     tokens = own.tokens.clone()
     for row, (_, third) in enumerate(found):
         tokens[row, : len(third)] = torch.tensor(third)
-    writes = exchange(adapter, own, own._replace(tokens=tokens))
+    writes = exchange(adapter, own, own._replace(tokens=tokens), reaching)
     return float((preferences(adapter, own, writes) < 0).double().mean())
 
 

@@ -191,11 +191,21 @@ def test_surgery_on_a_decisive_memory_moves_every_answer() -> None:
     rows = surgery(adapter, people(adapter)).rows
     flips = {r.condition: r for r in rows if r.metric == "flip_rate"}
     assert flips["rows_exchanged"].value == 1 and flips["rows_written"].value == 1
+    # The name is last: no n-gram begins in it and ends behind it.
+    assert flips["rows_exchanged_reaching"].value == 1
     assert flips["rows_exchanged"].baseline < 0.7
     kl = {(r.condition, r.slice["prompts"]): r.value for r in rows if r.metric == "kl_bits"}
     assert set(kl) == {
         (c, p) for c in ("rows_exchanged", "rows_written") for p in ("other_people", "text")
     }
+
+
+def test_ngrams_that_reach_over_the_name_are_exchanged_on_demand() -> None:
+    """One token stands behind the name, so that the last trigram and bigram begin in it."""
+    adapter = open_model(only_memory())
+    rows = surgery(adapter, people(adapter, tail=1)).rows
+    flips = {r.condition: r.value for r in rows if r.metric == "flip_rate"}
+    assert flips["rows_exchanged_reaching"] == 1 and flips["rows_exchanged"] == 0
 
 
 def test_surgery_on_an_ignored_memory_moves_nothing() -> None:
