@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
 from probes.capture import Batch, batches
@@ -175,9 +175,9 @@ def _equal_share(adapter: Adapter, mixtures: Mapping[int, Any]) -> float:
     return memory / expert_parameters(next(iter(mixtures.values())))
 
 
-def expert_parameters(mlp: nn.Module) -> int:
+def expert_parameters(mlp: Any) -> int:
     """Return the parameters of one expert of a mixture whose experts are stacked."""
-    return sum(p[0].numel() for p in mlp.experts.parameters())  # type: ignore[union-attr]
+    return sum(int(p[0].numel()) for p in mlp.experts.parameters())
 
 
 def memory_parameters(adapter: Adapter) -> int:

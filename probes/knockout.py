@@ -89,5 +89,14 @@ def _size_row(adapter: Adapter, cut: Knockout, seed: int) -> list[MetricRow]:
     size = cut_parameters(adapter, cut, seed)
     if size is None:
         return []
-    place = {"condition": cut.condition, "site": cut.site, "layer": cut.layer}
-    return [MetricRow(NAME, "params_removed", float(size), split="val", **place)]
+    return [
+        MetricRow(
+            NAME,
+            "params_removed",
+            float(size),
+            condition=cut.condition,
+            site=cut.site,
+            layer=cut.layer,
+            split="val",
+        )
+    ]

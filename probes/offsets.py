@@ -90,7 +90,8 @@ def eager_weights(adapter: Adapter) -> Iterator[dict[int, Tensor]]:
         no weights.
     """
     model: Any = adapter.model
-    before, found = model.config._attn_implementation, {}
+    before = model.config._attn_implementation
+    found: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for layer in range(adapter.n_layers):
             module = attention_of(adapter, layer)

@@ -48,7 +48,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def only_memory() -> PreTrainedModel:
     """Make a model whose logits come from the memory alone."""
-    model = silence(engram(n_routed_experts=0, engram_conv=False), range(3))
+    model = silence(
+        engram(n_routed_experts=0, engram_conv=False, engram_rows=[1009, 1009]), range(3)
+    )
     with torch.no_grad():
         model.model.embed_tokens.weight.zero_()
         model.model.layers[1].engram.table.weight.normal_()
