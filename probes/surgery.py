@@ -166,8 +166,8 @@ def surgery(adapter: Adapter, people: People, report: Reporter | None = None) ->
     Rows, site ``memory_rows``; conditions ``rows_exchanged`` (read at the name's tokens),
     ``rows_exchanged_reaching`` (and by n-grams that begin in the name) and ``rows_written``:
     ``flip_rate``, the share of prompts whose preferred answer becomes the other one, by ``slice``
-    prompts (``same_wording``, ``other_wording``); ``top1_agreement`` and ``kl_bits`` of the predictions
-    before and after on ``other_people`` and on ``text``. Standard errors are over people.
+    prompts (``same_wording``, ``other_wording``); ``top1_agreement`` and ``kl_bits`` of the
+    predictions before and after on ``other_people`` and on ``text``. Errors are over people.
     """
     right = known(adapter, people.pairs)
     pairs = [pair for pair, fine in zip(people.pairs, right, strict=True) if fine]
