@@ -173,7 +173,7 @@ class ProbeConfig:
     probes: tuple[str, ...] = ("logit_lens", "tuned_lens", "linear", "knockout", "cka")
     equal_loss: tuple[str, ...] = ("logit_lens", "linear", "cka")
     probes: tuple[str, ...] = (
-        *("logit_lens", "linear", "knockout", "cka"),
+        *("logit_lens", "tuned_lens", "linear", "knockout", "cka"),
         *("gates", "router", "memory_usage", "offsets", "depth", "patching", "surgery"),
     )
     tokens: int = 16_384

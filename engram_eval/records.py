@@ -79,7 +79,7 @@ METRICS: dict[str, Metric] = {
     "auroc": Metric("1", None),
     "cache_hit_rate": Metric("fraction", True),
     "change_ratio": Metric("1", None),
-    "collision_rate": Metric("fraction", None),
+    "crowding": Metric("share of a row's reads by other n-grams", None),
     "effective_rank": Metric("dimension", None),
     "mutual_information_bits": Metric("bit/choice", None),
     "norm_count_correlation": Metric("Spearman's rho", None),

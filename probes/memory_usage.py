@@ -100,7 +100,7 @@ def memory_usage(adapter: Adapter, text: Text, report: Reporter | None = None) -
     """Measure each table's use by a text; no rows without a memory that looks tokens up.
 
     Rows, per memory layer, site ``memory_rows``, with ``slice`` order: ``rows_touched``,
-    ``collision_rate`` of each head, the mean over reads of ``crowding``, and (condition
+    ``crowding`` of each head, the mean over reads of ``crowding``, and (condition
     ``all_heads``) the same in each n-gram's least crowded head, ``zipf_exponent`` of reads per row
     (baseline: of the n-grams themselves), ``row_norm`` of rows in use and (condition
     ``untouched``) of the others, ``norm_count_correlation``; over all orders ``effective_rank`` of
@@ -144,7 +144,7 @@ def _collision_rows(layer: int, label: dict[str, str], heads: list[Head]) -> Ite
         together = number == len(heads)
         yield _row(
             layer,
-            "collision_rate",
+            "crowding",
             float(share.mean()),
             slice=label if together else {**label, "head": str(number)},
             condition="all_heads" if together else None,

@@ -99,7 +99,7 @@ def test_a_table_with_room_is_hardly_crowded_and_one_row_is_full() -> None:
     roomy = memory_usage(open_model(engram(engram_rows=[200_003, 200_003])), text).rows
     single = memory_usage(open_model(engram(engram_index="single")), text).rows
     for rows, low, high in ((roomy, 0, 0.02), (single, 0.99, 1)):
-        found = [r for r in rows if r.metric == "collision_rate"]
+        found = [r for r in rows if r.metric == "crowding"]
         assert len(found) == 2 * 3
         for row in found:
             assert low <= row.value <= high

@@ -9,9 +9,13 @@ from reports.load import Study
 from reports.query import asked, pick
 from reports.sections.cka import cka_block
 from reports.sections.equal_loss import equal_loss_block
+from reports.sections.depth import depth_block
+from reports.sections.gates import gates_block, router_block, usage_block
 from reports.sections.knockout import knockout_block
 from reports.sections.lens import lens_block, tuned_lens_block
 from reports.sections.linear import linear_block
+from reports.sections.offsets import offsets_block
+from reports.sections.patching import patching_block, surgery_block
 from reports.theme import looks
 
 
@@ -23,12 +27,21 @@ class Part(NamedTuple):
     missing: str
 
 
+OF_PEOPLE = "it asks about people of the pocket corpus, and of those about what a model knows"
+
 PARTS = (
     Part("logit_lens", lens_block, "LogitLens is not recorded."),
     Part("tuned_lens", tuned_lens_block, "The tuned lens is not recorded."),
     Part("cka", cka_block, "CKA between models is not recorded."),
     Part("linear", linear_block, "The linear probe is not recorded."),
     Part("knockout", knockout_block, "The knock-outs are not recorded."),
+    Part("offsets", offsets_block, "Attention by offset is not recorded."),
+    Part("patching", patching_block, f"Patching is not recorded: {OF_PEOPLE}."),
+    Part("surgery", surgery_block, f"Memory surgery is not recorded: {OF_PEOPLE}."),
+    Part("gates", gates_block, "No model has a memory with gates."),
+    Part("memory_usage", usage_block, "No model has a memory that looks tokens up."),
+    Part("router", router_block, "No model has experts."),
+    Part("depth", depth_block, "The use of depth is not recorded."),
 )
 
 

@@ -1,0 +1,143 @@
+"""Gates, routers and the table: what is used, by whom, and how often."""
+
+from collections.abc import Mapping, Sequence
+
+from engram_eval.records import MetricRow
+from reports.blocks import Block, Panel, View, flat_rows
+from reports.draw import Canvas, Line, lines
+from reports.load import Study
+from reports.numbers import fixed
+from reports.query import ordered, pick, value_of
+from reports.sections.category_dots import by_model, category_dots
+from reports.sections.layers import drawn_models, layer_panel
+from reports.sections.overview import who
+from reports.theme import Look, looks
+
+POLICIES = {"hottest": "-", "lfu": "--", "lru": ":"}
+
+
+def gates_block(study: Study, rows: Sequence[MetricRow]) -> Block:
+    """Draw the mean gate by n-gram count, domain and predictability."""
+    look, kept = looks(study), pick(rows, metric="gate_mean")
+    models = drawn_models(study, kept)
+    views = []
+    for label, title in (
+        ("trigram_count", "by the trigram's count in training"),
+        ("bigram_count", "by the bigram's count in training"),
+        ("domain", "by domain"),
+        ("static_in", "by predictability"),
+    ):
+        part = [row for row in kept if set(row.slice) == {label}]
+        if part:
+            drawn = category_dots(part, _only_label, look, "gate")
+            views.append(View(title, [Panel("", drawn)]))
+    auroc = pick(rows, metric="auroc")
+    names = "; ".join(
+        f"{who(row)} {fixed(value_of(row), 2)} (frequency alone {fixed(row.baseline, 2)})"
+        for row in auroc
+    )
+    whole = [row for row in kept if not row.slice]
+    told = f"Mean gate: {by_model(models, whole)}."
+    return Block(
+        "gates",
+        "Gates: when the memory is let in",
+        f"{told} How well the gate alone tells the end of a name, AUROC: {names}."
+        if names
+        else told,
+        views,
+        flat_rows(rows),
+        legend=models,
+        key="The mean over tokens; one point per seed and memory layer.",
+    )
+
+
+def _only_label(row: MetricRow) -> str:
+    return next(iter(row.slice.values()))
+
+
+def router_block(study: Study, rows: Sequence[MetricRow]) -> Block:
+    """Draw domain specialisation, entropy and load of the routers by block."""
+    look = looks(study)
+    titles = {
+        "mutual_information_bits": "expert and domain, bits per choice",
+        "entropy_bits": "entropy of a token's scores, bits",
+        "router_load_max": "fullest expert over the mean",
+    }
+    views = []
+    for metric, title in titles.items():
+        part = [row for row in pick(rows, metric=metric) if not row.slice]
+        wide, narrow = (layer_panel(part, look, title, {}, width) for width in (640, 320))
+        views.append(View(title, [Panel("", wide, narrow)]))
+    shared = pick(rows, metric="mutual_information_bits")
+    most = max(shared, key=value_of)
+    return Block(
+        "router",
+        "Routers: do experts specialise by domain?",
+        f"Most in {who(most)}, block {most.layer}: {fixed(value_of(most), 2)} bits per choice; "
+        f"{fixed(most.baseline, 2)} with the documents' domains shuffled.",
+        views,
+        flat_rows(rows),
+        legend=drawn_models(study, rows),
+    )
+
+
+def usage_block(study: Study, rows: Sequence[MetricRow]) -> Block:
+    """Draw cache curves, and what collides."""
+    look = looks(study)
+    curve, models = pick(rows, metric="cache_hit_rate"), drawn_models(study, rows)
+    crowded = [row for row in pick(rows, metric="crowding") if row.condition]
+    touched = pick(rows, metric="rows_touched")
+    views = [
+        View(
+            "cache of hot rows",
+            [Panel("", *(_curves(curve, look, width) for width in (640, 320)))],
+        ),
+        View("use of rows", _use_panels(touched, crowded, look)),
+    ]
+    small = [r for r in pick(curve, condition="hottest") if r.slice["cached_share"] == "0.1"]
+    told = "Share of reads that the hottest tenth of the rows serves"
+    return Block(
+        "memory-usage",
+        "The table: rows in use, collisions, hot rows",
+        f"{told}: {by_model(models, small)}.",
+        views,
+        flat_rows(rows),
+        legend=models,
+        key="Solid: the rows read most, known in hindsight; dashed: least frequently used goes; "
+        "dotted: least recently used goes. Collisions: the share of a row's reads that other "
+        "n-grams make, in each n-gram's least crowded head; hollow: rows drawn at random.",
+    )
+
+
+def _use_panels(
+    touched: Sequence[MetricRow], crowded: Sequence[MetricRow], look: Mapping[str, Look]
+) -> list[Panel]:
+    return [
+        Panel(title, category_dots(part, _order, look, label))
+        for title, part, label in (
+            ("rows read in the text", touched, "share of rows"),
+            ("reads shared with others", crowded, "share of a row's reads"),
+        )
+        if part
+    ]
+
+
+def _order(row: MetricRow) -> str:
+    return f"{row.slice.get('order', '?')}-grams, block {row.layer}"
+
+
+def _curves(rows: Sequence[MetricRow], look: Mapping[str, Look], width: int) -> Canvas:
+    drawn = []
+    for policy, dash in POLICIES.items():
+        for name in ordered(f"{who(row)}, block {row.layer}" for row in rows):
+            part = [
+                row
+                for row in pick(rows, condition=policy)
+                if f"{who(row)}, block {row.layer}" == name
+            ]
+            ranked = sorted(part, key=lambda row: float(row.slice["cached_share"]))
+            if ranked:
+                x = [100 * float(row.slice["cached_share"]) for row in ranked]
+                y = [value_of(row) for row in ranked]
+                drawn.append(Line(x, y, look[str(ranked[0].model)], f"{name}, {policy}", dash))
+    return lines(drawn, "rows in the cache, % of the table", "reads served", width)
