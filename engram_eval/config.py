@@ -170,12 +170,11 @@ class ProbeConfig:
             one at the checkpoint whose validation loss is nearest to the other's last one.
     """
 
-    probes: tuple[str, ...] = ("logit_lens", "tuned_lens", "linear", "knockout", "cka")
-    equal_loss: tuple[str, ...] = ("logit_lens", "linear", "cka")
     probes: tuple[str, ...] = (
         *("logit_lens", "tuned_lens", "linear", "knockout", "cka"),
         *("gates", "router", "memory_usage", "offsets", "depth", "patching", "surgery"),
     )
+    equal_loss: tuple[str, ...] = ("logit_lens", "linear", "cka")
     tokens: int = 16_384
     seq_len: int = 256
     seed: int = 0

@@ -8,8 +8,8 @@ from reports.blocks import Item, Section
 from reports.load import Study
 from reports.query import asked, pick
 from reports.sections.cka import cka_block
-from reports.sections.equal_loss import equal_loss_block
 from reports.sections.depth import depth_block
+from reports.sections.equal_loss import equal_loss_block
 from reports.sections.gates import gates_block, router_block, usage_block
 from reports.sections.knockout import knockout_block
 from reports.sections.lens import lens_block, tuned_lens_block
