@@ -2,7 +2,7 @@
 
 The Python face is small and lazy, so that importing the package costs nothing:
 
-    from engram_eval import Study, run, load_model, load_run
+    from engram_eval import Study, run, load_model, load_run, open_model
 """
 
 import importlib
@@ -13,9 +13,10 @@ _FACE = {
     "run": "engram_eval.api:run",
     "load_model": "engram_eval.api:load_model",
     "load_run": "engram_eval.api:load_run",
+    "open_model": "engram_eval.adapters.load:open_model",
 }
 
-__all__ = ["Study", "load_model", "load_run", "run"]
+__all__ = ["Study", "load_model", "load_run", "open_model", "run"]
 
 
 def __getattr__(name: str) -> Any:

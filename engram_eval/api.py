@@ -41,18 +41,20 @@ def run(
     return folder
 
 
-def load_model(folder: Path | str) -> Any:
-    """Load a causal language model from a folder, in evaluation mode.
+def load_model(name: Path | str, trust_remote_code: bool = False) -> Any:
+    """Load a causal language model in evaluation mode, from safetensors only.
 
-    Weights are read from safetensors only, and no code from the folder is run: the Engram
-    architecture is this package's own.
+    Args:
+        name: a folder, or as text a hub name.
+        trust_remote_code: run Python files that lie beside the weights. Models that this package
+            has trained never need it.
 
     Raises:
-        UserError: the folder holds no such model.
+        UserError: there is no such model.
     """
     from engram_eval.adapters.load import load_causal_lm
 
-    return load_causal_lm(Path(folder)).eval()
+    return load_causal_lm(name, trust_remote_code).eval()
 
 
 def load_run(folder: Path | str) -> "pd.DataFrame":

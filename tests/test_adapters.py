@@ -19,6 +19,7 @@ from adapters_fixture import (
 )
 from torch import nn
 from transformers import (
+    Gemma3nConfig,
     Gemma3nForCausalLM,
     Gemma3nTextConfig,
     GraniteConfig,
@@ -188,6 +189,26 @@ def test_models_whose_blocks_share_keys_say_so(tokens: torch.Tensor) -> None:
         adapter.logits(tokens)
 
 
+def test_gemma3n_as_it_is_published(tmp_path: Path, tokens: torch.Tensor) -> None:
+    """With eyes and ears beside the text model, whose names then begin otherwise."""
+    from safetensors.torch import load_file, save_file
+
+    model = seeded(FAMILIES["gemma3n"])
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = {
+        name.replace("model.", "model.language_model.", 1): weight
+        for name, weight in load_file(path).items()
+    }
+    weights["model.vision_tower.weight"] = torch.ones(2)
+    save_file(weights, path, metadata={"format": "pt"})
+    Gemma3nConfig(text_config=model.config.to_dict()).save_pretrained(tmp_path)
+    adapter = open_model(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(adapter.logits(tokens), model(input_ids=tokens).logits)
+    assert adapter.memory_layers == (0, 1, 2)
+
+
 def test_qwen4_computes_as_before_it_was_opened(tokens: torch.Tensor) -> None:
     """The gate's tap changes no bit, neither with padding nor while decoding."""
     model, tapped = (seeded(FAMILIES["qwen4_exp"]) for _ in range(2))
@@ -342,6 +363,34 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin is pickled"):
         open_model(tmp_path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of ``lab/model`` as the hub's client keeps it on disk; the hub is out of reach."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0" * 40
+    place = tmp_path / "models--lab--model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    return place / "snapshots" / commit
+
+
+def test_open_by_hub_name(hub: Path, tokens: torch.Tensor) -> None:
+    model = seeded(make_llama)
+    model.save_pretrained(hub)
+    with torch.no_grad():
+        expected = model(input_ids=tokens).logits
+        torch.testing.assert_close(open_model("lab/model").logits(tokens), expected)
+
+
+def test_pickled_weights_of_the_hub_are_refused(hub: Path) -> None:
+    model = seeded(make_llama)
+    model.config.save_pretrained(hub)
+    torch.save(model.state_dict(), hub / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot open lab/model"):
+        open_model("lab/model")
 
 
 def test_missing_weights_are_refused(tmp_path: Path) -> None:

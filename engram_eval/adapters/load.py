@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nForCausalLM, PreTrainedModel
 
 from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.check import self_check
@@ -55,21 +55,11 @@ def load_causal_lm(source: str | Path, trust_remote_code: bool = False) -> PreTr
     elif isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"{source}: no such folder")
     try:
-        if is_own(folder):
-            from engram_eval.models.modeling_engram import EngramForCausalLM
-            from engram_eval.models.register import register
-
-            # So that the folder's tokenizer opens without asking for the code beside it.
-            register()
-            loader: Any = EngramForCausalLM
-            options: dict[str, Any] = {}
-        else:
-            loader, options = AutoModelForCausalLM, {"trust_remote_code": trust_remote_code}
-            AutoConfig.from_pretrained(source, **options)
+        loader, options = _loader(source, folder, trust_remote_code)
         model, info = loader.from_pretrained(
             source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         if "custom code" in reason:
             reason = "it brings Python code of its own; allow it with trust_remote_code=True"
@@ -79,6 +69,28 @@ def load_causal_lm(source: str | Path, trust_remote_code: bool = False) -> PreTr
         raise UserError(f"{source}: {len(absent)} weights are missing, the first is {absent[0]}")
     opened: PreTrainedModel = model
     return opened
+
+
+def _loader(
+    source: str | Path, folder: Path, trust_remote_code: bool
+) -> tuple[Any, dict[str, Any]]:
+    """Return the class that loads a model, and what else it must be told."""
+    if is_own(folder):
+        from engram_eval.models.modeling_engram import EngramForCausalLM
+        from engram_eval.models.register import register
+
+        # So that the folder's tokenizer opens without asking for the code beside it.
+        register()
+        return EngramForCausalLM, {}
+    options = {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(source, **options)
+    if config.model_type == "gemma3n":
+        # Eyes and ears stay closed: they are not asked for, and would need further libraries.
+        return Gemma3nForCausalLM, {
+            "config": config.get_text_config(),
+            "key_mapping": {r"^model\.language_model\.": "model."},
+        }
+    return AutoModelForCausalLM, options
 
 
 def _check_folder(folder: Path) -> None:
