@@ -6,7 +6,10 @@ from the other tokens. Beside it stands what frequency alone tells (``baseline``
 follows the n-gram's count knows nothing about names.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import rankdata
 
 from engram_eval.adapters.base import Adapter, Tap
@@ -19,6 +22,7 @@ from probes.sample import Floats, Ints, Mask, Slice
 
 NAME = "gates"
 SITE = "memory_gate"
+INDEX = "memory_index"
 EDGES = (0, 1, 2, 8, 64)
 LABELS = ("0", "1", "2-7", "8-63", "64+")
 
@@ -43,20 +47,43 @@ def count_slices(counts: Ints, label: str) -> list[Slice]:
     return [part for part in parts if part.mask.any()]
 
 
+class Reading(NamedTuple):
+    """What one memory layer did at each input.
+
+    Attributes:
+        gate: the mean over streams, (n,).
+        numbers: of the rows that were read, (n, heads); no columns where it has none.
+    """
+
+    gate: Floats
+    numbers: npt.NDArray[np.int32]
+
+
 def read_gates(
     adapter: Adapter, patterns: Patterns, report: Reporter | None = None
-) -> dict[int, Floats]:
-    """Return the gate of each memory layer at each input, (n,), the mean over streams."""
+) -> dict[int, Reading]:
+    """Return gates and row numbers of each memory layer that has gates."""
     layers = [layer for layer in adapter.memory_layers if Tap(SITE, layer) in adapter.places]
-    size = patterns.sample.inputs.token.size
-    found = {layer: np.empty(size) for layer in layers}
-    taps = [Tap(SITE, layer) for layer in layers]
+    taps = [
+        tap
+        for layer in layers
+        for tap in (Tap(SITE, layer), Tap(INDEX, layer))
+        if tap in adapter.places
+    ]
+    parts: dict[Tap, list[npt.NDArray[Any]]] = {tap: [] for tap in taps}
     if not taps:
-        return found
+        return {}
     for batch in batches(adapter, patterns.sample, taps, report=report, title=NAME):
-        for layer in layers:
-            found[layer][batch.part] = batch.taps[Tap(SITE, layer)].double().mean(-1).cpu().numpy()
-    return found
+        for tap in taps:
+            parts[tap].append(batch.taps[tap].cpu().numpy())
+    nothing = [np.empty((patterns.sample.inputs.token.size, 0))]
+    return {
+        layer: Reading(
+            np.concatenate(parts[Tap(SITE, layer)]).astype(np.float64).mean(-1),
+            np.concatenate(parts.get(Tap(INDEX, layer), nothing)).astype(np.int32),
+        )
+        for layer in layers
+    }
 
 
 def gates(adapter: Adapter, patterns: Patterns, report: Reporter | None = None) -> Findings:
@@ -64,23 +91,29 @@ def gates(adapter: Adapter, patterns: Patterns, report: Reporter | None = None) 
 
     Rows: ``gate_mean`` per domain, per third of ``static_in``, at the ends of names, and per count
     of the bigram and of the trigram that ends there; ``auroc`` of the gate for the ends of names,
-    with the trigram count's as ``baseline``. Standard errors are over documents.
+    with the trigram count's as ``baseline``. Standard errors are over documents. Arrays, (n, ...):
+    ``gate<layer>``, the numbers of the rows read as ``index<layer>``, and which token it was.
     """
-    sample, rows, arrays = patterns.sample, [], {}
+    sample, rows = patterns.sample, []
+    arrays: dict[str, npt.NDArray[Any]] = {}
     slices = [
         *sample.slices("static_in"),
         *count_slices(patterns.bigram_count, "bigram_count"),
         *count_slices(patterns.trigram_count, "trigram_count"),
     ]
-    for layer, gate in read_gates(adapter, patterns, report).items():
+    for layer, (gate, index) in read_gates(adapter, patterns, report).items():
         key = f"gate{layer}"
         fields = {"name": NAME, "layer": layer, "site": SITE, "artifact": {"key": key}}
         documents = sample.inputs.document
         rows += mean_rows(gate, documents, slices, metric="gate_mean", **fields)
         rows += _auroc_row(gate, patterns, layer)
         arrays[key] = gate.astype(np.float32)
-    index = {name: getattr(sample.inputs, name) for name in ("document", "position", "token")}
-    return Findings(rows, {**arrays, **index} if arrays else {})
+        arrays[f"index{layer}"] = index
+    place: dict[str, npt.NDArray[Any]] = {
+        name: getattr(sample.inputs, name) for name in ("document", "position", "token")
+    }
+    place |= {"bigram_count": patterns.bigram_count, "trigram_count": patterns.trigram_count}
+    return Findings(rows, {**arrays, **place} if arrays else {})
 
 
 def _auroc_row(gate: Floats, patterns: Patterns, layer: int) -> list[MetricRow]:

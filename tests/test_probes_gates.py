@@ -14,6 +14,7 @@ from engram_eval.adapters.load import open_model
 from engram_eval.config import ProbeConfig
 from engram_eval.records import MetricRow
 from probes.gates import auroc, count_slices, gates
+from probes.ngram_rows import rows_read
 from probes.patterns import Patterns, count_patterns
 from probes.router import mutual_information_bits, routed_layers, router
 from probes.sample import draw_sample
@@ -38,6 +39,16 @@ def test_auroc_equals_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
         assert auroc(score, positive) is None
     else:
         assert auroc(score, positive) == pytest.approx(roc_auc_score(positive, score))
+
+
+def test_rows_and_counts_travel_with_the_gates() -> None:
+    found, adapter = patterns(), open_model(engram())
+    arrays, inputs = gates(adapter, found).arrays, found.sample.inputs
+    tokens = torch.from_numpy(inputs.token).reshape(found.sample.shape)
+    read = rows_read(adapter, tokens)[1].flatten(0, 1).numpy()
+    assert (arrays["index1"] == read).all() and arrays["index1"].dtype == np.int32
+    assert arrays["gate1"].shape == inputs.token.shape
+    assert (arrays["trigram_count"] == found.trigram_count).all()
 
 
 def test_a_gate_that_opens_at_names_is_found_and_another_is_not() -> None:

@@ -10,6 +10,7 @@ from reports.query import asked, pick
 from reports.sections.cka import cka_block
 from reports.sections.depth import depth_block
 from reports.sections.equal_loss import equal_loss_block
+from reports.sections.gate_text import gate_text
 from reports.sections.gates import gates_block, router_block, usage_block
 from reports.sections.knockout import knockout_block
 from reports.sections.lens import lens_block, tuned_lens_block
@@ -38,7 +39,11 @@ PARTS = (
     Part("offsets", offsets_block, "Attention by offset is not recorded."),
     Part("patching", patching_block, f"Patching is not recorded: {OF_PEOPLE}."),
     Part("surgery", surgery_block, f"Memory surgery is not recorded: {OF_PEOPLE}."),
-    Part("gates", gates_block, "No model has a memory with gates."),
+    Part(
+        "gates",
+        lambda s, rows: [gates_block(s, rows), *gate_text(s, rows)],
+        "No model has a memory with gates.",
+    ),
     Part("memory_usage", usage_block, "No model has a memory that looks tokens up."),
     Part("router", router_block, "No model has experts."),
     Part("depth", depth_block, "The use of depth is not recorded."),
