@@ -1,0 +1,224 @@
+"""Questions about a context of any length: associative recall, needles, variables, repetitions.
+
+The needles follow RULER (arXiv:2404.06654, appendix B): the same sentences, keys of two words,
+values of seven digits, the haystack of repeated noise. lm-eval's own generators of them need the
+network (essays, word lists, NLTK's data) and start at 4,096 tokens. Answers are scored by
+likelihood against three wrong ones that stand in the same context; of several values the last one
+is asked for, the others being told. Recall follows arXiv:2312.04927.
+
+Every maker draws one item: ``maker(rng, load, pad)``, where ``pad(before, parts, after)`` spreads
+the parts over as much noise as the length allows. ``load`` is how much there is to keep apart.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+_SIZES = "big dark dry fast kind late long mild new old pale rare red shy slow soft tall thin warm"
+_THINGS = "ant bag bee bell boat book car cat cup dog door fox hat hen key lamp map nail owl pen"
+KEYS = tuple(f"{size} {thing}" for size in _SIZES.split() for thing in _THINGS.split())
+WORDS = tuple(f"{_THINGS} {_SIZES}".split())
+WRONG = 3
+
+Pad = Callable[[str, Sequence[str], str], str | None]
+
+
+class Asked(NamedTuple):
+    """A question: what is read, the right answer, wrong ones."""
+
+    query: str
+    gold: str
+    wrong: tuple[str, ...]
+
+
+def needle_single(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
+    """One number for each of ``load`` keys (at least 4); one is asked for."""
+    keys, values = _pairs(rng, max(load, WRONG + 1))
+    query = pad(INTRO, _needles(keys, values), _question([keys[0]]))
+    return _asked(query, values[0], values[1:], rng)
+
+
+def needle_multivalue(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
+    """``load`` numbers for one key; all but the last are told, which is asked for."""
+    keys, values = _pairs(rng, load + WRONG)
+    keys = [keys[0]] * load + keys[load:]
+    told = ", ".join(values[: load - 1])
+    after = f"{_question([keys[0]])} {told}{',' if load > 2 else ''} and" if load > 1 else None
+    query = pad(INTRO, _needles(keys, values), after or _question([keys[0]]))
+    return _asked(query, values[load - 1], values[load:], rng)
+
+
+def needle_multiquery(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
+    """``load`` keys are asked for at once; the last answer is scored."""
+    keys, values = _pairs(rng, load + WRONG)
+    after = "".join([f"{_question(keys[:load])}", *(f" {value}," for value in values[: load - 1])])
+    query = pad(INTRO, _needles(keys, values), after)
+    return _asked(query, values[load - 1], values[load:], rng)
+
+
+def variable_tracking(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
+    """Which variable holds a number, ``load`` assignments away; the wrong ones hold others."""
+    _, values = _pairs(rng, WRONG + 1)
+    names = _names(rng, (WRONG + 1) * (load + 1))
+    chains = [names[i * (load + 1) : (i + 1) * (load + 1)] for i in range(WRONG + 1)]
+    steps = [
+        [f"VAR {chain[0]} = {value}."]
+        + [f"VAR {b} = VAR {a}." for a, b in itertools.pairwise(chain)]
+        for chain, value in zip(chains, values, strict=True)
+    ]
+    # Chains take turns in random order; the steps of each one stay in theirs.
+    order = rng.permutation(np.repeat(np.arange(len(steps)), load + 1))
+    parts = [steps[chain].pop(0) for chain in order]
+    told = ", ".join(chains[0][:load])
+    after = f"Question: Find all variables that are assigned the value {values[0]}. Answer: {told}"
+    query = pad("Track the variable assignments in the text.", parts, after + ",")
+    return _asked(query, chains[0][load], [chain[load] for chain in chains[1:]], rng)
+
+
+def recall(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
+    """``load`` pairs, all asked for one after the other; the last answer is scored."""
+    load = max(load, WRONG + 1)
+    keys = [str(key) for key in rng.choice(KEYS, load, replace=False)]
+    values = [str(value) for value in rng.permutation(WORDS)[:load]]
+    if len(values) < load:
+        values += [f"{a} {b}" for a, b in zip(values, rng.permutation(WORDS), strict=False)]
+        values = values[:load]
+    order = rng.permutation(load)
+    asked = ", ".join(f"{keys[i]} {values[i]}" for i in order[:-1])
+    last = int(order[-1])
+    parts = [f"{key} {value}." for key, value in zip(keys, values, strict=True)]
+    query = pad("Pairs:", parts, f"Asked: {asked}, {keys[last]}")
+    wrong = [values[i] for i in order[:-1] if values[i] != values[last]]
+    return _asked(query, values[last], wrong, rng)
+
+
+INTRO = "Some special magic numbers are hidden within the following text. Make sure to memorize it."
+
+MAKERS: dict[str, Callable[[np.random.Generator, int, Pad], Asked | None]] = {
+    "long_recall": recall,
+    "needle_multiquery": needle_multiquery,
+    "needle_multivalue": needle_multivalue,
+    "needle_single": needle_single,
+    "variable_tracking": variable_tracking,
+}
+
+
+def _pairs(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
+    keys = [str(key) for key in rng.choice(KEYS, count, replace=False)]
+    values = rng.choice(np.arange(1_000_000, 10_000_000), count, replace=False)
+    return keys, [str(value) for value in values]
+
+
+def _names(rng: np.random.Generator, count: int) -> list[str]:
+    """Draw distinct names of variables: five capital letters, as RULER has them."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(chr(65 + letter) for letter in rng.integers(26, size=5))] = None
+    return list(found)
+
+
+def _needles(keys: Sequence[str], values: Sequence[str]) -> list[str]:
+    return [
+        f"One of the special magic numbers for {key} is: {value}."
+        for key, value in zip(keys, values, strict=True)
+    ]
+
+
+def _question(keys: Sequence[str]) -> str:
+    named = keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])}, and {keys[-1]}"
+    return (
+        f"What are all the special magic numbers for {named} mentioned in the provided text? "
+        f"The special magic numbers for {named} mentioned in the provided text are"
+    )
+
+
+def _asked(
+    query: str | None, gold: str, wrong: Sequence[str], rng: np.random.Generator
+) -> Asked | None:
+    """Make a question with ``WRONG`` of the wrong answers; None where the context has no room."""
+    if query is None:
+        return None
+    chosen = rng.permutation(np.array(sorted(set(wrong))))[:WRONG]
+    return Asked(query, f" {gold}", tuple(f" {text}" for text in chosen))
+
+
+def padder(
+    length: int, size: Callable[[str], int], rng: np.random.Generator, room: int = 16
+) -> Pad:
+    """Return the function that spreads parts over noise, up to a length.
+
+    Args:
+        length: tokens of the whole prompt, its answer included.
+        size: tokens of a text.
+        rng: draws where the parts stand; their order is kept.
+        room: tokens left for the answer.
+    """
+    sentences = [f"{sentence}." for sentence in NOISE.removesuffix(".").split(". ")]
+
+    def pad(before: str, parts: Sequence[str], after: str) -> str | None:
+        def write(noise: int) -> str:
+            filler = [sentences[i % len(sentences)] for i in range(noise)]
+            cuts = np.sort(places[: len(parts)] * (noise + 1)).astype(int).tolist()
+            told: list[str] = []
+            for start, end, part in zip([0, *cuts[:-1]], cuts, parts, strict=True):
+                told += [*filler[start:end], part]
+            return " ".join([before, *told, *filler[cuts[-1] :], after])
+
+        places = rng.random(len(parts))
+        if size(write(0)) + room > length:
+            return None
+        low, high = 0, length
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (
+                (middle, high) if size(write(middle)) + room <= length else (low, middle - 1)
+            )
+        return write(low)
+
+    return pad
+
+
+def long_items(
+    task: str,
+    lengths: Sequence[int],
+    loads: Sequence[int],
+    count: int,
+    size: Callable[[str], int],
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return a task's items, ``count`` for each length and load that fit together.
+
+    Args:
+        task: a key of ``MAKERS``.
+        lengths: in tokens, the answer included.
+        loads: how much there is to keep apart.
+        count: items for each.
+        size: tokens of a text.
+        seed: of all draws; each length and load has a stream of its own.
+    """
+    items = []
+    for length in lengths:
+        for load in loads:
+            rng = np.random.default_rng([seed, length, load, *task.encode()])
+            for number in range(count):
+                found = MAKERS[task](rng, load, padder(length, size, rng))
+                if found is not None:
+                    labels = {"length": str(length), "load": str(load)}
+                    ident = f"{task}/{length}/{load}/{number}"
+                    items.append(_item(ident, found, labels, number))
+    return items
+
+
+def _item(ident: str, asked: Asked, labels: dict[str, str], number: int) -> dict[str, Any]:
+    position = number % (len(asked.wrong) + 1)
+    choices = [*asked.wrong[:position], asked.gold, *asked.wrong[position:]]
+    return {
+        "id": ident,
+        "query": asked.query,
+        "choices": choices,
+        "gold": position,
+        "slices": labels,
+    }
