@@ -133,6 +133,7 @@ def _intervals(table: Table, cases: Sequence[tuple[str, Pairing]]) -> list[Inter
     """Bootstrap every case over the table's units; one unit bears no interval."""
     tops = np.stack([_gain(table, metric, pairing) for metric, pairing in cases], axis=1)
     bottoms = np.stack([table.metrics[metric].bottom for metric, _ in cases], axis=1)
+    tops, bottoms = table.grouped(tops), table.grouped(bottoms)
     if len(tops) < 2:
         return [None] * len(cases)
     salt = int(content_hash([table.name, dict(table.labels)]), 16)
@@ -155,9 +156,10 @@ def _item_row(
 ) -> dict[str, Any]:
     """Write a comparison over items: bootstrap interval; McNemar's p for right against wrong."""
     gain = _gain(table, metric, pairing)
-    test = f"paired bootstrap over {table.units}"
+    test = f"paired bootstrap over {_drawn(table)}"
     p = interval.p if interval else None
-    if metric == "acc" and pairing.single:
+    # McNemar's test takes items for independent.
+    if metric == "acc" and pairing.single and not table.sources:
         a, b = (
             [(m, s[0])] for m, s in ((pairing.a, pairing.seeds_a), (pairing.b, pairing.seeds_b))
         )
@@ -174,6 +176,13 @@ def _item_row(
         "n": len(gain),
         "reason": _reason(table, pairing, judgement),
     }
+
+
+def _drawn(table: Table) -> str:
+    """Say what is resampled."""
+    if not table.sources:
+        return table.units
+    return f"{len(set(table.sources))} sources of {table.units}"
 
 
 def _row(

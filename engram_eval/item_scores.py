@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_eval.errors import UserError
-from engram_eval.records import read_jsonl
+from engram_eval.records import content_hash, read_jsonl
 
 Floats = npt.NDArray[np.float64]
 Trained = tuple[str, int | None]
 
+# Fields of an item that name the text it was made from.
+SOURCES = ("source", "passage", "article")
 BITS_PER_NAT = 1 / np.log(2)
 
 
@@ -35,6 +37,8 @@ class Table:
         ids: what each unit is, equal for all models.
         slices: labels of each unit.
         metrics: measure by metric name.
+        sources: what each unit was made from, if several share one: these are no independent
+            evidence and are resampled together; empty if no two do.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Table:
     ids: tuple[str, ...]
     slices: tuple[Mapping[str, str], ...]
     metrics: Mapping[str, Measure]
+    sources: tuple[str, ...] = ()
 
     def has(self, metric: str, who: Iterable[Trained]) -> bool:
         """Tell whether all of these trained models were scored."""
@@ -74,12 +79,24 @@ class Table:
                 )
                 for name, measure in self.metrics.items()
             },
+            shared(tuple(s for s, kept in zip(self.sources, keep, strict=True) if kept))
+            if self.sources
+            else (),
         )
+
+    def grouped(self, values: Floats) -> Floats:
+        """Sum values of units, (n, k), over those that share a source, (sources, k)."""
+        if not self.sources:
+            return values
+        index = {source: place for place, source in enumerate(dict.fromkeys(self.sources))}
+        sums = np.zeros((len(index), values.shape[1]))
+        np.add.at(sums, [index[source] for source in self.sources], values)
+        return sums
 
     @staticmethod
     def joined(name: str, parts: Sequence["Table"], labels: Mapping[str, str]) -> "Table":
         """Put the units of several tables together; kept are metrics and models that all have."""
-        shared = [m for m in parts[0].metrics if all(m in part.metrics for part in parts)]
+        common = [m for m in parts[0].metrics if all(m in part.metrics for part in parts)]
         return Table(
             name,
             labels,
@@ -87,8 +104,21 @@ class Table:
             parts[0].units,
             tuple(ident for part in parts for ident in part.ids),
             tuple(entry for part in parts for entry in part.slices),
-            {metric: _joined([part.metrics[metric] for part in parts]) for metric in shared},
+            {metric: _joined([part.metrics[metric] for part in parts]) for metric in common},
+            shared(tuple(s for part in parts for s in part.sources or part.ids)),
         )
+
+
+def shared(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Return sources as they are, or none where no two units share one."""
+    return sources if len(set(sources)) < len(sources) else ()
+
+
+def source_of(sample: Mapping[str, Any]) -> str:
+    """Name what an item was made from: our own items say it, questions share their passage."""
+    doc = sample["doc"]
+    told = next((doc[key] for key in SOURCES if isinstance(doc.get(key), str) and doc[key]), None)
+    return content_hash(told) if told else str(sample["doc_id"])
 
 
 def _joined(measures: Sequence[Measure]) -> Measure:
@@ -155,7 +185,9 @@ def _task_table(name: str, folders: Mapping[Trained, Path], domain: str | None) 
     first = next(iter(found.values()))
     slices = tuple(sample["doc"].get("slices") or {} for sample in first)
     labels = {} if domain is None else {"domain": domain}
-    return Table(name, labels, "test", "items", next(iter(ids.values())), slices, _measures(found))
+    sources = shared(tuple(source_of(sample) for sample in first))
+    kept = next(iter(ids.values()))
+    return Table(name, labels, "test", "items", kept, slices, _measures(found), sources)
 
 
 def _item_id(sample: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ class Stage(NamedTuple):
 
 STAGES: dict[str, Stage] = {
     "corpus": Stage("engram_eval.corpus.build:build_corpus", 1),
-    "items": Stage("engram_eval.evaluation.items:build_items", 1),
+    "items": Stage("engram_eval.evaluation.items:build_items", 2),
     "tune": Stage("engram_eval.training.tune:tune", 1),
     "train": Stage("engram_eval.training.stage:train", 2),
     "equal_loss": Stage("engram_eval.training.equal_loss:equal_loss", 1),

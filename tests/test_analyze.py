@@ -1,5 +1,6 @@
 """Comparisons between models against the metric rows, scipy and planted differences."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,11 +8,18 @@ import pytest
 from reports_fixture import SMALL, UNINFORMATIVE, read_metrics, write_study
 from scipy import stats as scipy_stats
 
-from engram_eval.analyze import analyze
+from engram_eval.analyze import Pairing, analyze, compare_table
 from engram_eval.errors import UserError
-from engram_eval.item_scores import load_scores, select
-from engram_eval.records import MetricRow, read_jsonl, row_to_dict, write_json, write_jsonl
-from engram_eval.stats import holm
+from engram_eval.item_scores import Measure, Scores, Table, load_scores, select, source_of
+from engram_eval.records import (
+    MetricRow,
+    content_hash,
+    read_jsonl,
+    row_to_dict,
+    write_json,
+    write_jsonl,
+)
+from engram_eval.stats import holm, paired_bootstrap
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +218,42 @@ def test_slices_keep_units_aligned(study):
     assert part.labels == {"domain": "math", "local": "unresolved"}
     assert len(part.ids) == len(part.slices) == len(part.metrics["acc"].bottom) == 20
     assert select(table, "local", "no such label") is None
+
+
+def test_items_of_one_source_are_resampled_together():
+    rng = np.random.default_rng(0)
+    sources = tuple(f"text {n}" for n in range(12) for _ in range(5))
+    gain = np.repeat(rng.integers(0, 2, 12), 5).astype(float)
+    table = Table(
+        "made",
+        {},
+        "test",
+        "items",
+        tuple(map(str, range(60))),
+        ({},) * 60,
+        {"acc": Measure({("a", 0): np.zeros(60), ("b", 0): gain}, np.ones(60))},
+        sources,
+    )
+    pairing, scores = Pairing("a", "b", (0,), (0,)), Scores([table], {"a": (0,), "b": (0,)})
+    (row,) = compare_table(table, [pairing], scores, {})
+    salt = np.random.default_rng(int(content_hash(["made", {}]), 16))
+    expected = paired_bootstrap(np.zeros(60), gain, salt, clusters=sources)
+    assert (row["ci_low"], row["ci_high"], row["p"]) == pytest.approx(expected[1:])
+    assert row["test"] == "paired bootstrap over 12 sources of items" and row["n"] == 60
+    apart = dataclasses.replace(table, sources=())
+    (other,) = compare_table(apart, [pairing], Scores([apart], scores.models), {})
+    assert other["test"] == "exact McNemar over items"
+    assert row["ci_high"] - row["ci_low"] > 1.5 * (other["ci_high"] - other["ci_low"])
+    # A part without shared sources is as good as single items; joined parts keep theirs apart.
+    keep = np.arange(60) % 5 == 0
+    assert table.rows(keep, {}).sources == ()
+    assert len(set(Table.joined("all", [table, apart], {}).sources)) == 12 + 60
+
+
+def test_items_name_what_they_were_made_from():
+    def sample(**doc):
+        return {"doc": doc, "doc_id": 3}
+
+    assert source_of(sample(source="os.py")) == source_of(sample(source="os.py", passage="x"))
+    assert source_of(sample(passage="long text")) != source_of(sample(passage="other"))
+    assert source_of(sample(question="?")) == "3"

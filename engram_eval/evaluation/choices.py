@@ -21,12 +21,14 @@ class Draft(NamedTuple):
         gold: the right choice, with its leading space.
         distractors: wrong choices, with theirs.
         slices: labels by which scores are also reported.
+        source: the text that several drafts may come from; these are no independent evidence.
     """
 
     query: str
     gold: str
     distractors: tuple[str, ...]
     slices: Mapping[str, str]
+    source: str = ""
 
 
 def task_rng(seed: int, task: str) -> np.random.Generator:
@@ -134,4 +136,5 @@ def _item(ident: str, draft: Draft, gold: int, rng: np.random.Generator) -> dict
         "choices": [*wrong[:gold], draft.gold, *wrong[gold:]],
         "gold": gold,
         "slices": dict(draft.slices),
+        **({"source": draft.source} if draft.source else {}),
     }

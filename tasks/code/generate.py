@@ -65,7 +65,7 @@ class Source(NamedTuple):
 def items(config: CorpusConfig) -> dict[str, list[dict[str, Any]]]:
     """Return the items of each task for a corpus."""
     documents = stdlib_documents(config.val_fraction, splits=("val",))
-    held_out = [_source(document.text) for document in documents if document.domain == "code"]
+    held_out = {d.name: _source(d.text) for d in documents if d.domain == "code"}
     attributes = _attributes_used()
     makers: dict[str, Callable[[Source, np.random.Generator], Iterator[Draft]]] = {
         "code_next_line": _next_lines,
@@ -76,7 +76,11 @@ def items(config: CorpusConfig) -> dict[str, list[dict[str, Any]]]:
     made = {}
     for task, maker in makers.items():
         rng = task_rng(config.seed, task)
-        drafts = [d for source in held_out for d in islice(maker(source, rng), PER_MODULE)]
+        drafts = [
+            draft._replace(source=name)
+            for name, source in held_out.items()
+            for draft in islice(maker(source, rng), PER_MODULE)
+        ]
         mixed = [drafts[index] for index in rng.permutation(len(drafts))]
         made[task] = finish(task, mixed, rng, LIMIT)
     return made

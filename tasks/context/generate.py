@@ -131,7 +131,8 @@ def _reuse_draft(entry: Reuse, found: list[Reuse], rng: np.random.Generator) -> 
         return []
     query, (gold, *rest) = at_word_end(entry.text, [entry.word, *wrong])
     lately = entry.word in _words(entry.text)[-WINDOW // 4 :]
-    return [Draft(query, gold, tuple(rest), {"last_use": "near" if lately else "far"})]
+    labels = {"last_use": "near" if lately else "far"}
+    return [Draft(query, gold, tuple(rest), labels, f"document {entry.document}")]
 
 
 def _words(text: str) -> list[str]:

@@ -1,0 +1,83 @@
+"""The statistics against statsmodels, which computes them another way."""
+
+import numpy as np
+import pytest
+
+from engram_eval import stats
+
+sm = pytest.importorskip("statsmodels.api", reason="pip install statsmodels")
+
+
+def test_mcnemar() -> None:
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    rng = np.random.default_rng(0)
+    a, b = (rng.random(80) < 0.5).astype(float), (rng.random(80) < 0.7).astype(float)
+    table = [[int(((a == i) & (b == j)).sum()) for j in (1, 0)] for i in (1, 0)]
+    assert stats.mcnemar(a, b) == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 12), (7, 12), (199, 200)])
+def test_wilson(successes: int, n: int) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    expected = proportion_confint(successes, n, alpha=0.1, method="wilson")
+    assert stats.wilson_interval(successes, n, 0.9) == pytest.approx(expected)
+
+
+def test_clustered_stderr() -> None:
+    rng = np.random.default_rng(1)
+    clusters = rng.integers(15, size=120)
+    values = rng.standard_normal(15)[clusters] + rng.standard_normal(120)
+    fit = sm.OLS(values, np.ones(120)).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False}
+    )
+    count = len(set(clusters))
+    expected = fit.bse[0] * np.sqrt(count / (count - 1))
+    assert stats.clustered_stderr(values, clusters.tolist()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("ours", "method"), [("holm", "holm"), ("benjamini_hochberg", "fdr_bh")])
+def test_corrections(ours: str, method: str) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    p = np.random.default_rng(2).random(25) ** 3
+    expected = multipletests(p, method=method)[1]
+    assert getattr(stats, ours)(p) == pytest.approx(expected)
+
+
+def test_seeds_with_pooled_variance() -> None:
+    rng = np.random.default_rng(3)
+    arms = {name: rng.normal(size=n).tolist() for name, n in (("a", 3), ("b", 5), ("c", 4))}
+    values = np.concatenate(list(arms.values()))
+    names = np.repeat(list(arms), [len(arm) for arm in arms.values()])
+    design = (names[:, None] == np.array(list(arms))).astype(float)
+    fit = sm.OLS(values, design).fit().t_test([-1, 1, 0])
+    found = stats.pooled_seed_test(arms, "a", "b")
+    assert (found.value, found.t, found.p, found.dof) == pytest.approx(
+        (fit.effect[0], fit.tvalue[0][0], float(fit.pvalue), fit.df_denom)
+    )
+    assert (found.low, found.high) == pytest.approx(tuple(fit.conf_int()[0]))
+
+
+def test_welch() -> None:
+    from statsmodels.stats.weightstats import ttest_ind
+
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=5), rng.normal(0.5, 3, size=7)
+    t, p, dof = ttest_ind(b, a, usevar="unequal")
+    found = stats.welch_test(a, b)
+    assert (found.t, found.p, found.dof) == pytest.approx((t, p, dof))
+
+
+def test_paired_bootstrap_agrees_with_the_large_sample_interval() -> None:
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    rng = np.random.default_rng(5)
+    a = rng.normal(size=2000)
+    b = a + rng.normal(0.1, 1, size=2000)
+    found = stats.paired_bootstrap(a, b, np.random.default_rng(0))
+    low, high = DescrStatsW(b - a).tconfint_mean()
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.005)
+    again = stats.paired_bootstrap(a, b, np.random.default_rng(0))
+    assert again == found
