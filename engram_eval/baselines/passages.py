@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engram_eval.errors import UserError
 from engram_eval.records import write_jsonl
 
@@ -92,5 +94,7 @@ class Passages:
         if not asked:
             return []
         scores = self.index.get_scores(asked)
-        order = (-scores).argsort(kind="stable")[:k]
-        return [self.texts[place] for place in order if scores[place] > 0]
+        least = np.partition(scores, -k)[-k] if k < len(scores) else 0.0
+        good = np.flatnonzero((scores >= least) & (scores > 0))
+        order = good[(-scores[good]).argsort(kind="stable")][:k]
+        return [self.texts[place] for place in order]

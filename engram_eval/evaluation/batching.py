@@ -10,7 +10,7 @@ import torch
 Item = TypeVar("Item")
 
 # What a forward pass costs beside its tokens, in tokens of a small model.
-PASS_COST = 128
+PASS_COST = 384
 
 
 class Size(NamedTuple):
