@@ -116,7 +116,7 @@ def test_fragments_come_back_as_often_as_it_says() -> None:
 
 def test_a_fragment_is_scored_by_its_cost() -> None:
     doc = {"choices": [" a b"]}
-    assert process_fragment(doc, (-3.5, True)) == {"acc": 1.0, "bits_per_byte": (-3.5, 4)}
+    assert process_fragment(doc, [(-3.5, True)]) == {"acc": 1.0, "bits_per_byte": (-3.5, 4)}
 
 
 def test_the_tokenizer_is_the_studys_or_named(tmp_path: Path) -> None:

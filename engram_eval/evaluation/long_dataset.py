@@ -62,14 +62,16 @@ def load_long(
     return {"test": Dataset.from_list(items)}
 
 
-def process_fragment(doc: Mapping[str, Any], results: tuple[float, bool]) -> dict[str, Any]:
+def process_fragment(
+    doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]
+) -> dict[str, Any]:
     """Score one fragment: its cost, and whether greedy decoding would write it.
 
     Args:
         doc: the item.
-        results: (log-likelihood in nats, is greedy) of the fragment.
+        results: one (log-likelihood in nats, is greedy), of the fragment.
     """
-    nats, greedy = results
+    ((nats, greedy),) = results
     return {"acc": float(greedy), "bits_per_byte": (nats, len(doc["choices"][0].encode()))}
 
 
