@@ -126,8 +126,11 @@ def lens_taps(adapter: Adapter) -> list[Tap]:
 
 
 def depths(adapter: Adapter, condition: str | None = None) -> list[View]:
-    """Return the views that make a curve over depth; with no write to subtract, none."""
-    if condition == SUBTRACTED and not adapter.memory_layers:
+    """Return the views that make a curve over depth; with no write to subtract, none.
+
+    Hyper-connections mix a write into the other streams, from which it cannot be taken out again.
+    """
+    if condition == SUBTRACTED and (not adapter.memory_layers or adapter.streams > 1):
         return []
     return [View(tap.site, tap.layer, condition) for tap in lens_taps(adapter)]
 
@@ -135,10 +138,12 @@ def depths(adapter: Adapter, condition: str | None = None) -> list[View]:
 def views(adapter: Adapter) -> list[View]:
     """Return all readings: depths, the places inside blocks, and the depths less the writes.
 
-    Before the first memory nothing is subtracted, so that no view is read twice.
+    Before the first memory nothing is subtracted, so that no view is read twice. Where several
+    streams are mixed, what lies between attention and feed-forward is not the sum of its parts.
     """
     inside = [View("resid_memory", layer) for layer in adapter.memory_layers]
-    inside += [View("resid_mid", layer) for layer in range(adapter.n_layers)]
+    if adapter.streams == 1:
+        inside += [View("resid_mid", layer) for layer in range(adapter.n_layers)]
     first = min(adapter.memory_layers, default=adapter.n_layers)
     late = [v for v in depths(adapter, SUBTRACTED) if v.site == "resid_post" and v.layer >= first]
     return [*depths(adapter), *inside, *late]

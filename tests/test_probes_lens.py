@@ -115,6 +115,16 @@ def test_every_view_and_slice_has_its_row() -> None:
     assert all(row.split == "val" and row.name == "logit_lens" for row in findings.rows)
 
 
+def test_several_streams_are_read_as_the_model_reads_them() -> None:
+    findings = logit_lens(open_model(engram(residual_streams=2)), noise_sample(windows=4))
+    rows = [row for row in findings.rows if row.metric == "kl_bits" and not row.slice]
+    assert {row.site for row in rows} == {"resid_pre", "resid_post", "resid_memory"}
+    assert {row.condition for row in rows} == {None}
+    values = rows_of(rows, "kl_bits")
+    assert values[3].value == pytest.approx(0, abs=1e-5)
+    assert all(values[depth].value > 0.01 for depth in range(3))
+
+
 def test_views_inside_a_block_are_sums_of_what_is_written() -> None:
     adapter, found = open_model(engram()), noise_sample(windows=2)
     wanted = lens.views(adapter)
