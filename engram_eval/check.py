@@ -1,5 +1,8 @@
 """Mistakes in a study that would otherwise show only after the expensive part."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from engram_eval.config import EvalConfig, StudyConfig, TrainConfig, TuneConfig, arm_training
 from engram_eval.errors import UserError, unknown
 from engram_eval.stages import resolve
@@ -10,7 +13,7 @@ def check_study(study: StudyConfig) -> None:
 
     Raises:
         UserError: no models, seeds that are missing or repeated, an unknown task, baseline or
-            probe, an impossible number, or nothing to score.
+            probe, a task whose data the mirror lacks, an impossible number, or nothing to score.
     """
     if not study.models:
         raise UserError("the study has no models")
@@ -20,6 +23,9 @@ def check_study(study: StudyConfig) -> None:
                 f"models.{model.name}.seeds={list(model.seeds)}: at least one is needed, each once"
             )
     _check_names(study)
+    if study.evaluate.tasks:
+        check_data = resolve("engram_eval.evaluation.loading:check_data")
+        check_data(study.evaluate.tasks, study.evaluate.mirror, study.evaluate.unsafe_code)
     _check_training(study.train)
     for model in study.models:
         _check_training(arm_training(study, model))
@@ -29,8 +35,7 @@ def check_study(study: StudyConfig) -> None:
 
 def _check_names(study: StudyConfig) -> None:
     probes = (*study.probe.probes, *study.probe.equal_loss)
-    known = {
-        "task": (study.evaluate.tasks, resolve("engram_eval.evaluation.table:task_table")()),
+    known: dict[str, tuple[Sequence[str], Any]] = {
         "probe": (probes, resolve("probes.registry:PROBES")),
     }
     for kind, (given, allowed) in known.items():

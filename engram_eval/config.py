@@ -150,6 +150,8 @@ class EvalConfig:
         heldout: whether held-out text is scored; it is packed by the corpus's tokenizer, so
             models with another one are compared on tasks alone.
         heldout_sequences: most windows of held-out text (0: all).
+        mirror: folder of an offline mirror that lm-eval's tasks read; "" means the hub.
+        unsafe_code: run generated code without the sandbox.
     """
 
     tasks: tuple[str, ...] = ("pocket",)
@@ -158,6 +160,8 @@ class EvalConfig:
     seq_len: int = 256
     heldout: bool = True
     heldout_sequences: int = 0
+    mirror: str = ""
+    unsafe_code: bool = False
 
 
 @dataclass(frozen=True)

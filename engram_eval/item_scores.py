@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_eval.errors import UserError
+from engram_eval.evaluation.samples import FRACTIONS, has_number, has_ratio, item_id, slices_of
 from engram_eval.records import content_hash, read_jsonl
 
 Floats = npt.NDArray[np.float64]
@@ -180,19 +181,14 @@ def _task_table(name: str, folders: Mapping[Trained, Path], domain: str | None) 
         for who, folder in folders.items()
         if (path := folder / "samples" / f"{name}.jsonl").exists()
     }
-    ids = {who: tuple(_item_id(sample) for sample in samples) for who, samples in found.items()}
+    ids = {who: tuple(item_id(sample) for sample in samples) for who, samples in found.items()}
     _check_equal(name, ids)
     first = next(iter(found.values()))
-    slices = tuple(sample["doc"].get("slices") or {} for sample in first)
+    slices = tuple(slices_of(sample) for sample in first)
     labels = {} if domain is None else {"domain": domain}
     sources = shared(tuple(source_of(sample) for sample in first))
     kept = next(iter(ids.values()))
     return Table(name, labels, "test", "items", kept, slices, _measures(found), sources)
-
-
-def _item_id(sample: Mapping[str, Any]) -> str:
-    """Name an item by its id and the hash of its content."""
-    return f"{sample['doc'].get('id', sample['doc_id'])} {sample.get('doc_hash', '')}"
 
 
 def _measures(found: Mapping[Trained, Sequence[Mapping[str, Any]]]) -> dict[str, Measure]:
@@ -200,10 +196,11 @@ def _measures(found: Mapping[Trained, Sequence[Mapping[str, Any]]]) -> dict[str,
     everything = [sample for samples in found.values() for sample in samples]
     first = next(iter(found.values()))
     measures = {}
-    if all("acc" in sample for sample in everything):
-        right = {who: _column(samples, "acc") for who, samples in found.items()}
-        measures["acc"] = Measure(right, np.ones(len(first)))
-    if all(isinstance(sample.get("bits_per_byte"), list) for sample in everything):
+    for metric in FRACTIONS:
+        if has_number(metric, everything):
+            scores = {who: _column(samples, metric) for who, samples in found.items()}
+            measures[metric] = Measure(scores, np.ones(len(first)))
+    if has_ratio("bits_per_byte", everything):
         bits = {who: -_column(v, "bits_per_byte", 0) * BITS_PER_NAT for who, v in found.items()}
         measures["bits_per_byte"] = Measure(bits, _column(first, "bits_per_byte", 1))
     return measures

@@ -7,6 +7,7 @@ from engram_eval.stages import resolve
 LISTS: dict[str, str] = {
     "studies": "engram_eval.studies.registry:STUDIES",
     "scales": "engram_eval.scales:SCALES",
+    "suites": "engram_eval.evaluation.suites:suite_table",
     "tasks": "engram_eval.evaluation.table:task_table",
     "probes": "probes.registry:PROBES",
     "variants": "engram_eval.variants:VARIANTS",

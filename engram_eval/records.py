@@ -32,6 +32,12 @@ class Metric(NamedTuple):
 METRICS: dict[str, Metric] = {
     "acc": Metric("fraction", True),
     "acc_centered": Metric("fraction above chance, rescaled", True),
+    "acc_norm": Metric("fraction, choices scored per character", True),
+    "exact_match": Metric("fraction", True),
+    "f1": Metric("fraction", True),
+    "pass_at_1": Metric("fraction", True),
+    "math_verify": Metric("fraction", True),
+    "perplexity": Metric("1", False),
     "bits_per_byte": Metric("bit/byte", False),
     "bits_per_answer": Metric("bit/answer", False),
     "loss_nats": Metric("nat/token", False),

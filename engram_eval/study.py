@@ -92,13 +92,15 @@ class Node:
 
 
 def solve(study: StudyConfig) -> StudyConfig:
-    """Fix every architecture: vocabulary, context, and the sizes that matching asks for."""
+    """Fix every architecture (vocabulary, context, sizes that matching asks for), every task."""
     names = [model.name for model in study.models]
     if len(set(names)) != len(names):
         raise UserError(f"two models share a name: {', '.join(names)}")
     framed = {model.name: _frame(model, study) for model in study.models if not model.path}
     models = (m if m.path else _match(m, framed, study) for m in study.models)
-    return dataclasses.replace(study, models=tuple(models))
+    tasks = tuple(resolve("engram_eval.evaluation.suites:expand")(study.evaluate.tasks))
+    evaluate = dataclasses.replace(study.evaluate, tasks=tasks)
+    return dataclasses.replace(study, models=tuple(models), evaluate=evaluate)
 
 
 def _frame(model: ModelSpec, study: StudyConfig) -> dict[str, Any]:
@@ -129,19 +131,43 @@ def graph(study: StudyConfig) -> list[Node]:
     fingerprint = resolve("engram_eval.corpus.fingerprint:corpus_fingerprint")
     corpus = Node("corpus", study.corpus, salt=fingerprint(study.corpus))
     items = Node("items", study.corpus, {"corpus": corpus})
-    shared = {"corpus": corpus, "items": items}
+    shared = {"corpus": corpus, "items": items} if _reads_text(study) else {}
+    data = _data_salt(study)
     trains = [_model(m, seed, study, corpus) for m in study.models for seed in m.seeds]
     beside = [
-        node for listed in study.baselines for node in _baselines(listed, study, shared, trains)
+        dataclasses.replace(node, salt=data)
+        for listed in study.baselines
+        for node in _baselines(listed, study, shared, trains)
     ]
     alone = [node for node in beside if "train" not in node.inputs]
     around = [node for node in beside if "train" in node.inputs]
     scores = [
-        Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed) for t in trains
+        Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed, data)
+        for t in trains
     ]
     tunes = {t.inputs["tune"].key: t.inputs["tune"] for t in trains if "tune" in t.inputs}
     probes = _probes(study, corpus, trains)
-    return [corpus, items, *alone, *tunes.values(), *trains, *around, *scores, *probes]
+    nodes = [*alone, *tunes.values(), *trains, *around, *scores, *probes]
+    read = any("corpus" in node.inputs for node in nodes)
+    return [corpus, items, *nodes] if read else nodes
+
+
+def _reads_text(study: StudyConfig) -> bool:
+    """Tell whether any score depends on the corpus; benchmarks of trained models do not."""
+    generated = resolve("engram_eval.evaluation.table:has_generated_items")
+    return (
+        study.evaluate.heldout
+        or bool(study.baselines)
+        or any(generated(task) for task in study.evaluate.tasks)
+    )
+
+
+def _data_salt(study: StudyConfig) -> dict[str, Any]:
+    """Return what a mirror's data are; other data would be other results."""
+    if not study.evaluate.mirror:
+        return {}
+    opened: Any = resolve("engram_eval.evaluation.mirror:open_mirror")(Path(study.evaluate.mirror))
+    return {"mirror": opened.sha256}
 
 
 def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Node:

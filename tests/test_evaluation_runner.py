@@ -10,7 +10,8 @@ from evaluation_tools import QUIET, PlantedLM
 from lm_eval.tasks import TaskManager
 
 from engram_eval.errors import UserError
-from engram_eval.evaluation.runner import check_tasks, load_tasks, run_tasks
+from engram_eval.evaluation.loading import check_tasks, load_tasks
+from engram_eval.evaluation.runner import run_tasks
 from engram_eval.evaluation.scores import task_rows
 from engram_eval.paths import tasks_dir
 from engram_eval.progress import Reporter

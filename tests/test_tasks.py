@@ -27,7 +27,7 @@ from engram_eval.corpus.stdlib import stdlib_documents
 from engram_eval.corpus.tokenizer import train_tokenizer
 from engram_eval.evaluation.choices import Draft, fair
 from engram_eval.evaluation.committed import LIBRARY, committed_items, library
-from engram_eval.evaluation.runner import load_tasks
+from engram_eval.evaluation.loading import load_tasks
 from engram_eval.paths import tasks_dir
 from engram_eval.records import read_jsonl
 

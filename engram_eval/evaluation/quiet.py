@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import datasets
 from lm_eval.api import model as api_model
 from lm_eval.api import task as api_task
 from lm_eval.models import huggingface
@@ -27,6 +28,8 @@ def quiet_lm_eval() -> Iterator[None]:
     modules = (api_model, api_task, huggingface)
     logger = logging.getLogger("lm_eval")
     level = logger.level
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
     logger.setLevel(logging.ERROR)
     for module in modules:
         module.tqdm = _NoBar
@@ -34,5 +37,7 @@ def quiet_lm_eval() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+        if shown:
+            datasets.enable_progress_bars()
         for module in modules:
             module.tqdm = tqdm

@@ -1,50 +1,23 @@
 """Runs tasks through lm-eval and writes what it says, the same bytes each time."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval import evaluate as lm_evaluate
 from lm_eval.api.model import LM
-from lm_eval.tasks import TaskManager
 
-from engram_eval.errors import UserError, unknown
+from engram_eval.evaluation.loading import benchmarks
 from engram_eval.evaluation.quiet import quiet_lm_eval
-from engram_eval.paths import tasks_dir
+from engram_eval.evaluation.samples import per_item, pool
 from engram_eval.progress import Reporter
 from engram_eval.records import read_jsonl, write_json, write_jsonl
 
 # Paths differ from machine to machine; without them equal runs give equal files.
-_LOCAL_KEYS = ("config_source", "data_dir")
-_SAMPLE_KEYS = ("arguments", "resps")
-
-
-def task_manager(data_dir: Path | None = None) -> TaskManager:
-    """Index the suite's own tasks; ``data_dir`` holds their items (None: the committed ones)."""
-    metadata = {"data_dir": str(data_dir)} if data_dir else None
-    return TaskManager(include_path=[str(tasks_dir())], include_defaults=False, metadata=metadata)
-
-
-def check_tasks(names: Sequence[str]) -> None:
-    """Raise ``UserError`` for a name that is no task, group or tag; cheap, loads no model."""
-    if not names:
-        raise UserError("no tasks given")
-    known = task_manager().all_tasks
-    for name in names:
-        if name not in known:
-            raise unknown("task", name, known)
-
-
-def load_tasks(names: Sequence[str], data_dir: Path | None = None) -> dict[str, Any]:
-    """Load tasks with their items, groups expanded; the form that lm-eval's ``evaluate`` takes.
-
-    Raises:
-        UserError: an unknown name, with its nearest match, or items that are not there.
-    """
-    check_tasks(names)
-    with quiet_lm_eval():
-        return dict(task_manager(data_dir).load(list(dict.fromkeys(names))))
+_LOCAL_KEYS = ("config_source", "data_dir", "mirror", "unsafe_code")
+SEED = 0
 
 
 def run_tasks(
@@ -52,42 +25,74 @@ def run_tasks(
 ) -> dict[str, list[dict[str, Any]]]:
     """Score a model on tasks, one after the other, and write the results.
 
-    Each finished task leaves ``samples/<task>.jsonl`` and, last, ``results/<task>.json``; a task
-    that has both is not run again, so an interrupted evaluation goes on. ``results.json`` joins
-    them and adds the groups' means.
+    Each finished task leaves ``results/<task>.json``, written last, and its samples: in
+    ``samples/<task>.jsonl``, or, if it is part of a benchmark, in ``parts/<task>.jsonl``. A task
+    that has both is not run again, so an interrupted evaluation goes on. At the end
+    ``samples/<benchmark>.jsonl`` and ``results.json`` join them, groups' means added.
 
     Args:
         lm: an lm-eval model.
         loaded: what ``load_tasks`` returned.
         out: folder of this very evaluation (model, tasks, items and limit fixed).
         reporter: shows one step per item.
-        limit: items per task, the first ones; 0 means all.
+        limit: items per benchmark, the first ones of each of its tasks; 0 means all.
 
     Returns:
-        The samples of each task, in the order of the items.
+        The samples of each benchmark, in the order of the items.
     """
-    tasks = loaded["tasks"]
+    tasks, together = loaded["tasks"], benchmarks(loaded)
+    limits = {
+        task: _share(limit, len(members)) for members in together.values() for task in members
+    }
     samples = {}
-    with reporter.task("evaluate", sum(_size(task, limit) for task in tasks.values())) as bar:
-        for name, task in tasks.items():
-            if not (out / "results" / f"{name}.json").exists():
-                _run_one(lm, name, task, out, limit)
-            samples[name] = list(read_jsonl(out / "samples" / f"{name}.jsonl"))
-            bar.advance(_size(task, limit), name)
+    with reporter.task("evaluate", sum(_size(t, limits[n]) for n, t in tasks.items())) as bar:
+        for benchmark, members in together.items():
+            found = {}
+            for name in members:
+                found[name] = _finish(lm, name, tasks[name], out, limits[name], len(members) > 1)
+                bar.advance(_size(tasks[name], limits[name]), name)
+            if benchmark in loaded["pooled"]:
+                samples[benchmark] = pool(found)
+                write_jsonl(out / "samples" / f"{benchmark}.jsonl", samples[benchmark])
+            else:
+                samples[benchmark] = found[benchmark]
     write_json(out / "results.json", _join(loaded, out))
     return samples
+
+
+def _share(limit: int, parts: int) -> int:
+    """Return how many items each of a benchmark's tasks may have; 0 means all."""
+    return max(1, limit // parts) if limit else 0
 
 
 def _size(task: Any, limit: int) -> int:
     return min(limit or len(task.eval_docs), len(task.eval_docs))
 
 
-def _run_one(lm: LM, name: str, task: Any, out: Path, limit: int) -> None:
+def _finish(
+    lm: LM, name: str, task: Any, out: Path, limit: int, is_part: bool
+) -> list[dict[str, Any]]:
+    """Return a task's samples; it is run if it has not been."""
+    path = out / ("parts" if is_part else "samples") / f"{name}.jsonl"
+    if not (out / "results" / f"{name}.json").exists():
+        _run_one(lm, name, task, out, limit, path)
+    return list(read_jsonl(path))
+
+
+def _run_one(lm: LM, name: str, task: Any, out: Path, limit: int, path: Path) -> None:
     """Evaluate one task and write its samples, then its results."""
-    with quiet_lm_eval():
-        results = lm_evaluate(lm, {"tasks": {name: task}}, limit=limit or None, bootstrap_iters=0)
+    with quiet_lm_eval(), torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        results = lm_evaluate(
+            lm,
+            {"tasks": {name: task}},
+            limit=limit or None,
+            bootstrap_iters=0,
+            # Whoever loads a task that runs code has put the sandbox around it.
+            confirm_run_unsafe_code=True,
+        )
     plain = json.loads(json.dumps(results, default=_plain))
-    write_jsonl(out / "samples" / f"{name}.jsonl", map(_strip, plain.pop("samples")[name]))
+    write_jsonl(path, per_item(plain.pop("samples")[name], task.OUTPUT_TYPE))
     for key in _LOCAL_KEYS:
         plain["configs"][name]["metadata"].pop(key, None)
     write_json(out / "results" / f"{name}.json", plain)
@@ -96,11 +101,6 @@ def _run_one(lm: LM, name: str, task: Any, out: Path, limit: int) -> None:
 def _plain(value: Any) -> Any:
     """Turn NumPy scalars into numbers, anything else (functions, devices) into text."""
     return value.item() if hasattr(value, "item") else str(value)
-
-
-def _strip(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a sample what can be rebuilt from its item."""
-    return {key: value for key, value in sample.items() if key not in _SAMPLE_KEYS}
 
 
 def _join(loaded: Mapping[str, Any], out: Path) -> dict[str, Any]:

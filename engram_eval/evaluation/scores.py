@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engram_eval.evaluation.samples import FRACTIONS, GUESSED, has_number, has_ratio, slices_of
+from engram_eval.evaluation.suites import domain_of
 from engram_eval.records import MetricRow
 from engram_eval.stats import centred, clustered_stderr, mean_stderr
 
 Floats = npt.NDArray[np.float64]
+
+MOST_PERPLEXITY = 1e300
 
 
 class Ratio(NamedTuple):
@@ -40,7 +44,9 @@ def ratio(top: Floats, bottom: Floats, clusters: Sequence[object] | None = None)
 
 def chance_level(samples: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the accuracy of guessing: the mean of 1 / choices; None without choices."""
-    counts = [len(sample["doc"].get("choices") or ()) for sample in samples]
+    counts = [
+        sample.get("n_choices") or len(sample["doc"].get("choices") or ()) for sample in samples
+    ]
     return float(np.mean([1 / n for n in counts])) if counts and all(counts) else None
 
 
@@ -51,27 +57,25 @@ def task_rows(
 
     Args:
         task: its name.
-        metadata: of its YAML; ``domain`` becomes a slice label, ``chance`` the baseline (without
-            it: one over the number of choices).
-        samples: lm-eval's, with ``doc``, ``acc`` and ``bits_per_byte``.
+        metadata: of its YAML; ``domain`` (without it: that of the suite that has the task)
+            becomes a slice label, ``chance`` the baseline (without it: one over the number of
+            choices).
+        samples: in the form of ``samples.per_item``.
     """
-    domain = {"domain": str(metadata["domain"])} if "domain" in metadata else {}
+    kind = metadata.get("domain") or domain_of(task)
+    domain = {"domain": str(kind)} if kind else {}
     rows = _rows(task, domain, metadata, samples)
     for label, value in _labels(samples):
-        part = [sample for sample in samples if _slices(sample).get(label) == value]
+        part = [sample for sample in samples if slices_of(sample).get(label) == value]
         rows += _rows(task, {**domain, label: value}, metadata, part)
-    return rows
-
-
-def _slices(sample: Mapping[str, Any]) -> Mapping[str, str]:
-    return sample["doc"].get("slices") or {}
+    return rows + _further_filters(task, domain, samples)
 
 
 def _labels(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """List the (label, value) pairs by which samples differ."""
     values: dict[str, set[str]] = {}
     for sample in samples:
-        for label, value in _slices(sample).items():
+        for label, value in slices_of(sample).items():
             values.setdefault(label, set()).add(value)
     return sorted((label, v) for label, vs in values.items() if len(vs) > 1 for v in vs)
 
@@ -82,26 +86,35 @@ def _rows(
     metadata: Mapping[str, Any],
     samples: Sequence[Mapping[str, Any]],
 ) -> list[MetricRow]:
-    """Score one set of samples: ``acc``, ``acc_centered``, ``bits_per_byte``."""
+    """Score one set of samples by all metrics that each of them has."""
     common: dict[str, Any] = {"split": "test", "slice": dict(labels), "n": len(samples)}
     rows = []
-    if all("acc" in sample for sample in samples):
-        chance = metadata.get("chance", chance_level(samples))
-        rows += _accuracy_rows(task, [sample["acc"] for sample in samples], chance, common)
-    if all(isinstance(sample.get("bits_per_byte"), list | tuple) for sample in samples):
+    for metric in FRACTIONS:
+        if has_number(metric, samples):
+            scores = [float(sample[metric]) for sample in samples]
+            chance = metadata.get("chance", chance_level(samples)) if metric in GUESSED else 0.0
+            rows += _fraction_rows(task, metric, scores, chance, common)
+    if has_ratio("bits_per_byte", samples):
         nats, size = np.array([sample["bits_per_byte"] for sample in samples], np.float64).T
         value, stderr = ratio(-nats / math.log(2), size)
         rows.append(MetricRow(task, "bits_per_byte", value, stderr=stderr, **common))
+    if has_number("perplexity", samples):
+        rows.append(_perplexity_row(task, [s["perplexity"] for s in samples], common))
     return rows
 
 
-def _accuracy_rows(
-    task: str, right: Sequence[float], chance: float | None, common: Mapping[str, Any]
+def _fraction_rows(
+    task: str,
+    metric: str,
+    scores: Sequence[float],
+    chance: float | None,
+    common: Mapping[str, Any],
 ) -> list[MetricRow]:
-    value = float(np.mean(right))
-    stderr = mean_stderr(right)[1] if len(right) > 1 else None
-    rows = [MetricRow(task, "acc", value, stderr=stderr, baseline=chance, **common)]
-    if chance is not None:
+    """Return a mean of scores, and for ``acc`` also the one above chance."""
+    value = float(np.mean(scores))
+    stderr = mean_stderr(scores)[1] if len(scores) > 1 else None
+    rows = [MetricRow(task, metric, value, stderr=stderr, baseline=chance, **common)]
+    if metric == "acc" and chance is not None:
         scaled = None if stderr is None else stderr / (1 - chance)
         rows.append(
             MetricRow(
@@ -109,3 +122,35 @@ def _accuracy_rows(
             )
         )
     return rows
+
+
+def _perplexity_row(
+    task: str, log_likelihoods: Sequence[float], common: Mapping[str, Any]
+) -> MetricRow:
+    """Return lm-eval's ``perplexity``, the exponential of the mean loss in nats per item.
+
+    Without a finite value (the exponential overflows) it is None.
+    """
+    loss = -float(np.mean(log_likelihoods))
+    value = math.exp(loss) if loss < math.log(MOST_PERPLEXITY) else None
+    stderr = None
+    if value is not None and len(log_likelihoods) > 1:
+        stderr = value * float(mean_stderr(log_likelihoods)[1])
+    return MetricRow(task, "perplexity", value, stderr=stderr, **common)
+
+
+def _further_filters(
+    task: str, labels: Mapping[str, str], samples: Sequence[Mapping[str, Any]]
+) -> list[MetricRow]:
+    """Score what a task's other filters found, under the label ``filter``."""
+    names = sorted({name for sample in samples for name in sample.get("by_filter", ())})
+    return [
+        row
+        for name in names
+        for row in _rows(
+            task,
+            {**labels, "filter": name},
+            {},
+            [{**sample["by_filter"][name], "doc": sample["doc"]} for sample in samples],
+        )
+    ]

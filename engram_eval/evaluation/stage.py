@@ -23,8 +23,9 @@ from engram_eval.evaluation.heldout import (
     scored_tokens,
     token_bits,
 )
+from engram_eval.evaluation.loading import benchmarks, load_tasks
 from engram_eval.evaluation.quiet import quiet_lm_eval
-from engram_eval.evaluation.runner import load_tasks, run_tasks
+from engram_eval.evaluation.runner import run_tasks
 from engram_eval.evaluation.scores import task_rows
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, write_jsonl
@@ -47,7 +48,8 @@ def evaluate(
     per document). Tasks that an interrupted run finished are not run again.
 
     Args:
-        inputs: ``corpus``, ``items``, and ``train`` with the folder ``model``.
+        inputs: ``train`` with the folder ``model``; ``corpus`` and ``items`` where held-out text
+            or tasks of ours are scored.
         config: tasks, and the window of the held-out loss.
         seed: of the training run; nothing here is random.
         out: the folder to fill.
@@ -66,7 +68,8 @@ def evaluate(
         batch = max(1, config.batch_size // 4)
         return token_bits(lm.model, tokens, config.seq_len, batch, lm.device)
 
-    return _score(lm, cost, loaded, load_corpus(inputs["corpus"]), config, out, report)
+    corpus = load_corpus(inputs["corpus"]) if "corpus" in inputs else None
+    return _score(lm, cost, loaded, corpus, config, out, report)
 
 
 def evaluate_baseline(
@@ -97,7 +100,10 @@ def evaluate_baseline(
 
 def _tasks(config: EvalConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Load the tasks; none at all are asked for where held-out text says enough."""
-    return load_tasks(config.tasks, inputs["items"]) if config.tasks else {"tasks": {}}
+    if not config.tasks:
+        return {"tasks": {}, "pooled": {}}
+    mirror = Path(config.mirror) if config.mirror else None
+    return load_tasks(config.tasks, inputs.get("items"), mirror, config.unsafe_code)
 
 
 def _check(config: EvalConfig) -> None:
@@ -135,19 +141,20 @@ def _score(
     lm: LM,
     cost: Callable[[npt.NDArray[np.int64]], Floats],
     loaded: Mapping[str, Any],
-    corpus: Corpus,
+    corpus: Corpus | None,
     config: EvalConfig,
     out: Path,
     report: Reporter,
 ) -> list[MetricRow]:
     """Run the tasks, then the held-out text; ``cost`` gives the bits of each of its tokens."""
     samples = run_tasks(lm, loaded, out, report, config.limit)
+    first = {name: loaded["tasks"][tasks[0]] for name, tasks in benchmarks(loaded).items()}
     rows = [
         row
-        for task, found in samples.items()
-        for row in task_rows(task, loaded["tasks"][task].config.metadata, found)
+        for name, found in samples.items()
+        for row in task_rows(name, first[name].config.metadata, found)
     ]
-    if not config.heldout:
+    if not config.heldout or corpus is None:
         return rows
     with report.task("held-out text", 1) as bar:
         tokens = scored_tokens(corpus, "val", config.seq_len, config.heldout_sequences)

@@ -1,5 +1,7 @@
 """What tasks there are, read from their YAML files; imports nothing heavy."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -25,7 +27,30 @@ def task_table() -> dict[str, str]:
         entry = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         if "group" in entry:
             table[entry["group"]] = f"group of {', '.join(entry['task'])}"
+        elif "metadata" not in entry:
+            table[entry["task"]] = _about(_included(path, entry)["metadata"])
         else:
-            facts = entry["metadata"]
-            table[entry["task"]] = f"{facts['domain']}, chance {facts['chance']:.0%}"
+            table[entry["task"]] = _about(entry["metadata"])
     return table
+
+
+def has_generated_items(task: str) -> bool:
+    """Tell whether a task or group of ours asks items that are made for each corpus."""
+    for path in tasks_dir().rglob(f"{task}.yaml"):
+        if path.parent == tasks_dir() or (path.parent / "generate.py").exists():
+            return True
+    return False
+
+
+def _included(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's template, whose functions are not of interest here."""
+    text = (path.parent / entry["include"]).read_text(encoding="utf-8")
+    template: dict[str, Any] = yaml.safe_load(text.replace("!function ", ""))
+    return template
+
+
+def _about(facts: Mapping[str, Any]) -> str:
+    if "base" in facts:
+        return f"bits per byte of the right answers of {facts['base']}"
+    chance = f", chance {facts['chance']:.0%}" if "chance" in facts else ""
+    return f"{facts['domain']}{chance}"

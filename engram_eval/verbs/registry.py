@@ -8,6 +8,7 @@ from engram_eval.verbs.claims import CLAIMS
 from engram_eval.verbs.convert import CONVERT
 from engram_eval.verbs.generate import GENERATE
 from engram_eval.verbs.list import LIST
+from engram_eval.verbs.mirror import MIRROR
 from engram_eval.verbs.publish import PUBLISH
 from engram_eval.verbs.report import REPORT_VERB
 from engram_eval.verbs.status import STATUS
@@ -24,6 +25,7 @@ VERBS: dict[str, Verb] = {
     "verify": VERIFY,
     "bench": BENCH,
     "list": LIST,
+    "mirror": MIRROR,
     "status": STATUS,
     "trace": TRACE,
     "generate": GENERATE,

@@ -40,6 +40,7 @@ def _change_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-bad-batches", type=int, metavar="N", help="leave out up to N that give no number"
     )
     parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
+    _data_arguments(parser)
     _process_arguments(parser)
 
 
@@ -66,6 +67,13 @@ def _launcher(arguments: argparse.Namespace) -> Any:
     return functools.partial(run_as_jobs, parameters=read_parameters(arguments.job))
 
 
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mirror", metavar="DIR", help="read lm-eval's datasets from here")
+    parser.add_argument(
+        "--unsafe-code", action="store_true", help="run generated code without the sandbox"
+    )
+
+
 def _stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", help=STUDY_HELP)
     stage_arguments(parser)
@@ -90,12 +98,24 @@ def find(arguments: argparse.Namespace) -> tuple[Any, Path]:
         arguments.seeds,
         arguments.tune,
     )
+    study = _with_data(study, arguments)
     changed = bool(arguments.set or arguments.corpus or arguments.seeds or arguments.tune)
     manner: dict[str, Any] = {"tensorboard": True} if arguments.tensorboard else {}
     if arguments.skip_bad_batches is not None:
         manner["skip_bad_batches"] = arguments.skip_bad_batches
     study = dataclasses.replace(study, train=dataclasses.replace(study.train, **manner))
     return study, arguments.out or study_folder(study, arguments.study, changed)
+
+
+def _with_data(study: Any, arguments: argparse.Namespace) -> Any:
+    """Put in where benchmark data lie, if that was given."""
+    evaluate = study.evaluate
+    if arguments.mirror is not None:
+        mirror = str(Path(arguments.mirror).absolute())
+        evaluate = dataclasses.replace(evaluate, mirror=mirror)
+    if arguments.unsafe_code:
+        evaluate = dataclasses.replace(evaluate, unsafe_code=True)
+    return dataclasses.replace(study, evaluate=evaluate)
 
 
 def _every_stage() -> tuple[str, ...]:
@@ -148,7 +168,9 @@ def _run_study(
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folders of trained models")
-    parser.add_argument("--tasks", default="pocket", help="names, joined by commas")
+    parser.add_argument(
+        "--tasks", default="pocket", help="suites and tasks (task@shots), joined by commas"
+    )
     parser.add_argument(
         "--with",
         dest="beside",
@@ -161,6 +183,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, default=0, help="most items of a task (0: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder to fill")
+    _data_arguments(parser)
     _process_arguments(parser)
 
 
@@ -169,7 +192,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     tasks = [name for name in arguments.tasks.split(",") if name]
     beside = [name for name in arguments.beside.split(",") if name]
-    study = loaded_study(arguments.models, tasks, arguments.limit, beside, arguments.corpus)
+    study = _with_data(
+        loaded_study(arguments.models, tasks, arguments.limit, beside, arguments.corpus), arguments
+    )
     return _run_study(study, arguments.out, _every_stage(), arguments, table=True)
 
 

@@ -1,0 +1,80 @@
+"""lm-eval's samples in the form that is kept: one line an item, with all that it scored."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Sample = dict[str, Any]
+
+# What can be rebuilt from the item, or is as long as a prompt.
+_DROPPED = ("arguments", "resps")
+_LONG_FIELDS = ("prompt",)
+# Scores of an item that are averaged, in order of importance; those where guessing helps.
+FRACTIONS = ("acc", "acc_norm", "exact_match", "f1", "pass_at_1", "math_verify")
+GUESSED = frozenset({"acc", "acc_norm"})
+# Metrics that tasks call otherwise than ``records.METRICS``.
+ALIASES = {"pass@1": "pass_at_1", "em": "exact_match"}
+
+
+def per_item(samples: Sequence[Mapping[str, Any]], output_type: str) -> Iterator[Sample]:
+    """Yield one sample per item, scored by the task's first filter.
+
+    What further filters score is kept under ``by_filter``.
+
+    Args:
+        samples: lm-eval's: one per item and filter, filters one after the other.
+        output_type: the task's; a multiple choice gets ``n_choices``.
+    """
+    filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+    first = [sample for sample in samples if sample["filter"] == filters[0]]
+    others: dict[Any, dict[str, dict[str, Any]]] = {}
+    for sample in samples:
+        if sample["filter"] != filters[0]:
+            others.setdefault(sample["doc_id"], {})[sample["filter"]] = _scores(sample)
+    for sample in first:
+        kept = {key: value for key, value in sample.items() if key not in _DROPPED}
+        kept["doc"] = {k: v for k, v in sample["doc"].items() if k not in _LONG_FIELDS}
+        kept |= _scores(sample)
+        if output_type == "multiple_choice":
+            kept["n_choices"] = len(sample["arguments"])
+        if sample["doc_id"] in others:
+            kept["by_filter"] = others[sample["doc_id"]]
+        yield kept
+
+
+def _scores(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item's scores under the names that metric rows have."""
+    return {ALIASES.get(name, name): sample[name] for name in sample["metrics"]}
+
+
+def pool(parts: Mapping[str, Sequence[Sample]]) -> list[Sample]:
+    """Put the samples of a benchmark's tasks together; ``subtask`` becomes a slice label."""
+    return [
+        {
+            **sample,
+            "item": f"{task} {sample['doc_id']}",
+            "slices": {"subtask": task.partition("@")[0]},
+        }
+        for task, samples in parts.items()
+        for sample in samples
+    ]
+
+
+def slices_of(sample: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return an item's labels."""
+    return sample.get("slices") or sample["doc"].get("slices") or {}
+
+
+def item_id(sample: Mapping[str, Any]) -> str:
+    """Name an item by its place and the hash of its content."""
+    place = sample.get("item") or sample["doc"].get("id", sample["doc_id"])
+    return f"{place} {sample.get('doc_hash', '')}"
+
+
+def has_number(metric: str, samples: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether every item has a number of a metric."""
+    return bool(samples) and all(isinstance(s.get(metric), int | float) for s in samples)
+
+
+def has_ratio(metric: str, samples: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether every item has (log-likelihood, size) of a metric."""
+    return bool(samples) and all(isinstance(s.get(metric), list | tuple) for s in samples)

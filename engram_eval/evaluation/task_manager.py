@@ -1,0 +1,140 @@
+"""Finds and loads tasks: ours, and lm-eval's as they are, from a mirror if there is one."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from engram_eval.errors import UserError
+from engram_eval.evaluation.code_eval import ContainedCodeEval, contain, contained_load
+from engram_eval.evaluation.mirror import Mirror
+from engram_eval.evaluation.sandbox import Outcome, check_sandbox, check_unsafe, run_program
+from engram_eval.evaluation.stock_tasks import folders_of, members_of
+from engram_eval.paths import tasks_dir
+
+
+class Sources(NamedTuple):
+    """Where tasks get their data, and whether they may run code unprotected.
+
+    Attributes:
+        items: folder of ``<task>.jsonl`` for our own tasks; None means the committed ones.
+        mirror: None lets lm-eval read its datasets from the Hugging Face hub.
+        unsafe_code: run generated code without the sandbox.
+        run_code: False where only questions and answers are wanted; no sandbox is needed then.
+    """
+
+    items: Path | None = None
+    mirror: Mirror | None = None
+    unsafe_code: bool = False
+    run_code: bool = True
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what lm-eval hands on to functions that make a task's data."""
+        return {
+            key: value
+            for key, value in (
+                ("data_dir", str(self.items) if self.items else None),
+                ("mirror", str(self.mirror.folder) if self.mirror else None),
+                ("unsafe_code", self.unsafe_code or None),
+            )
+            if value is not None
+        }
+
+
+class SuiteTaskManager(TaskManager):
+    """lm-eval's task manager over our tasks and those of its own that are asked for.
+
+    Args:
+        names: tasks, groups and tags that will be loaded; folders of others are not read.
+        sources: where data come from.
+    """
+
+    def __init__(self, names: Sequence[str], sources: Sources) -> None:
+        super().__init__(
+            include_path=[*folders_of(names), tasks_dir()],
+            include_defaults=False,
+            metadata=sources.metadata() or None,
+        )
+        self.sources = sources
+        self.shots: int | None = None
+        self._load_config = self._factory._load_full_config
+        # The one place through which every task's configuration goes; lm-eval is pinned.
+        self._factory._load_full_config = self._adapted
+
+    def load_with(self, name: str, shots: int | None) -> dict[str, Any]:
+        """Load one task, group or tag; ``shots`` examples before each question, if not None."""
+        self.shots = shots
+        try:
+            return dict(self.load([name]))
+        finally:
+            self.shots = None
+
+    def check_with(self, name: str, shots: int | None) -> None:
+        """Do all that ``load_with`` does but read data.
+
+        Raises:
+            UserError: data or the sandbox are not there.
+        """
+        self.shots = shots
+        try:
+            for task in self._leaves(name):
+                config = self._adapted(self.task_index[task])
+                base = config["metadata"].get("base")
+                if base is not None:
+                    inner = self.sources._replace(run_code=False)
+                    SuiteTaskManager([base], inner).check_with(
+                        base, config["metadata"].get("shots")
+                    )
+        finally:
+            self.shots = None
+
+    def _leaves(self, name: str) -> list[str]:
+        """Return the tasks of a group or tag, at any depth; a task is its own."""
+        entry = self.task_index[name]
+        if entry.kind is Kind.TAG:
+            return sorted(entry.tags)
+        if entry.kind is not Kind.GROUP:
+            return [name]
+        members = members_of(load_yaml(entry.yaml_path, resolve_func=False))
+        return [task for member in members for task in self._leaves(member)]
+
+    def _adapted(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+        code = entry.yaml_path is not None and _runs_code(entry.yaml_path)
+        metric = self._code_metric() if code else None
+        with contained_load(metric) if metric else nullcontext():
+            config = dict(self._load_config(entry, overrides))
+        if metric:
+            contain(config, metric)
+        if "group" in config or "task" not in config:
+            return config
+        if self.shots is not None:
+            config = _with_shots(config, self.shots)
+        if self.sources.mirror is not None:
+            config = self.sources.mirror.redirect(config)
+        return config
+
+    def _code_metric(self) -> ContainedCodeEval:
+        if not self.sources.run_code:
+            return ContainedCodeEval(lambda _: Outcome(False, "not run"))
+        unsafe = self.sources.unsafe_code
+        check_unsafe() if unsafe else check_sandbox()
+        return ContainedCodeEval(lambda program: run_program(program, unsafe=unsafe))
+
+
+def _with_shots(config: dict[str, Any], shots: int) -> dict[str, Any]:
+    """Return a configuration with another number of examples; made tasks ask their base for it."""
+    if "base" in config["metadata"]:
+        return {**config, "metadata": {**config["metadata"], "shots": shots}}
+    return {**config, "num_fewshot": shots}
+
+
+def _runs_code(yaml_path: Path) -> bool:
+    """Tell whether a task executes what a model writes, without importing its functions."""
+    try:
+        return bool(load_yaml(yaml_path, resolve_func=False).get("unsafe_code"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{yaml_path}: cannot be read ({error})") from error
