@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reports.intervals import interval_table
 from reports.load import load_study
 from reports.numbers import MISSING, count, fixed
 from reports.summary import summary
@@ -12,8 +13,14 @@ Values = Mapping[str, Mapping[str, float | None]]
 
 
 def results(study_dir: Path) -> str:
-    """Return the key results of a study folder; see ``markdown``."""
-    return markdown(summary(load_study(study_dir)))
+    """Return the key results of a study folder; see ``markdown``.
+
+    Of trained models that were compared, also every difference with its interval.
+    """
+    study = load_study(study_dir)
+    text = markdown(summary(study))
+    table = interval_table(study) if study.text("name") == "compare" else ""
+    return f"{text}\n{table}" if table else text
 
 
 def markdown(told: Mapping[str, Any]) -> str:

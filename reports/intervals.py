@@ -1,0 +1,80 @@
+"""A comparison of models as a Markdown table: every difference with its interval."""
+
+from collections.abc import Mapping, Sequence
+
+from reports.load import Comparison, Study
+from reports.numbers import MISSING, fixed
+
+# How a metric is written: heading, factor, digits.
+SHOWN: Mapping[str, tuple[str, float, int]] = {
+    "acc": ("accuracy, %", 100, 1),
+    "acc_norm": ("accuracy by length, %", 100, 1),
+    "exact_match": ("exact match, %", 100, 1),
+    "f1": ("F1, %", 100, 1),
+    "pass_at_1": ("pass@1, %", 100, 1),
+    "bits_per_byte": ("bits/byte", 1, 3),
+}
+
+
+def interval_table(study: Study) -> str:
+    """Return one line for each task and metric of each pair of models; "" without any.
+
+    The difference is turned so that more is better for the second model. Held-out text and slices
+    are left out.
+    """
+    found = [c for c in study.comparisons if _is_whole_task(c)]
+    if not found:
+        return ""
+    order = list(SHOWN)
+    found.sort(key=lambda c: (c.model_a, c.model_b, c.name, order.index(c.metric)))
+    head = ["task", "measure", "first", "second", "better by", "95 % interval", "p (Holm)", "items"]
+    lines = [_line(head), _line(["---", "---", *["---:"] * 6])]
+    return "\n".join([*lines, *(_line(_cells(study, c)) for c in found)]) + "\n"
+
+
+def _is_whole_task(found: Comparison) -> bool:
+    whole = set(found.slice) <= {"domain"} and found.name not in ("tasks", "heldout")
+    return whole and found.metric in SHOWN and found.units == "items"
+
+
+def _cells(study: Study, found: Comparison) -> list[str]:
+    label, factor, digits = SHOWN[found.metric]
+    values = [
+        _score(study, found, model, seeds)
+        for model, seeds in ((found.model_a, found.seeds_a), (found.model_b, found.seeds_b))
+    ]
+    low, high = (_number(v, factor, digits) for v in (found.ci_low, found.ci_high))
+    p = found.p if found.p_adjusted is None else found.p_adjusted
+    return [
+        found.name,
+        label,
+        *(_number(value, factor, digits) for value in values),
+        _number(found.effect, factor, digits),
+        f"{low} to {high}" if MISSING not in (low, high) else MISSING,
+        _number(p, 1, 3) + ("" if found.p_adjusted is not None or p is None else " (alone)"),
+        str(found.n or MISSING),
+    ]
+
+
+def _score(study: Study, found: Comparison, model: str, seeds: Sequence[int]) -> float | None:
+    """Return a model's score, the mean over the seeds that are compared."""
+    values = [
+        row.value
+        for row in study.rows
+        if row.model == model
+        and row.name == found.name
+        and row.metric == found.metric
+        and row.split == "test"
+        and dict(row.slice) == dict(found.slice)
+        and (row.seed in seeds or not seeds)
+        and row.value is not None
+    ]
+    return sum(values) / len(values) if values else None
+
+
+def _number(value: float | None, factor: float, digits: int) -> str:
+    return MISSING if value is None else fixed(factor * value, digits)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
