@@ -41,6 +41,8 @@ def test_another_wording_and_what_stands_between(mirror: Path) -> None:
         mirror=str(mirror),
     )["test"][0]
     assert (doc["prompt"], doc["answer"]) == (f"{ARC[0]['q']} it is", "B")
+    (doc, *_) = load_gold("arc_easy", answer="b", delimiter="\n", mirror=str(mirror))["test"]
+    assert doc["answer"] == "\nb"
     with pytest.raises(UserError, match="is empty"):
         load_gold("arc_easy", answer="{{''}}", mirror=str(mirror))["test"][0]
 

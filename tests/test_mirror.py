@@ -179,6 +179,13 @@ def test_a_set_of_ones_own_is_added_and_the_rest_stays(mirror: Path, tmp_path: P
         build_mirror(read_spec(tmp_path / "own.toml"), tmp_path, copy, QUIET)
 
 
+def test_results_that_cannot_be_written_are_an_error(mirror: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    loaded = load_tasks(["arc_easy"], mirror=mirror)
+    with pytest.raises(OSError, match="file"):
+        run_tasks(KnowingLM(), loaded, tmp_path / "file" / "out", QUIET)
+
+
 def test_check_says_what_would_run_and_why_not(mirror: Path) -> None:
     arc, piqa, bpb = check_mirror(mirror, ["arc_easy", "piqa", "gsm8k_bpb"], QUIET)
     assert (arc.runs, arc.items, arc.remark) == (True, len(ARC), "made up")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engram_eval.config import LoadStage
-from engram_eval.errors import UserError
+from engram_eval.errors import UserError, nearest
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, content_hash, file_sha256
 
@@ -16,6 +16,9 @@ def model_sha256(folder: Path) -> str:
         UserError: the folder holds no model with safetensors.
     """
     weights = sorted(folder.glob("*.safetensors"))
+    if not folder.is_dir():
+        names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"{folder}: no such folder{nearest(folder.name, names)}")
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{folder}: no model here; expected config.json and *.safetensors")
     return content_hash([file_sha256(path) for path in (folder / "config.json", *weights)])

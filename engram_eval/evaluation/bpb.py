@@ -7,7 +7,8 @@ A ``*_bpb`` task is a YAML whose metadata name the task that it is made from::
       answer: "{{answer.value}}"      # where the task's own target is not the answer's text
 
 Prompts, examples and delimiters are those of the base; with ``prompt`` the question is put in
-another form, with ``before`` something stands between prompt and answer that is not measured.
+another form, with ``before`` something stands between prompt and answer that is not measured, with
+``delimiter`` what joins them is another than the base's.
 Templates are Jinja over the base's document.
 """
 
@@ -35,6 +36,7 @@ class Wording(NamedTuple):
     prompt: str = ""
     before: str = ""
     answer: str = ""
+    delimiter: str | None = None
 
 
 def load_gold(
@@ -43,6 +45,7 @@ def load_gold(
     prompt: str = "",
     before: str = "",
     answer: str = "",
+    delimiter: str | None = None,
     mirror: str | None = None,
     **_: object,
 ) -> dict[str, Dataset]:
@@ -57,18 +60,19 @@ def load_gold(
         prompt: template of another wording of the question.
         before: template of what stands between prompt and answer.
         answer: template of the answer.
+        delimiter: between prompt and answer.
         mirror: folder to read the base's data from.
     """
     tasks = _base_tasks(base, shots, mirror)
-    wording = Wording(prompt, before, answer)
+    wording = Wording(prompt, before, answer, delimiter)
     rows = _in_turn(
-        [{"subtask": name, "index": i} for i in range(len(task.eval_docs))]
-        for name, task in tasks.items()
+        [{"subtask": name, "index": i} for i in range(len(docs))]
+        for name, (_, docs) in tasks.items()
     )
 
     def fill(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         pairs = list(zip(batch["subtask"], batch["index"], strict=True))
-        golds = [gold_of(tasks[name], index, wording) for name, index in pairs]
+        golds = [gold_of(*tasks[name], index, wording) for name, index in pairs]
         return {
             "id": [f"{name}-{index}" for name, index in pairs],
             "prompt": [gold.prompt for gold in golds],
@@ -79,8 +83,9 @@ def load_gold(
     return {"test": Dataset.from_list(list(rows)).with_transform(fill)}
 
 
-def _base_tasks(base: str, shots: int | None, mirror: str | None) -> dict[str, Any]:
-    from engram_eval.evaluation.loading import load_one
+def _base_tasks(base: str, shots: int | None, mirror: str | None) -> dict[str, tuple[Any, Any]]:
+    """Load the base's tasks by name, each with its documents."""
+    from engram_eval.evaluation.loading import documents, load_one
     from engram_eval.evaluation.mirror import open_mirror
     from engram_eval.evaluation.suites import TaskRequest
     from engram_eval.evaluation.task_manager import Sources, SuiteTaskManager
@@ -88,7 +93,7 @@ def _base_tasks(base: str, shots: int | None, mirror: str | None) -> dict[str, A
     opened = open_mirror(Path(mirror)) if mirror else None
     manager = SuiteTaskManager([base], Sources(mirror=opened, run_code=False))
     tasks = load_one(manager, TaskRequest(base, shots))["tasks"]
-    return {name: tasks[name] for name in sorted(tasks)}
+    return {name: (tasks[name], documents(tasks[name])) for name in sorted(tasks)}
 
 
 def _in_turn(parts: Iterable[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -97,25 +102,26 @@ def _in_turn(parts: Iterable[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
         yield from (entry for entry in row if entry is not None)
 
 
-def gold_of(task: Any, index: int, wording: Wording) -> Gold:
-    """Return prompt and right answer of one document of an lm-eval task.
+def gold_of(task: Any, docs: Any, index: int, wording: Wording) -> Gold:
+    """Return prompt and right answer of one of the documents of an lm-eval task.
 
     Raises:
         UserError: the task has no text to be right about, or its target is no choice.
     """
-    doc = task.eval_docs[index]
+    doc = docs[index]
+    delimiter = task.config.target_delimiter if wording.delimiter is None else wording.delimiter
     if wording.prompt:
         context: Any = apply_template(wording.prompt, doc)
     else:
         shots = task.config.num_fewshot or 0
         context = task.fewshot_context(doc, shots, gen_prefix=task.doc_to_prefix(doc))
     if wording.answer:
-        answer = f"{task.config.target_delimiter}{apply_template(wording.answer, doc)}"
+        answer = f"{delimiter}{apply_template(wording.answer, doc)}"
     else:
         context, answer = _own_gold(task, doc, context)
     if wording.before:
-        context += f"{task.config.target_delimiter}{apply_template(wording.before, doc)}"
-        answer = answer.removeprefix(task.config.target_delimiter)
+        context += f"{delimiter}{apply_template(wording.before, doc)}"
+        answer = answer.removeprefix(delimiter)
     if not answer.strip():
         raise UserError(f"task {task.config.task!r}: the right answer of item {index} is empty")
     return Gold(context, answer)

@@ -143,6 +143,12 @@ def _is_pooled(entry: Any) -> bool:
     return not ours or bool((entry.cfg.get("metadata") or {}).get("pooled"))
 
 
+def documents(task: Any) -> Any:
+    """Return a task's documents; ``eval_docs`` would make them anew each time it is read."""
+    kept = getattr(task, "task_docs", None)
+    return task.eval_docs if kept is None else kept
+
+
 def benchmarks(loaded: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return benchmark -> its tasks; a task outside of pooled groups is one by itself."""
     inside = {task for tasks in loaded["pooled"].values() for task in tasks}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engram_eval.errors import UserError
-from engram_eval.evaluation.loading import check_tasks, load_tasks
+from engram_eval.evaluation.loading import check_tasks, documents, load_tasks
 from engram_eval.evaluation.mirror import Mirror, open_mirror
 from engram_eval.evaluation.suites import expand
 from engram_eval.progress import Reporter
@@ -59,14 +59,14 @@ def _verdict(request: str, mirror: Mirror, unsafe_code: bool) -> Verdict:
             _first_prompt(task)
     except UserError as error:
         return Verdict(request, False, 0, str(error))
-    items = sum(len(task.eval_docs) for task in tasks.values())
+    items = sum(len(documents(task)) for task in tasks.values())
     return Verdict(request, True, items, "; ".join(_notes(tasks.values(), mirror)))
 
 
 def _first_prompt(task: Any) -> None:
     """Build one prompt, as an evaluation would; a row that does not fit shows here."""
     try:
-        doc = task.eval_docs[0]
+        doc = documents(task)[0]
         prefix = task.doc_to_prefix(doc)
         context = task.fewshot_context(doc, task.config.num_fewshot or 0, gen_prefix=prefix)
         task.construct_requests(doc, context, metadata=(task.config.task, 0, 1))

@@ -9,7 +9,7 @@ import torch
 from lm_eval import evaluate as lm_evaluate
 from lm_eval.api.model import LM
 
-from engram_eval.evaluation.loading import benchmarks
+from engram_eval.evaluation.loading import benchmarks, documents
 from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.evaluation.samples import per_item, pool
 from engram_eval.progress import Reporter
@@ -66,7 +66,8 @@ def _share(limit: int, parts: int) -> int:
 
 
 def _size(task: Any, limit: int) -> int:
-    return min(limit or len(task.eval_docs), len(task.eval_docs))
+    size = len(documents(task))
+    return min(limit or size, size)
 
 
 def _finish(

@@ -113,6 +113,9 @@ class SuiteTaskManager(TaskManager):
             return config
         if self.shots is not None:
             config = _with_shots(config, self.shots)
+        if not config.get("num_fewshot"):
+            # lm-eval makes a list of all that could be examples, even where none are shown.
+            config |= {"fewshot_split": None, "fewshot_config": {"samples": []}}
         if self.sources.mirror is not None:
             config = self.sources.mirror.redirect(config)
         return config
