@@ -60,7 +60,18 @@ SUITES: dict[str, Suite] = {
     ),
     "context": Suite(
         "what stood earlier in the same context",
-        ("context_copy", "context_presence", "context_recall", "context_reuse"),
+        (
+            "context_copy",
+            "context_presence",
+            "context_recall",
+            "context_reuse",
+            "long_recall",
+            "needle_single",
+            "needle_multivalue",
+            "needle_multiquery",
+            "variable_tracking",
+            "repeated_fragments",
+        ),
     ),
     "paper": Suite(
         "Table 1 of arXiv:2601.07372, with its numbers of examples",

@@ -45,7 +45,7 @@ def has_generated_items(task: str) -> bool:
 def _included(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return a task's template, whose functions are not of interest here."""
     text = (path.parent / entry["include"]).read_text(encoding="utf-8")
-    template: dict[str, Any] = yaml.safe_load(text.replace("!function ", ""))
+    template: dict[str, Any] = yaml.load(text, _Loader)
     return template
 
 
