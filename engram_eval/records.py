@@ -92,6 +92,8 @@ METRICS: dict[str, Metric] = {
     "row_norm": Metric("1", None),
     "settled_layer": Metric("layer", None),
     "zipf_exponent": Metric("1", None),
+    "code_length_bits": Metric("bit/example", False),
+    "decodable_depth_layers": Metric("layer", None),
     "selectivity": Metric("accuracy above the control task", True),
     "loss_increase_nats": Metric("nat/token", None),
     "restored": Metric("fraction of the logit difference", None),

@@ -1,11 +1,19 @@
-"""Linear probes at every layer, each with its control task, over documents held out from the fit.
+"""Linear probes at every layer and site, each beside its control task, over held-out groups.
 
-Baselines: the majority class; ``resid_pre`` of block 0, which is the token's own embedding; and
-the embeddings of the last three tokens side by side (condition ``last_three_tokens``), which is
-what local text holds without any computing. A probe shows that something can be read out
-linearly, not that the model uses it.
+What is asked: ``token_tasks`` (the text's own tokens, code) and ``generated_exercises`` (people,
+sums, lookups). Probes are multinomial logistic regressions (``logistic``). Baselines: the majority
+class; ``resid_pre`` of block 0, which is the token's own embedding; and the embeddings of the last
+three tokens side by side (condition ``last_three_tokens``), which is what local text holds without
+any computing. A probe shows that something can be read out linearly, not that the model uses it.
+In three lines::
+
+    adapter = open_model("runs/quick/models/engram/seed0")
+    sample = draw_sample(load_corpus("runs/quick/corpus"))
+    rows = linear(adapter, sample).rows
 """
 
+import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,177 +22,252 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import Batch, batches
+from probes.capture import check_fit
+from probes.exercises import Exercise, Ints
+from probes.features import LOCAL, Features, gather
 from probes.findings import Findings, mean_rows
-from probes.lens import lens_taps
-from probes.ridge import RidgeFitter, RidgeProbe, one_hot_targets
-from probes.sample import Floats, Ints, Mask, Sample, Slice
-from probes.split import training_part
-from probes.token_tasks import KINDS, TASKS, task_labels, usable
+from probes.logistic import fit_logistic
+from probes.sample import Floats, Sample, Slice
+from probes.settling import document_sums, interval, rise_depth
+from probes.token_tasks import token_exercises
 
 NAME = "linear"
+CONTROL = "control_task"
+# Parts of the fit that are sent one after the other, each coded by what was learnt before.
+PORTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+RISE = 0.9
+DRAWS = 300
 
 
-class Source(NamedTuple):
-    """Features that a probe reads: a tap, under a condition that is None for the tap itself."""
-
-    tap: Tap
-    condition: str | None
-
-
-class Trial(NamedTuple):
-    """What is to be learnt from which tokens.
+class Scores(NamedTuple):
+    """What the probes of one exercise get right, per set of features (S) and test example (n).
 
     Attributes:
-        labels: classes of real and control task in turn, (n, 2 x tasks).
-        train: which inputs fit the probes, (n,).
-        test: which inputs test them, in other documents, (n,).
+        real, control: 1 where the class is right, (S, n).
+        majority, control_majority: where the fit's commonest class is right, (n,).
+        local: where the probe on the last three tokens is right, (n,).
+        bits: code length of the fit's examples per depth, and last for the last three tokens,
+            (depths + 1, examples of the fit).
     """
 
-    labels: Tensor
-    train: Mask
-    test: Mask
-
-
-LOCAL = Source(Tap("resid_pre", 0), "last_three_tokens")
-
-
-def set_up(sample: Sample) -> Trial:
-    """Draw the control tasks and the split by the sample's seed."""
-    rng = np.random.default_rng(sample.seed)
-    allowed = usable(sample)
-    train = training_part(sample.inputs.document, allowed, rng)
-    both = [task_labels(name, sample, rng) for name in TASKS]
-    labels = np.stack([column for pair in both for column in pair], axis=1)
-    return Trial(torch.from_numpy(labels), train, allowed & ~train)
-
-
-def _sources(adapter: Adapter) -> list[Source]:
-    return [Source(tap, None) for tap in lens_taps(adapter)] + [LOCAL]
-
-
-def _features(batch: Batch, source: Source) -> Tensor:
-    """Return the features of a batch, (n, D) or (n, 3 D); missing predecessors are zeros."""
-    own = batch.taps[source.tap].cpu()
-    if source != LOCAL:
-        return own
-    grid = own.view(*batch.tokens.shape, -1)
-    shifted = [torch.nn.functional.pad(grid, (0, 0, k, 0))[:, : grid.shape[1]] for k in range(3)]
-    return torch.cat(shifted, dim=-1).flatten(0, 1)
-
-
-def _stream(
-    adapter: Adapter, sample: Sample, mask: Mask, report: Reporter | None, step: str
-) -> Iterator[tuple[Source, Ints, Tensor]]:
-    """Yield features of the masked tokens with their places, source by source."""
-    title = f"{NAME} ({step})"
-    for batch in batches(adapter, sample, lens_taps(adapter), report=report, title=title):
-        keep = np.flatnonzero(mask[batch.part])
-        for source in _sources(adapter):
-            yield source, keep + batch.part.start, _features(batch, source)[keep]
-
-
-def _fit(
-    adapter: Adapter, sample: Sample, trial: Trial, report: Reporter | None
-) -> dict[Source, RidgeProbe]:
-    """Fit one probe per source, for all tasks and controls at once."""
-    fitters: dict[Source, RidgeFitter] = {}
-    for source, places, features in _stream(adapter, sample, trial.train, report, "fit"):
-        targets = one_hot_targets(trial.labels[places], len(KINDS)).flatten(1)
-        if source not in fitters:
-            fitters[source] = RidgeFitter(features.shape[1], targets.shape[1])
-        fitters[source].update(features, targets)
-    return {source: fitter.fit() for source, fitter in fitters.items()}
-
-
-def _hits(
-    adapter: Adapter,
-    sample: Sample,
-    trial: Trial,
-    probes: dict[Source, RidgeProbe],
-    report: Reporter | None,
-) -> dict[Source, Floats]:
-    """Return per source which test tokens each column's probe gets right, (n, columns)."""
-    found = {source: np.zeros(trial.labels.shape) for source in probes}
-    for source, places, features in _stream(adapter, sample, trial.test, report, "test"):
-        scores = probes[source].scores(features).unflatten(1, (-1, len(KINDS)))
-        found[source][places] = (scores.argmax(-1) == trial.labels[places]).double().numpy()
-    return found
+    real: Floats
+    control: Floats
+    majority: Floats
+    control_majority: Floats
+    local: Floats
+    bits: Floats
 
 
 def linear(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> Findings:
-    """Fit and test probes for every task of ``TASKS`` at every depth.
+    """Fit and test probes for every exercise at every depth and site.
 
-    Rows per task (a label of the slice), depth and slice: ``acc`` with the majority class as
-    baseline, ``acc`` under condition ``control_task`` with the control's own majority, and
-    ``selectivity``, their difference. Standard errors are over documents.
+    Rows per task (a label of the slice): ``acc`` with the majority class as baseline, ``acc`` under
+    condition ``control_task`` with the control's own majority, ``selectivity``, their difference;
+    at the depths ``code_length_bits`` per example, the online code of Voita & Titov 2020
+    (arXiv:2003.12298), with the uniform code as baseline; and ``decodable_depth_layers``, the
+    blocks (interpolated) after which accuracy above the majority has reached 90 % of its maximum
+    over depth. Errors and intervals are over groups that the fit has not seen.
+
+    Raises:
+        UserError: the sample has too few documents, or does not fit the model.
     """
-    trial = set_up(sample)
-    probes = _fit(adapter, sample, trial, report)
-    majority = _majority(trial)
-    slices = [
-        Slice(part.labels, part.mask & trial.test)
-        for part in sample.slices("static_in", domains=False)
-        if (part.mask & trial.test).any()
-    ]
-    rows = []
-    for source, hits in _hits(adapter, sample, trial, probes, report).items():
-        for number, task in enumerate(TASKS):
-            both = slice(2 * number, 2 * number + 2)
-            right = Right(hits[:, both], majority[:, both])
-            rows += _rows(task, source, right, sample.inputs.document, slices)
+    check_fit(adapter, sample)
+    rows: list[MetricRow] = []
+    exercises = all_exercises(sample)
+    total = sum(len(exercise.place) for exercise in exercises)
+    with (report or Reporter(quiet=True)).task(NAME, total) as progress:
+        for exercise, features in _read(adapter, sample, exercises):
+            scores = measure(features, exercise)
+            rows += _rows(exercise, features, scores, sample)
+            progress.advance(len(exercise.place), exercise.name)
     return Findings(rows, {})
 
 
-def _majority(trial: Trial) -> Floats:
-    """Return which tokens the commonest class of the fit gets right, (n, columns)."""
-    labels = trial.labels.numpy()
-    common = [np.bincount(column).argmax() for column in labels[trial.train].T]
-    return (labels == np.array(common)).astype(np.float64)
+def all_exercises(sample: Sample) -> list[Exercise]:
+    """Return what is asked of a sample.
 
-
-class Right(NamedTuple):
-    """Which tokens are classed rightly, by a probe and by the majority class.
-
-    Both are (n, 2): the real task and its control.
+    Raises:
+        UserError: nothing can be asked of it.
     """
+    rng = np.random.default_rng(sample.seed)
+    own = token_exercises(sample.token, sample.document, sample.texts, rng)
+    if not own and not sample.exercises:
+        raise UserError("linear: the sample has fewer than two documents; raise probe.tokens")
+    return [*own, *sample.exercises]
 
-    probe: Floats
-    majority: Floats
+
+def _read(
+    adapter: Adapter, sample: Sample, exercises: list[Exercise]
+) -> Iterator[tuple[Exercise, Features]]:
+    """Yield each exercise with its features; the sample itself is read once for all."""
+    inputs = sample.token[:, :-1]
+    shared = [exercise for exercise in exercises if exercise.token is None]
+    if shared:
+        places = np.unique(np.concatenate([exercise.place for exercise in shared]))
+        features = gather(adapter, inputs, places)
+        for exercise in shared:
+            yield exercise, features.at(np.searchsorted(places, exercise.place))
+        del features
+    for exercise in exercises:
+        if exercise.token is not None:
+            yield exercise, gather(adapter, exercise.token, exercise.place)
+
+
+def measure(features: Features, exercise: Exercise) -> Scores:
+    """Fit the real and the control probes of one exercise and score the test examples."""
+    fit, test = np.flatnonzero(exercise.fit), np.flatnonzero(~exercise.fit)
+    values = features.values
+    return Scores(
+        real=_hits(values, exercise.label, fit, test, exercise.classes),
+        control=_hits(values, exercise.control, fit, test, exercise.classes),
+        majority=_majority(exercise.label, fit, test),
+        control_majority=_majority(exercise.control, fit, test),
+        local=_hits(features.local, exercise.label, fit, test, exercise.classes)[0],
+        bits=np.concatenate(
+            [
+                code_lengths(x[:, fit], exercise.label[fit], exercise.group[fit], exercise.classes)
+                for x in (values[: features.depths], features.local)
+            ]
+        ),
+    )
+
+
+def _hits(values: Tensor, label: Ints, fit: Ints, test: Ints, classes: int) -> Floats:
+    """Return which test examples are classed rightly, (S, n)."""
+    probe = fit_logistic(values[:, fit], torch.from_numpy(label[fit]), classes)
+    chosen = probe.log_probs(values[:, test]).argmax(-1).numpy()
+    return np.asarray(chosen == label[test], dtype=np.float64)
+
+
+def _majority(label: Ints, fit: Ints, test: Ints) -> Floats:
+    common = np.bincount(label[fit]).argmax()
+    return (label[test] == common).astype(np.float64)
+
+
+def code_lengths(values: Tensor, label: Ints, group: Ints, classes: int) -> Floats:
+    """Return the bits of sending each class by the online code, (S, n).
+
+    The examples are sent in ``PORTIONS``, whole groups in the order of their numbers; the first
+    with the uniform code, every other by a probe fitted to all before it.
+    """
+    order = np.argsort(group, kind="stable")
+    bits = np.full((len(values), len(label)), math.log2(classes))
+    ends = [max(1, round(share * len(order))) for share in PORTIONS]
+    for end, stop in itertools.pairwise(ends):
+        known, sent = order[:end], order[end:stop]
+        if not len(sent) or np.unique(label[known]).size < 2:
+            continue
+        probe = fit_logistic(values[:, known], torch.from_numpy(label[known]), classes)
+        log_p = probe.log_probs(values[:, sent]).numpy()
+        bits[:, sent] = -log_p[:, np.arange(len(sent)), label[sent]] / math.log(2)
+    return bits
 
 
 def _rows(
-    task: str, source: Source, right: Right, documents: Ints, slices: list[Slice]
+    exercise: Exercise, features: Features, scores: Scores, sample: Sample
 ) -> list[MetricRow]:
-    """Return accuracy and, for a tap itself, control accuracy and selectivity."""
-    fields = {
-        "name": NAME,
-        "layer": source.tap.layer,
-        "site": source.tap.site,
-        "slice": {"task": task},
-    }
-    real, control = right.probe.T
-    chance, control_chance = right.majority.T
-    rows = mean_rows(
-        real,
-        documents,
-        slices,
-        metric="acc",
-        condition=source.condition,
-        baseline=chance,
-        **fields,
-    )
-    if source.condition is None:
+    group = exercise.group[~exercise.fit]
+    rows: list[MetricRow] = []
+    for number, tap in enumerate(features.taps):
+        slices = _slices(exercise, sample) if number < features.depths else [_whole(group)]
+        place = {"name": NAME, "layer": tap.layer, "site": tap.site, "slice": _task(exercise)}
+        real, control = scores.real[number], scores.control[number]
+        rows += mean_rows(real, group, slices, metric="acc", baseline=scores.majority, **place)
         rows += mean_rows(
             control,
-            documents,
+            group,
             slices,
             metric="acc",
-            condition="control_task",
-            baseline=control_chance,
-            **fields,
+            condition=CONTROL,
+            baseline=scores.control_majority,
+            **place,
         )
-        rows += mean_rows(real - control, documents, slices, metric="selectivity", **fields)
+        rows += mean_rows(real - control, group, slices, metric="selectivity", **place)
+    rows += _local_rows(exercise, scores, group)
+    rows += _length_rows(exercise, features, scores)
+    return [*rows, _depth_row(exercise, scores.real[: features.depths] - scores.majority, group)]
+
+
+def _task(exercise: Exercise) -> dict[str, str]:
+    return {"task": exercise.name}
+
+
+def _whole(group: Ints) -> Slice:
+    return Slice({}, np.ones(len(group), dtype=bool))
+
+
+def _slices(exercise: Exercise, sample: Sample) -> list[Slice]:
+    """Return all test examples and, of the sample's own tokens, the static and the other third."""
+    test = np.flatnonzero(~exercise.fit)
+    whole = [_whole(test)]
+    if exercise.token is not None:
+        return whole
+    thirds = [p for p in sample.slices("static_in", domains=False) if "static_in" in p.labels]
+    cut = [Slice(part.labels, part.mask[exercise.place[test]]) for part in thirds]
+    return whole + [part for part in cut if part.mask.any()]
+
+
+def _local_rows(exercise: Exercise, scores: Scores, group: Ints) -> list[MetricRow]:
+    return mean_rows(
+        scores.local,
+        group,
+        [_whole(group)],
+        name=NAME,
+        metric="acc",
+        condition=LOCAL,
+        layer=0,
+        site="resid_pre",
+        slice=_task(exercise),
+        baseline=scores.majority,
+    )
+
+
+def _length_rows(exercise: Exercise, features: Features, scores: Scores) -> list[MetricRow]:
+    group = exercise.group[exercise.fit]
+    first = features.taps[0]
+    places: list[tuple[Tap, str | None]] = [(tap, None) for tap in features.taps[: features.depths]]
+    rows: list[MetricRow] = []
+    for bits, (tap, condition) in zip(scores.bits, [*places, (first, LOCAL)], strict=True):
+        rows += mean_rows(
+            bits,
+            group,
+            [_whole(group)],
+            name=NAME,
+            metric="code_length_bits",
+            condition=condition,
+            layer=tap.layer,
+            site=tap.site,
+            slice=_task(exercise),
+            baseline=math.log2(exercise.classes),
+        )
     return rows
+
+
+def _depth_row(exercise: Exercise, above: Floats, group: Ints) -> MetricRow:
+    """Return the depth at which accuracy above the majority, (depths, n), has come up.
+
+    None where the best depth is not above the majority by two standard errors over groups.
+    """
+    sums, sizes = document_sums(above, group)
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, len(sizes), (DRAWS, len(sizes)))
+    drawn = np.stack([np.bincount(pick, minlength=len(sizes)) for pick in picks])
+    curves = (drawn @ sums) / (drawn @ sizes)[:, None]
+    curve = above.mean(axis=1)
+    best = int(curve.argmax())
+    there = curve[best] > 2 * curves[:, best].std()
+    low, high = interval([rise_depth(one, RISE) for one in curves]) if there else (None, None)
+    return MetricRow(
+        name=NAME,
+        metric="decodable_depth_layers",
+        value=rise_depth(curve, RISE) if there else None,
+        ci_low=low,
+        ci_high=high,
+        site="resid_post",
+        slice=_task(exercise),
+        split="val",
+        n=above.shape[1],
+    )

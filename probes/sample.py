@@ -25,8 +25,11 @@ from engram_eval.config import ProbeConfig
 from engram_eval.corpus.longest_match import longest_match
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
+from probes.exercises import Exercise
+from probes.generated_exercises import generated_exercises
 from probes.matching import matched_thirds
 from probes.names import name_ends
+from probes.token_tasks import code_exercises
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -72,6 +75,7 @@ class Sample:
     Attributes:
         domains: names of the domains by index.
         texts: what each token id spells; shape (V,).
+        exercises: what linear probes are asked, beside what the windows alone give.
         seed: drew the windows; draws splits and control tasks.
     """
 
@@ -86,6 +90,7 @@ class Sample:
     domains: tuple[str, ...]
     texts: tuple[str, ...]
     seed: int
+    exercises: tuple[Exercise, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -163,6 +168,8 @@ def _read(corpus: Corpus, starts: Ints, length: int, seed: int) -> Sample:
     position = starts[:, None] + np.arange(length + 1)
     document = np.searchsorted(docs[:, 0], position, side="right") - 1
     longest = longest_match(model, corpus.tokens("train"), stream)
+    rng = np.random.default_rng(seed)
+    exercises = code_exercises(corpus, position, document, rng) + generated_exercises(corpus, rng)
     return Sample(
         token=stream[position].astype(np.int64),
         position=position,
@@ -175,6 +182,7 @@ def _read(corpus: Corpus, starts: Ints, length: int, seed: int) -> Sample:
         domains=tuple(corpus.domains),
         texts=token_texts(corpus),
         seed=seed,
+        exercises=tuple(exercises),
     )
 
 

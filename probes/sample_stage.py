@@ -16,6 +16,7 @@ from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import load_corpus
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, write_atomic, write_json
+from probes.exercises import Exercise
 from probes.findings import mean_rows
 from probes.sample import Sample, draw_sample
 
@@ -53,13 +54,26 @@ def describe(drawn: Sample) -> list[MetricRow]:
 def write_sample(drawn: Sample, folder: Path) -> None:
     """Write a sample as arrays and facts; ``read_sample`` is the inverse."""
     values = {field.name: getattr(drawn, field.name) for field in fields(drawn)}
+    exercises = values.pop("exercises")
     arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+    facts = {key: values[key] for key in values.keys() - arrays.keys()}
+    for one in exercises:
+        parts = {key: part for key, part in one._asdict().items() if isinstance(part, np.ndarray)}
+        arrays |= {f"{one.name}/{key}": part for key, part in parts.items()}
     write_atomic(folder / ARRAYS, save({k: np.ascontiguousarray(a) for k, a in arrays.items()}))
-    write_json(folder / FACTS, {key: values[key] for key in values.keys() - arrays.keys()})
+    write_json(folder / FACTS, {**facts, "exercises": [one.name for one in exercises]})
 
 
 def read_sample(folder: Path) -> Sample:
     """Read what ``write_sample`` wrote."""
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    arrays = load_file(folder / ARRAYS)
+    exercises = tuple(_exercise(name, arrays) for name in facts.pop("exercises"))
     lists = {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
-    return Sample(**load_file(folder / ARRAYS), **{**facts, **lists})
+    own = {key: array for key, array in arrays.items() if "/" not in key}
+    return Sample(**own, **{**facts, **lists}, exercises=exercises)
+
+
+def _exercise(name: str, arrays: Mapping[str, np.ndarray]) -> Exercise:
+    parts = {key: arrays.get(f"{name}/{key}") for key in Exercise._fields if key != "name"}
+    return Exercise(name, **parts)  # type: ignore[arg-type]

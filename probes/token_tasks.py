@@ -1,48 +1,117 @@
-"""What linear probes are asked to read out: a property of a neighbouring token, and its control.
+"""Questions about the sample's own tokens: their neighbours, the n-gram just ended, code.
 
-``previous_token_kind`` needs the local context to have reached the place that is read: it is what
-must happen before a static pattern can be recognised. ``next_token_kind`` is what recognising it
-is good for. Each control task (Hewitt & Liang 2019, arXiv:1909.03368) gives every token *type* a
-random class: a probe that learns it memorises types, and shows how much of the real accuracy such
-memorising could explain.
+- ``previous_token_kind``: which kind of token stood before? The local context must have reached the
+  place that is read before any static pattern can be recognised.
+- ``next_token_kind``: which kind comes next? It is what recognising a pattern is good for.
+- ``ngram_ended``: which of the sample's commonest 3-grams has just ended? Several of them end with
+  the same token, so that the token alone does not tell.
+- ``code_token_kind``, ``bracket_depth``: what Python's ``tokenize`` says of the token that was
+  read, and how many brackets are open after it (0, 1, 2, more), where the outermost is in view.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from engram_eval.errors import UserError
-from probes.sample import Ints, Sample
+from engram_eval.corpus.store import Corpus
+from probes.code_labels import OTHER, code_labels
+from probes.exercises import Exercise, Ints, Mask, make_exercise
 
 KINDS = ("special", "space", "number", "word_start", "word_inside", "symbol")
+NGRAMS, ORDER = 24, 3
+CODE = "code"
 
 
-class Task(NamedTuple):
-    """Which neighbour's kind is asked for, and whose type the control task labels.
+def token_exercises(
+    token: Ints, document: Ints, texts: Sequence[str], rng: np.random.Generator
+) -> list[Exercise]:
+    """Make the exercises that need no more than the windows.
 
-    Attributes:
-        offset: place of the neighbour relative to the token that was read.
-        control_offset: place of the token whose type carries a random label.
+    Args:
+        token: ids, (N, T + 1); the first T are read.
+        document: of each token, (N, T + 1).
+        texts: what each id spells.
+        rng: draws controls, examples and splits.
     """
+    kinds = kinds_of(texts)
+    inside = usable(document)
+    place = np.flatnonzero(inside)
+    read, group = token[:, :-1].reshape(-1)[place], document[:, :-1].reshape(-1)[place]
+    before, after = (_neighbour(token, offset)[place] for offset in (-1, 1))
+    made = [
+        make_exercise("previous_token_kind", place, kinds[before], before, group, rng),
+        make_exercise("next_token_kind", place, kinds[after], read, group, rng),
+        _ngram_ended(token, document, rng),
+    ]
+    return [exercise for exercise in made if exercise is not None]
 
-    offset: int
-    control_offset: int
-    about: str
+
+def _ngram_ended(token: Ints, document: Ints, rng: np.random.Generator) -> Exercise | None:
+    """Ask for the n-gram among the commonest whose last token is shared by others of them."""
+    length = token.shape[1] - 1
+    columns = range(ORDER - 1, length)
+    grams = np.stack(
+        [token[:, c - ORDER + 1 : c + 1] for c in columns] if length >= ORDER else [], axis=1
+    ).reshape(-1, ORDER)
+    places = (np.arange(len(token))[:, None] * length + np.array(columns)).reshape(-1)
+    same = document[:, : length - ORDER + 1] == document[:, ORDER - 1 : length]
+    grams, places = grams[same.reshape(-1)], places[same.reshape(-1)]
+    found, code, counts = np.unique(grams, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    ends = found[order, -1]
+    common = order[np.isin(ends, _shared(ends[: 4 * NGRAMS]))][:NGRAMS]
+    chosen = np.isin(code.reshape(-1), common)
+    group = document[:, :-1].reshape(-1)[places[chosen]]
+    label = code.reshape(-1)[chosen]
+    return make_exercise("ngram_ended", places[chosen], label, grams[chosen, -1], group, rng)
 
 
-TASKS: dict[str, Task] = {
-    "previous_token_kind": Task(-1, -1, "what kind of token stood before this one"),
-    "next_token_kind": Task(1, 0, "what kind of token comes next"),
-}
+def _shared(ends: Ints) -> Ints:
+    """Return the tokens that occur at least twice."""
+    tokens, counts = np.unique(ends, return_counts=True)
+    return np.asarray(tokens[counts > 1], dtype=np.int64)
 
 
-class TaskLabels(NamedTuple):
-    """Classes of the real and of the control task per token, each (n,)."""
+def code_exercises(
+    corpus: Corpus, position: Ints, document: Ints, rng: np.random.Generator
+) -> list[Exercise]:
+    """Make the exercises about code; none where the corpus has no domain of that name.
 
-    real: Ints
-    control: Ints
+    Args:
+        corpus: whose validation documents the windows are from.
+        position: in the validation stream, (N, T + 1).
+        document: of each token, (N, T + 1).
+        rng: draws controls, examples and splits.
+    """
+    if CODE not in corpus.domains:
+        return []
+    stream, docs, tokenizer = corpus.tokens("val"), corpus.docs("val"), corpus.tokenizer()
+    kind, depth, opened = (np.full(len(stream), OTHER, dtype=np.int64) for _ in range(3))
+    code = corpus.domains.index(CODE)
+    for start, end in docs[np.unique(document)][:, :2]:
+        if docs[np.searchsorted(docs[:, 0], start), 2] == code:
+            ids = np.asarray(stream[start : end - 1]).astype(np.int64)
+            found = code_labels(tokenizer.decode(ids.tolist()), corpus.token_bytes[ids])
+            kind[start : end - 1], depth[start : end - 1] = found.kind, found.depth
+            opened[start : end - 1] = found.opened + start
+    read = position[:, :-1]
+    group = document[:, :-1].reshape(-1)
+    types = np.asarray(stream)[read].reshape(-1).astype(np.int64)
+    in_view = ((depth[read] >= 0) & (opened[read] >= read[:, :1])).reshape(-1)
+    tasks = (
+        ("code_token_kind", kind[read].reshape(-1), kind[read].reshape(-1) != OTHER),
+        ("bracket_depth", depth[read].reshape(-1), in_view),
+    )
+    made = [_masked(name, label, mask, types, group, rng) for name, label, mask in tasks]
+    return [exercise for exercise in made if exercise is not None]
+
+
+def _masked(
+    name: str, label: Ints, mask: Mask, kind: Ints, group: Ints, rng: np.random.Generator
+) -> Exercise | None:
+    place = np.flatnonzero(mask)
+    return make_exercise(name, place, label[place], kind[place], group[place], rng)
 
 
 def token_kind(text: str) -> int:
@@ -59,30 +128,12 @@ def token_kind(text: str) -> int:
     return 5
 
 
-def usable(sample: Sample) -> npt.NDArray[np.bool_]:
-    """Return which inputs have both neighbours in their window and in their document, (n,)."""
-    same = sample.document[:, 1:] == sample.document[:, :-1]
+def usable(document: Ints) -> npt.NDArray[np.bool_]:
+    """Return which inputs have both neighbours in their window and in their document, (N * T,)."""
+    same = document[:, 1:] == document[:, :-1]
     before = np.zeros_like(same)
     before[:, 1:] = same[:, :-1]
     return (before & same).reshape(-1)
-
-
-def task_labels(name: str, sample: Sample, rng: np.random.Generator) -> TaskLabels:
-    """Label every input token, (n,); labels mean something only where ``usable``.
-
-    The control's classes are drawn with the frequencies of the real ones.
-
-    Raises:
-        UserError: no such task.
-    """
-    if name not in TASKS:
-        raise UserError(f"unknown linear task {name!r}; allowed: {', '.join(TASKS)}")
-    task = TASKS[name]
-    kinds = kinds_of(sample.texts)
-    real = kinds[_neighbour(sample, task.offset)]
-    shares = np.bincount(real[usable(sample)], minlength=len(KINDS)).astype(np.float64)
-    random = rng.choice(len(KINDS), size=len(kinds), p=shares / shares.sum())
-    return TaskLabels(real, random[_neighbour(sample, task.control_offset)])
 
 
 def kinds_of(texts: Sequence[str]) -> Ints:
@@ -90,8 +141,8 @@ def kinds_of(texts: Sequence[str]) -> Ints:
     return np.array([token_kind(text) for text in texts], dtype=np.int64)
 
 
-def _neighbour(sample: Sample, offset: int) -> Ints:
-    """Return the token ids ``offset`` places from each input, (n,); edges repeat their own."""
-    length = sample.shape[1]
+def _neighbour(token: Ints, offset: int) -> Ints:
+    """Return the token ids ``offset`` places from each input, (N * T,); edges repeat their own."""
+    length = token.shape[1] - 1
     columns = np.clip(np.arange(length) + offset, 0, length)
-    return sample.token[:, columns].reshape(-1)
+    return token[:, columns].reshape(-1)

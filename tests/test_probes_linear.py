@@ -1,56 +1,35 @@
-"""Linear probes against scikit-learn, and on models that hold, or lack, what is asked."""
+"""Linear probes on models that hold, or lack, what is asked; exercises against their text."""
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from probes_fixture import VOCAB, PreviousToken, llama, noise_sample, sample, silence
-from sklearn.linear_model import Ridge, RidgeClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from probes_fixture import VOCAB, PreviousToken, engram, llama, noise_sample, sample, silence
 
 from engram_eval.adapters.load import open_model
+from engram_eval.config import CorpusConfig, EntityDials, ProbeConfig
+from engram_eval.corpus.build import build_corpus
+from engram_eval.corpus.entities import make_people
+from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
+from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.linear import linear
-from probes.ridge import RidgeFitter, one_hot_targets
-from probes.sample import Sample
+from probes.code_labels import KINDS as CODE_KINDS
+from probes.code_labels import code_labels
+from probes.exercises import Exercise, make_exercise
+from probes.features import Features
+from probes.linear import code_lengths, linear, measure
+from probes.sample import Sample, draw_sample
+from probes.sample_stage import read_sample, write_sample
 from probes.split import TRAIN_SHARE, training_part
-from probes.token_tasks import KINDS, TASKS, kinds_of, task_labels, token_kind, usable
+from probes.token_tasks import KINDS, kinds_of, token_exercises, token_kind, usable
 
-
-def random_data(seed: int, n: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(n, 5, generator=generator) * torch.tensor([1, 10, 0.1, 3, 1]) + 2
-    return features, torch.randint(4, (n,), generator=generator)
-
-
-@given(st.integers(0, 10_000), st.sampled_from([0.1, 1.0, 30.0]), st.sampled_from([7, 60]))
-def test_streaming_ridge_is_sklearns(seed: int, alpha: float, batch: int) -> None:
-    features, classes = random_data(seed)
-    targets = one_hot_targets(classes, 4)
-    fitter = RidgeFitter(5, 4)
-    for start in range(0, 60, batch):
-        fitter.update(features[start : start + batch], targets[start : start + batch])
-    scores = fitter.fit(alpha).scores(features)
-    truth = make_pipeline(StandardScaler(), Ridge(alpha)).fit(features.double(), targets)
-    np.testing.assert_allclose(scores, truth.predict(features.double()), atol=1e-6)
-    chosen = make_pipeline(StandardScaler(), RidgeClassifier(alpha)).fit(features.double(), classes)
-    np.testing.assert_array_equal(scores.argmax(-1), chosen.predict(features.double()))
-
-
-def test_constant_features_get_no_weight() -> None:
-    features, classes = random_data(0)
-    features[:, 2] = 7.0
-    features[:, 3] = 0.0
-    fitter = RidgeFitter(5, 4)
-    fitter.update(features, one_hot_targets(classes, 4))
-    probe = fitter.fit()
-    assert torch.isfinite(probe.weight).all()
-    assert not probe.weight[2:4].any()
+TASKS = ("previous_token_kind", "next_token_kind")
 
 
 @pytest.mark.parametrize(
@@ -75,40 +54,91 @@ def test_token_kind(text: str, kind: str) -> None:
     assert KINDS[token_kind(text)] == kind
 
 
+def exercises_of(found: Sample) -> dict[str, Exercise]:
+    rng = np.random.default_rng(0)
+    made = token_exercises(found.token, found.document, found.texts, rng)
+    return {exercise.name: exercise for exercise in made}
+
+
 def test_labels_are_those_of_the_neighbours() -> None:
-    found = noise_sample(windows=4, length=6)
-    kinds, rng = kinds_of(found.texts), np.random.default_rng(0)
-    before = task_labels("previous_token_kind", found, rng).real.reshape(4, 6)
-    after = task_labels("next_token_kind", found, rng).real.reshape(4, 6)
-    np.testing.assert_array_equal(before[:, 1:], kinds[found.token[:, :-2]])
-    np.testing.assert_array_equal(after, kinds[found.token[:, 1:]])
+    found = noise_sample(windows=8, length=16)
+    kinds, made = kinds_of(found.texts), exercises_of(found)
+    for name, offset in zip(TASKS, (-1, 1), strict=True):
+        row, column = np.divmod(made[name].place, 16)
+        kind = kinds[found.token[row, column + offset]]
+        # Classes are numbered anew, in the order of the kinds that occur.
+        np.testing.assert_array_equal(np.unique(kind)[made[name].label], kind)
+        assert not set(made[name].group[made[name].fit]) & set(made[name].group[~made[name].fit])
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_control_labels_depend_on_the_type_alone(name: str) -> None:
     found = noise_sample(windows=40)
-    labels = task_labels(name, found, np.random.default_rng(0))
-    offset = TASKS[name].control_offset
-    columns = np.clip(np.arange(32) + offset, 0, 32)
-    types = found.token[:, columns].ravel()
+    made = exercises_of(found)[name]
+    row, column = np.divmod(made.place, 32)
+    types = found.token[row, column - (name == "previous_token_kind")]
     for token in np.unique(types):
-        assert np.unique(labels.control[types == token]).size == 1
-    assert np.unique(labels.control).size > 3
-    again = task_labels(name, found, np.random.default_rng(1))
-    assert not np.array_equal(labels.control, again.control)
-    np.testing.assert_array_equal(labels.real, again.real)
+        assert np.unique(made.control[types == token]).size == 1
+    assert np.unique(made.control).size > 3
 
 
-def test_unknown_task() -> None:
-    with pytest.raises(UserError, match="unknown linear task"):
-        task_labels("mood", noise_sample(), np.random.default_rng(0))
+def test_ngrams_that_end_alike() -> None:
+    """Three 3-grams, two of them with the same end, in noise: only these two are asked for."""
+    rng = np.random.default_rng(0)
+    token = np.arange(1, 1 + 40 * 33).reshape(40, 33) + 100
+    for row in token:
+        row[[3, 4, 5]], row[[10, 11, 12]] = (1, 2, 9), (3, 4, 9)
+        row[[20, 21, 22]] = (5, 6, 7)
+    document = np.repeat(np.arange(20), 2)[:, None].repeat(33, axis=1)
+    (made,) = [
+        e for e in token_exercises(token, document, ["x"] * 2000, rng) if e.name == "ngram_ended"
+    ]
+    np.testing.assert_array_equal(np.unique(made.place % 32), [5, 12])
+    assert np.unique(made.label[made.place % 32 == 5]).size == 1
+    assert made.classes == 2
+
+
+def test_too_little_to_ask() -> None:
+    rng = np.random.default_rng(0)
+    few = np.arange(10)
+    assert make_exercise("x", few, few % 2, few, few, rng) is None
+    many = np.arange(100)
+    assert make_exercise("x", many, many % 2, many, many * 0, rng) is None, "one group"
+    assert make_exercise("x", many, many * 0, many, many, rng) is None, "one class"
+    made = make_exercise("x", many, many % 2, many, many, rng)
+    assert made is not None and 0.6 < made.fit.mean() < 0.8
+    with pytest.raises(UserError, match="fewer than two documents"):
+        found = noise_sample()
+        found.document[:] = 0
+        linear(open_model(llama()), found)
+
+
+def test_code_labels_by_hand() -> None:
+    pieces = ["if", " f", "(", "a", ",", " [", "'b", " c'", "]", ")", ":", "  # x", "\n", " (", "1"]
+    sizes = np.array([len(piece) for piece in pieces])
+    found = code_labels("".join(pieces), sizes)
+    kinds = "keyword name operator name operator operator string string operator operator operator"
+    expected = [*kinds.split(), "comment", "layout"]
+    assert [CODE_KINDS[k] for k in found.kind[:13]] == expected
+    np.testing.assert_array_equal(found.depth[:12], [0, 0, 1, 1, 1, 2, 2, 2, 1, 0, 0, 0])
+    np.testing.assert_array_equal(found.opened[2:9], 2)
+    np.testing.assert_array_equal(found.opened[9:11], [9, 10])
+
+
+def test_code_that_breaks_off_is_read_as_far_as_it_goes() -> None:
+    text = "x = (1,\n  é, "
+    sizes = np.array([len(character.encode()) for character in text])
+    found = code_labels(text, sizes)
+    assert found.depth[4] == 1 and found.opened[4] == 4
+    assert CODE_KINDS[found.kind[text.index("é")]] == "name"
+    assert len(found.kind) == len(text)
 
 
 def test_usable_needs_both_neighbours_in_the_document() -> None:
     found = noise_sample(windows=1, length=5)
     found.document[0] = [0, 0, 0, 1, 1, 1]
     # Inputs 0..4: the first has no predecessor in view, 2 ends a document, 3 begins one.
-    np.testing.assert_array_equal(usable(found), [False, True, False, False, True])
+    np.testing.assert_array_equal(usable(found.document), [False, True, False, False, True])
 
 
 @given(st.integers(0, 1000), st.integers(2, 30))
@@ -134,6 +164,96 @@ def test_the_fit_gets_about_its_share() -> None:
     documents, allowed = np.repeat(np.arange(100), 5), np.ones(500, dtype=bool)
     train = training_part(documents, allowed, np.random.default_rng(0))
     assert train.mean() == pytest.approx(TRAIN_SHARE)
+
+
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Corpus, Sample]]:
+    out = tmp_path_factory.mktemp("pocket")
+    config = CorpusConfig(
+        vocab_size=400, train_bytes=60_000, entities=EntityDials(n_entities=12, max_exposures=8)
+    )
+    build_corpus({}, config, None, out, Reporter(quiet=True))
+    corpus = load_corpus(out)
+    yield corpus, draw_sample(corpus, ProbeConfig(tokens=4096, seq_len=64))
+
+
+def read_until(corpus: Corpus, exercise: Exercise, number: int) -> str:
+    """Return the text of an example up to the token at which it is read."""
+    assert exercise.token is not None
+    row, column = divmod(int(exercise.place[number]), exercise.token.shape[1])
+    return corpus.tokenizer().decode(exercise.token[row, 1 : column + 1].tolist())
+
+
+def test_generated_exercises_ask_what_their_text_says(pocket: tuple[Corpus, Sample]) -> None:
+    corpus, drawn = pocket
+    asked = {exercise.name: exercise for exercise in drawn.exercises}
+    assert asked.keys() >= {"entity", "addition_carry", "recall_key", "recall_value"}
+    people = make_people(EntityDials(n_entities=12, max_exposures=8), 0)
+    for number in range(0, len(asked["entity"].place), 17):
+        name = people[asked["entity"].label[number]].name
+        assert read_until(corpus, asked["entity"], number).endswith(name)
+    for number in range(0, 1500, 101):
+        text = read_until(corpus, asked["addition_carry"], number)
+        ones = [int(word) % 10 for word in text.replace("=", " ").split() if word.isdigit()]
+        assert asked["addition_carry"].label[number] == (sum(ones) >= 10)
+    told = read_until(corpus, asked["recall_key"], 0)
+    assert told.startswith("Pairs:") and len(told.rsplit(",", 1)[-1].split()) in (2, 3)
+    query = read_until(corpus, asked["recall_value"], 40)
+    key = query.split()[-1]
+    value = dict(pair.split() for pair in query.split(".")[0].removeprefix("Pairs: ").split(", "))[
+        key
+    ]
+    again = [
+        n for n in range(40) if asked["recall_value"].label[n] == asked["recall_value"].label[40]
+    ]
+    for n in again[:3]:
+        text = read_until(corpus, asked["recall_value"], n)
+        pairs = text.split(".")[0].removeprefix("Pairs: ").split(", ")
+        assert dict(pair.split() for pair in pairs)[text.split()[-1]] == value
+
+
+def test_exercises_survive_the_disk(pocket: tuple[Corpus, Sample], tmp_path: Path) -> None:
+    _, drawn = pocket
+    write_sample(drawn, tmp_path)
+    for one, other in zip(drawn.exercises, read_sample(tmp_path).exercises, strict=True):
+        for first, second in zip(one, other, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+def features(values: torch.Tensor) -> Features:
+    return Features((), len(values), values, torch.zeros(1, values.shape[1], 3))
+
+
+def planted(signal: bool, n: int = 400) -> tuple[Features, Exercise]:
+    """Make features that hold a random class along one direction, or do not."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 4, n)
+    values = torch.from_numpy(rng.normal(0, 1, (2, n, 8))).float()
+    if signal:
+        values[1, :, :4] += 6 * torch.nn.functional.one_hot(torch.from_numpy(label), 4)
+    kind = rng.integers(0, 50, n)
+    made = make_exercise("x", np.arange(n), label, kind, np.arange(n) // 10, rng)
+    assert made is not None
+    return features(values), made
+
+
+def test_planted_signal_and_no_signal() -> None:
+    scores = measure(*planted(signal=True))
+    assert scores.real[1].mean() > 0.98 and scores.real[0].mean() < 0.4
+    assert scores.control.mean() < 0.45
+    assert scores.bits[1].mean() < 0.7 < 1.9 < scores.bits[0].mean()
+    nothing = measure(*planted(signal=False))
+    assert abs(nothing.real.mean() - 0.25) < 0.1
+    assert nothing.bits[:2].mean() > 1.9, "no signal: no shorter than the uniform code"
+
+
+def test_the_online_code_starts_uniform_and_pays_for_what_it_has_not_seen() -> None:
+    held, made = planted(signal=True)
+    bits = code_lengths(held.values, made.label, made.group, 4)
+    first = np.argsort(made.group, kind="stable")[: len(made.label) // 16]
+    np.testing.assert_allclose(bits[:, first], 2.0)
+    last = np.argsort(made.group, kind="stable")[len(made.label) // 2 :]
+    assert bits[1, last].mean() < 0.3
 
 
 def find(rows: list[MetricRow], metric: str, task: str, layer: int, site: str) -> MetricRow:
@@ -197,52 +317,51 @@ def test_selectivity_shows_what_is_not_memorised_by_type() -> None:
     assert row.stderr is not None and row.stderr < 0.05
 
 
-def test_rows() -> None:
-    found = noise_sample(windows=64)
-    rows = linear(open_model(llama()), found).rows
-    slices = [{}]
-    slices += [{f"static_in{end}": level} for end in ("", "_longest") for level in ("high", "low")]
+def test_every_source_and_task_has_its_rows() -> None:
+    adapter = open_model(engram())
+    rows = linear(adapter, noise_sample(windows=64)).rows
+    whole = [r for r in rows if set(r.slice) == {"task"} and r.slice["task"] == TASKS[0]]
     depths = [(0, "resid_pre"), *((layer, "resid_post") for layer in range(3))]
-    kinds = [("acc", None), ("acc", "control_task"), ("selectivity", None)]
+    written = [(layer, site) for site in ("attn_out", "mlp_out") for layer in range(3)]
+    places = [*depths, *written, (1, "memory_out")]
     expected = {
-        (*kind, *depth, task, tuple(part.items()))
-        for kind in kinds
-        for depth in depths
-        for task in TASKS
-        for part in slices
-    } | {
-        ("acc", "last_three_tokens", 0, "resid_pre", task, tuple(part.items()))
-        for task in TASKS
-        for part in slices
+        (metric, condition, *place)
+        for metric, condition in (("acc", None), ("acc", "control_task"), ("selectivity", None))
+        for place in places
     }
-    keys = {
-        (
-            r.metric,
-            r.condition,
-            r.layer,
-            r.site,
-            r.slice["task"],
-            tuple((k, v) for k, v in r.slice.items() if k != "task"),
-        )
-        for r in rows
-    }
-    assert keys == expected
-    assert len(rows) == len(expected)
-
-
-def test_selectivity_is_the_difference_of_its_two_accuracies() -> None:
-    rows = linear(open_model(llama()), noise_sample(windows=64)).rows
+    expected |= {("code_length_bits", None, *place) for place in depths}
+    expected |= {(m, "last_three_tokens", 0, "resid_pre") for m in ("acc", "code_length_bits")}
+    expected |= {("decodable_depth_layers", None, None, "resid_post")}
+    assert {(r.metric, r.condition, r.layer, r.site) for r in whole} == expected
+    assert len(whole) == len(expected)
+    cut = {tuple(sorted(r.slice)) for r in rows}
+    assert cut == {("task",), ("static_in", "task")}
     for task in TASKS:
-        real = find(rows, "acc", task, 1, "resid_post").value
-        (control,) = [
-            r.value
-            for r in rows
-            if (r.condition, r.layer, r.site) == ("control_task", 1, "resid_post")
-            and dict(r.slice) == {"task": task}
-        ]
+        real, control = (
+            next(
+                r.value
+                for r in rows
+                if (r.metric, r.condition, r.layer, r.site) == ("acc", condition, 1, "resid_post")
+                and dict(r.slice) == {"task": task}
+            )
+            for condition in (None, "control_task")
+        )
         difference = find(rows, "selectivity", task, 1, "resid_post").value
         assert real is not None and control is not None
         assert difference == pytest.approx(real - control)
+
+
+def test_the_depth_at_which_a_planted_token_comes_up() -> None:
+    model = silence(llama(d_model=64), range(3))
+    model.model.layers[1].self_attn = PreviousToken(64)
+    torch.nn.init.normal_(model.model.layers[1].self_attn.out.weight, std=0.2)
+    rows = linear(open_model(model), noise_sample(windows=96)).rows
+    depth = {r.slice["task"]: r for r in rows if r.metric == "decodable_depth_layers"}
+    found = depth["previous_token_kind"]
+    assert found.value is not None and 1 < found.value <= 2
+    assert found.ci_low is not None and found.ci_low > 1
+    # Nothing tells the next token of text without order.
+    assert depth["next_token_kind"].value is None
 
 
 def test_three_tokens_hold_the_previous_one() -> None:
@@ -250,7 +369,7 @@ def test_three_tokens_hold_the_previous_one() -> None:
     local = {
         r.slice["task"]: r.value
         for r in rows
-        if r.condition == "last_three_tokens" and len(r.slice) == 1
+        if (r.metric, r.condition) == ("acc", "last_three_tokens") and len(r.slice) == 1
     }
     assert local["previous_token_kind"] == pytest.approx(1, abs=0.02)
     assert (local["next_token_kind"] or 0) < 0.4

@@ -1,0 +1,69 @@
+"""What linear probes read: the stream and everything that is written to it, at chosen places."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engram_eval.adapters.base import Adapter, Tap
+from probes.exercises import Ints
+from probes.lens import lens_taps
+
+LOCAL = "last_three_tokens"
+TOKENS_PER_BATCH = 4096
+
+
+class Features(NamedTuple):
+    """Features at n places.
+
+    Attributes:
+        taps: where each set is from: the depths first, then what attention, feed-forward layers
+            and memories write.
+        depths: how many of the taps are depths.
+        values: (S, n, D).
+        local: the embeddings of the last three tokens side by side, (1, n, 3 D): what local text
+            holds without any computing. Where there are fewer, zeros.
+    """
+
+    taps: tuple[Tap, ...]
+    depths: int
+    values: Tensor
+    local: Tensor
+
+    def at(self, rows: Ints) -> "Features":
+        """Return the features of some of the places."""
+        chosen = torch.from_numpy(rows)
+        return self._replace(values=self.values[:, chosen], local=self.local[:, chosen])
+
+
+def gather(adapter: Adapter, token: Ints, place: Ints) -> Features:
+    """Run the model over texts (N, T) and keep the features of ``place`` (n,), in N * T."""
+    depths = lens_taps(adapter)
+    written = [Tap(site, i) for site in ("attn_out", "mlp_out") for i in range(adapter.n_layers)]
+    written += [Tap("memory_out", layer) for layer in adapter.memory_layers]
+    taps = (*depths, *(tap for tap in written if tap in adapter.places))
+    values = torch.empty(len(taps), len(place), adapter.d_model)
+    local = torch.empty(1, len(place), 3 * adapter.d_model)
+    length = token.shape[1]
+    step = max(1, TOKENS_PER_BATCH // length)
+    for start in range(0, len(token), step):
+        rows = token[start : start + step]
+        inside = (place >= start * length) & (place < (start + len(rows)) * length)
+        here, own = np.flatnonzero(inside), torch.from_numpy(place[inside] - start * length)
+        if not len(here):
+            continue
+        tokens = torch.from_numpy(rows).to(adapter.device)
+        with torch.no_grad(), adapter.record(taps) as found:
+            adapter.run(tokens)
+        for number, tap in enumerate(taps):
+            values[number, here] = found[tap].reshape(tokens.numel(), -1).cpu()[own]
+        local[0, here] = _last_three(found[depths[0]]).cpu()[own]
+    return Features(taps, len(depths), values, local)
+
+
+def _last_three(embedding: Tensor) -> Tensor:
+    """Put each embedding beside its two predecessors: (B, T, D) -> (B * T, 3 D)."""
+    length = embedding.shape[1]
+    shifted = [torch.nn.functional.pad(embedding, (0, 0, k, 0))[:, :length] for k in range(3)]
+    return torch.cat(shifted, dim=-1).flatten(0, 1)
