@@ -10,6 +10,7 @@ SLIDING = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
 OTHER_BACKBONES = [{}, {**LATENT, "residual_streams": 2}, BLOCKS]
+SLOW = [pytest.param(other, marks=pytest.mark.slow) for other in OTHER_BACKBONES[1:]]
 OPTIONS = [
     {},
     {"engram_conv": False},
@@ -151,8 +152,9 @@ def test_cache_follows_every_operation_on_its_batch(options: dict) -> None:
     check(cache, [0, 1, 2], kept=5)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("options", [*OTHER_BACKBONES, SLIDING])
+@pytest.mark.parametrize(
+    ("beams", "options"), [(1, {}), *((3, other) for other in (*OTHER_BACKBONES, SLIDING))]
+)
 @torch.no_grad()
 def test_generation_with_cache_equals_generation_without(beams: int, options: dict) -> None:
     model = full(**options)
@@ -182,7 +184,7 @@ def test_batched_generation_equals_one_at_a_time() -> None:
         assert torch.equal(together[row, 10 : 10 + len(new)], new)
 
 
-@pytest.mark.parametrize("options", [*OTHER_BACKBONES, SLIDING])
+@pytest.mark.parametrize("options", [{}, SLIDING, *SLOW])
 @torch.no_grad()
 def test_speculative_decoding_crops_the_cache(options: dict) -> None:
     model = full(**options)
@@ -192,7 +194,7 @@ def test_speculative_decoding_crops_the_cache(options: dict) -> None:
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **settings), expected)
 
 
-@pytest.mark.parametrize("options", [*OTHER_BACKBONES, SLIDING])
+@pytest.mark.parametrize("options", [{}, SLIDING, *SLOW])
 @torch.no_grad()
 def test_static_cache(options: dict) -> None:
     model = full(**options)

@@ -82,14 +82,16 @@ def compare(
     hook.remove()
 
 
-SHAPES = [(4, 3, 2, 4), (2, 3, 1, 2), (3, 2, 3, 3), (4, 5, 2, 4)]
+SHAPE, PIECES = (4, 3, 2, 4), [9, 1, 1, 13]
+CASES = [
+    *((SHAPE, sizes) for sizes in ([24], [1] * 24, PIECES, [2, 22])),
+    *((other, PIECES) for other in ((2, 3, 1, 2), (3, 2, 3, 3), (4, 5, 2, 4))),
+]
 
 
-@pytest.mark.parametrize("sizes", [[24], [1] * 24, [9, 1, 1, 13], [2, 22]])
-@pytest.mark.parametrize(("streams", "order", "heads", "kernel"), SHAPES)
-def test_memory_reproduces_qwen4(
-    streams: int, order: int, heads: int, kernel: int, sizes: list[int]
-) -> None:
+@pytest.mark.parametrize(("shape", "sizes"), CASES)
+def test_memory_reproduces_qwen4(shape: tuple[int, int, int, int], sizes: list[int]) -> None:
+    streams, order, heads, kernel = shape
     layer = theirs(streams, order, heads, kernel, seed=streams)
     ids = tokens(3, 24)
     ids[0, 5], ids[1, 0], ids[2, 10:12] = EOS, EOS, EOS
