@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from reports.blocks import Section
@@ -17,15 +17,65 @@ _TEXT_LIMIT = 1200
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of lm-eval's samples of a multiple-choice task."""
+    """One line of lm-eval's samples: a multiple choice, or a text that the model wrote.
+
+    Attributes:
+        marks: what the item scored, by metric.
+    """
 
     doc: Mapping[str, Any]
     filtered_resps: list[Any]
+    doc_id: int | None = None
+    target: Any = None
+    marks: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ident(self) -> str:
+        """What both models' samples of an item have in common."""
+        return str(self.doc.get("id", self.doc_id))
 
     @property
     def scores(self) -> list[float | None]:
         """Natural log-likelihood of each choice."""
         return [_first_number(response) for response in self.filtered_resps]
+
+    @property
+    def written(self) -> str | None:
+        """The text that the model wrote; None for a choice."""
+        first = self.filtered_resps[0] if self.filtered_resps else None
+        return first if isinstance(first, str) else None
+
+    @property
+    def gold(self) -> int | None:
+        """Position of the right choice."""
+        for given in (self.doc.get("gold"), self.target):
+            text = str(given)
+            if text.isdigit() and int(text) < len(self.filtered_resps):
+                return int(text)
+        return None
+
+    @property
+    def options(self) -> list[str]:
+        """Texts of the choices; their numbers where the item does not hold them."""
+        listed = self.doc.get("choices", self.doc.get("endings"))
+        listed = listed.get("text") if isinstance(listed, Mapping) else listed
+        if isinstance(listed, list) and len(listed) == len(self.filtered_resps):
+            return [str(text) for text in listed]
+        return [f"option {i + 1}" for i in range(len(self.filtered_resps))]
+
+    @property
+    def right(self) -> bool | None:
+        """Whether what the model wrote was right; None where nothing tells."""
+        return next((value > 0 for value in self.marks.values()), None)
+
+
+def read_sample(data: Any) -> Sample:
+    """Decode one line; raises ``ValueError``."""
+    sample = decode(Sample, data)
+    names = data.get("metrics") if isinstance(data, Mapping) else None
+    found = {n: data.get(n) for n in names if isinstance(n, str)} if isinstance(names, list) else {}
+    marks = {n: float(v) for n, v in found.items() if isinstance(v, int | float)}
+    return replace(sample, marks=marks)
 
 
 class Choice(NamedTuple):
@@ -37,6 +87,14 @@ class Choice(NamedTuple):
     picked: tuple[bool, bool]
 
 
+class Written(NamedTuple):
+    """What one model wrote, and whether it was right."""
+
+    model: str
+    text: str
+    right: bool
+
+
 class Item(NamedTuple):
     """One item as both models answered it."""
 
@@ -45,6 +103,8 @@ class Item(NamedTuple):
     query: str
     choices: Sequence[Choice]
     slices: str
+    written: Sequence[Written] = ()
+    target: str = ""
 
 
 def _first_number(response: Any) -> float | None:
@@ -75,7 +135,8 @@ def section(study: Study) -> Section:
         "samples",
         "Samples",
         lead="The first items of each kind in every task, not hand-picked: one model right, both "
-        "right, both wrong. Beside each answer stand its bits; the model picks the lowest.",
+        "right, both wrong. Beside each answer stand its bits, which are minus log2 of its "
+        "likelihood; the model picks the lowest.",
         missing=[] if items else ["No samples are recorded."],
         template="samples.html",
         content={
@@ -94,21 +155,16 @@ def _evaluation(study: Study, model: str) -> Stage | None:
 def _read(path: Any, problems: list[Problem]) -> dict[str, Sample]:
     """Return the readable samples of a task by the id of their item."""
     found = {}
-    for sample in read_lines(path, lambda data: decode(Sample, data), problems):
+    for sample in read_lines(path, read_sample, problems):
         if _usable(sample):
-            found[str(sample.doc.get("id"))] = sample
+            found[sample.ident] = sample
     return found
 
 
 def _usable(sample: Sample) -> bool:
-    choices, gold = sample.doc.get("choices"), sample.doc.get("gold")
-    return (
-        isinstance(choices, list)
-        and len(choices) == len(sample.scores)
-        and None not in sample.scores
-        and isinstance(gold, int)
-        and 0 <= gold < len(choices)
-    )
+    if sample.written is not None:
+        return sample.right is not None
+    return sample.gold is not None and None not in sample.scores
 
 
 def _choose(
@@ -134,7 +190,9 @@ def _kind(names: Sequence[str], first: bool, second: bool) -> str:
 
 
 def _item(task: str, names: Sequence[str], a: Sample, b: Sample) -> Item:
-    gold = a.doc["gold"]
+    if a.written is not None or b.written is not None:
+        return _written_item(task, names, a, b)
+    gold = a.gold
     picks = (_argmax(a.scores), _argmax(b.scores))
     choices = [
         Choice(
@@ -143,13 +201,33 @@ def _item(task: str, names: Sequence[str], a: Sample, b: Sample) -> Item:
             (_bits(a.scores[index]), _bits(b.scores[index])),
             (picks[0] == index, picks[1] == index),
         )
-        for index, text in enumerate(a.doc["choices"])
+        for index, text in enumerate(a.options)
     ]
     kind = _kind(names, picks[0] == gold, picks[1] == gold)
-    slices = a.doc.get("slices")
+    return Item(task, kind, _query(a), choices, _labels(a))
+
+
+def _written_item(task: str, names: Sequence[str], a: Sample, b: Sample) -> Item:
+    """Set what two models wrote side by side."""
+    kind = _kind(names, bool(a.right), bool(b.right))
+    texts = [
+        Written(name, _bounded(sample.written or ""), bool(sample.right))
+        for name, sample in zip(names, (a, b), strict=True)
+    ]
+    target = "" if a.target is None else _bounded(a.target)
+    return Item(task, kind, _query(a), (), _labels(a), texts, target)
+
+
+def _query(sample: Sample) -> str:
+    """Return what was asked, under the names that benchmarks give it."""
+    names = ("query", "question", "prompt", "problem", "text", "sentence", "ctx", "goal")
+    return _bounded(next((sample.doc[n] for n in names if sample.doc.get(n)), ""))
+
+
+def _labels(sample: Sample) -> str:
+    slices = sample.doc.get("slices")
     labels = slices.items() if isinstance(slices, Mapping) else ()
-    told = ", ".join(f"{key}: {value}" for key, value in labels)
-    return Item(task, kind, _bounded(a.doc.get("query", "")), choices, told)
+    return ", ".join(f"{key}: {value}" for key, value in labels)
 
 
 def _argmax(scores: Sequence[float | None]) -> int:
