@@ -16,11 +16,16 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Who runs the verbs that need a trained model or minutes; each test calls the verb for real.
 ELSEWHERE = {
     "bench": "test_bench.py",
+    "claims": "test_claims.py",
     "compare": "test_end_to_end.py",
+    "convert": "test_convert.py",
     "generate": "test_end_to_end.py",
+    "mirror": "test_mirror.py",
     "plan": "test_cli.py",
+    "publish": "test_publish.py",
     "report": "test_reports_comparison.py",
     "run": "test_end_to_end.py",
+    "status": "test_status.py",
     "trace": "test_trace.py",
     "train": "test_end_to_end.py",
     "verify": "test_cli.py",
@@ -81,6 +86,7 @@ def test_every_command_parses_and_somebody_runs_it(line):
     arguments = line.words[1:]
     assert build_parser().parse_args(arguments).verb == arguments[0]
     if not quick(line.words) and not any(need in line.comment for need in NEEDS):
+        assert arguments[0] in ELSEWHERE, f"name the test that runs {arguments[0]}"
         test = ROOT / "tests" / ELSEWHERE[arguments[0]]
         assert f'"{arguments[0]}"' in test.read_text()
 
