@@ -4,6 +4,7 @@ Of the metric rows those stay that a verdict rests on, and held-out text, tasks 
 of training; of the comparisons those over all seeds. The verdicts follow from the kept rows.
 """
 
+import gzip
 import json
 import shutil
 from collections import Counter
@@ -19,7 +20,7 @@ from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.study import solve
 
 MOST_BYTES = 1_000_000
-"""Of a published study; its report is left out where it does not fit."""
+"""Of a published study; its report is compressed, or left out, where it does not fit."""
 
 WHOLE = ("study.json", "ledger.json", "summary.json", "verdicts.json")
 
@@ -115,10 +116,18 @@ def _distinct(values: Iterable[str | None]) -> list[str]:
 
 
 def _keep_report(source: Path, target: Path) -> None:
-    """Copy the report where all files together stay below ``MOST_BYTES``."""
-    target.unlink(missing_ok=True)
-    used = sum(path.stat().st_size for path in target.parent.glob("*.json*"))
-    if used > MOST_BYTES:
-        raise UserError(f"{target.parent}: {used:,} bytes of findings, at most {MOST_BYTES:,}")
-    if source.exists() and used + source.stat().st_size <= MOST_BYTES:
-        shutil.copyfile(source, target)
+    """Copy the report; compressed where all files together would not stay below ``MOST_BYTES``."""
+    packed = target.with_name(f"{target.name}.gz")
+    for old in (target, packed):
+        old.unlink(missing_ok=True)
+    left = MOST_BYTES - sum(path.stat().st_size for path in target.parent.iterdir())
+    if left < 0:
+        raise UserError(f"{target.parent}: {-left:,} bytes more than {MOST_BYTES:,}")
+    if not source.exists():
+        return
+    whole = source.read_bytes()
+    small = gzip.compress(whole, mtime=0)
+    if len(whole) <= left:
+        target.write_bytes(whole)
+    elif len(small) <= left:
+        packed.write_bytes(small)

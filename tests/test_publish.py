@@ -1,6 +1,8 @@
 """What is published: small, traceable, and its verdicts follow from its own rows."""
 
+import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -40,8 +42,8 @@ def test_a_published_study_is_small_and_can_be_run_again(folder: Path) -> None:
     facts = json.loads((folder / "provenance.json").read_text())
     assert facts["command"].startswith("engram-eval run ") and facts["seconds"] > 0
     assert facts["machines"] and facts["commits"] and facts["versions"]["torch"]
-    study = json.loads((folder / "study.json").read_text())
-    assert to_dict(from_dict(StudyConfig, study)) == study
+    study = from_dict(StudyConfig, json.loads((folder / "study.json").read_text()))
+    assert find_study(str(folder)) == study and solve(study) == study
 
 
 def test_the_command_of_a_shipped_study_is_named_and_another_runs_from_its_file() -> None:
@@ -101,6 +103,10 @@ def test_publishing_keeps_findings_and_how_they_were_made(
     (study / "report.html").write_text("x" * MOST_BYTES)
     assert main(["publish", str(study), str(out)]) == 0
     assert not (out / "report.html").exists()
+    assert gzip.decompress((out / "report.html.gz").read_bytes()) == b"x" * MOST_BYTES
+    (study / "report.html").write_bytes(os.urandom(MOST_BYTES))
+    assert main(["publish", str(study), str(out)]) == 0
+    assert not list(out.glob("report*"))
     (study / "summary.json").unlink()
     assert main(["publish", str(study), str(out)]) == 2
     assert "no summary.json here" in capsys.readouterr().err

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engram_eval.claims.table import markdown as verdict_table
+from engram_eval.claims.verdicts import read_verdicts
 from engram_eval.cli import build_parser
 from reports.markdown import markdown
 
@@ -60,3 +62,10 @@ def test_the_python_example_uses_what_there_is() -> None:
 def test_the_results_are_the_published_ones() -> None:
     published = json.loads((ROOT / "reports/published/quick/summary.json").read_text())
     assert markdown(published) in TEXT
+
+
+def test_the_verdicts_are_the_published_ones() -> None:
+    """The table is what `engram-eval claims reports/published/* --markdown` prints."""
+    folders = sorted(path.parent for path in (ROOT / "reports/published").glob("*/verdicts.json"))
+    assert folders
+    assert verdict_table([entry for f in folders for entry in read_verdicts(f)]) in TEXT
