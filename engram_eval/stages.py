@@ -31,9 +31,9 @@ STAGES: dict[str, Stage] = {
     "load": Stage("engram_eval.adapters.stage:load", 1),
     "evaluate": Stage("engram_eval.evaluation.stage:evaluate", 1),
     "baseline": Stage("engram_eval.evaluation.stage:evaluate_baseline", 2),
-    "sample": Stage("probes.sample_stage:sample", 1),
-    "probe": Stage("probes.stage:probe", 2),
-    "probe_pair": Stage("probes.stage:probe_pair", 2),
+    "sample": Stage("probes.sample_stage:sample", 2),
+    "probe": Stage("probes.stage:probe", 3),
+    "probe_pair": Stage("probes.stage:probe_pair", 3),
 }
 
 ANALYZE = "engram_eval.analyze:analyze"

@@ -16,9 +16,8 @@ CHOICES = {"": "all tokens", "name_end": "last tokens of names"}
 def cka_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     """Draw one map per pair of trained models; two seeds of one model are the yardstick."""
     kept = [row for row in pick(rows, metric="cka") if partner_layer(row) is not None]
-    pairs = sorted(ordered(pair_title(row) for row in kept), key=lambda p: not same_model(p))
     views = [
-        View(words, [_panel(pair, named(kept, part)) for pair in pairs])
+        View(words, _panels(named(kept, part)))
         for part, words in CHOICES.items()
         if named(kept, part)
     ]
@@ -39,8 +38,13 @@ def named(rows: Sequence[MetricRow], part: str) -> list[MetricRow]:
     return [row for row in rows if row.slice.get("static_in", "") == part]
 
 
-def _panel(pair: str, rows: Sequence[MetricRow]) -> Panel:
-    return Panel(pair + _yardstick(pair), _map([row for row in rows if pair_title(row) == pair]))
+def _panels(rows: Sequence[MetricRow]) -> list[Panel]:
+    """Draw one map per pair, seed against seed first."""
+    pairs = sorted(ordered(pair_title(row) for row in rows), key=lambda p: not same_model(p))
+    return [
+        Panel(pair + _yardstick(pair), _map([row for row in rows if pair_title(row) == pair]))
+        for pair in pairs
+    ]
 
 
 def _shifts(rows: Sequence[MetricRow]) -> str:

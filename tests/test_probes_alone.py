@@ -1,0 +1,48 @@
+"""Each probe runs alone on one model, in the three lines that its module's docstring gives."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from probes_fixture import engram, small_corpus
+
+from engram_eval.adapters.base import Tap
+from engram_eval.adapters.load import open_model
+from engram_eval.config import ProbeConfig
+from engram_eval.corpus.store import load_corpus
+from probes import sample as samples
+
+MODULES = ("lens", "tuned_lens", "linear", "cka", "capture_store")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("alone")
+    corpus = small_corpus(folder)
+    engram(vocab_size=corpus.vocab_size).save_pretrained(folder / "model")
+    return corpus.folder, folder / "model"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_docstrings_lines_run(
+    name: str, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, model = folders
+    module = importlib.import_module(f"probes.{name}")
+    code = re.search(r"::\n\n((?:    .+\n)+)", module.__doc__ or "")
+    assert code is not None
+    lines = [line.strip() for line in code[1].splitlines()]
+    assert len(lines) == 3
+    text = re.sub(r'"[^"]*models?/[^"]*"', f'"{model}"', "\n".join(lines))
+    text = re.sub(r'"runs/quick/corpus"', f'"{corpus}"', text)
+    monkeypatch.chdir(tmp_path)
+
+    def draw(found: object) -> samples.Sample:
+        return samples.draw_sample(found, ProbeConfig(tokens=512, seq_len=32))  # type: ignore[arg-type]
+
+    names = {**vars(module), "open_model": open_model, "load_corpus": load_corpus}
+    names |= {"draw_sample": draw, "Tap": lambda site, _: Tap(site, 1), "Path": Path}
+    exec(text, names)  # the project's own docstring
+    result = names["stored"].rows(Tap("resid_post", 1)) if "stored" in names else names["rows"]
+    assert len(result) > 10

@@ -1,0 +1,84 @@
+"""What the lens, CKA and linear sections say of their controls, and at equal loss."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reports_fixture import SMALL, read_metrics, write_metrics, write_study
+
+from reports.blocks import Block
+from reports.load import load_study
+from reports.sections.mechanism import section
+
+
+def copies(rows: list[dict[str, Any]], name: str, **changes: Any) -> list[dict[str, Any]]:
+    return [{**row, **changes} for row in rows if row["name"] == name]
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Block]:
+    folder: Path = write_study(tmp_path_factory.mktemp("runs") / "main", SMALL)
+    rows = read_metrics(folder)
+    lens = [r for r in copies(rows, "logit_lens") if r["metric"] == "kl_bits"]
+    engram = [r for r in lens if (r["model"], r["seed"]) == ("engram", 0)]
+    early = {
+        **engram[0],
+        "metric": "early_kl_bits",
+        "slice": {},
+        "layer": None,
+        "site": "resid_post",
+    }
+    other = {"model": "moe", "seed": 0}
+    met = {
+        "name": "equal_loss",
+        "metric": "loss_nats",
+        "value": 2.31,
+        "baseline": 2.34,
+        "step": 256,
+    }
+    first = {**engram[0], "slice": {}, "layer": None, "site": None, "other": other}
+    cka = next(r for r in rows if r["name"] == "cka" and r["other"])
+    shift = {"metric": "aligned_shift_layers", "value": 1.5, "ci_low": 1.0, "ci_high": 2.0}
+    new = [
+        *(dict(row, name="tuned_lens") for row in lens),
+        *(dict(row, condition="memory_subtracted", value=3.0) for row in engram),
+        *(dict(row, step=256, other=other) for row in engram),
+        dict(early, value=1.25),
+        dict(early, value=1.75, condition="memory_subtracted"),
+        dict(early, value=1.35, step=256, other=other),
+        {**first, **met},
+        {**cka, **shift, "layer": None, "slice": {}},
+        {**cka, "slice": {"static_in": "name_end"}},
+        {
+            **early,
+            "name": "linear",
+            "metric": "decodable_depth_layers",
+            "value": 2.5,
+            "slice": {"task": "entity"},
+        },
+    ]
+    write_metrics(folder, [*rows, *new])
+    found = section(load_study(folder)).blocks
+    return {block.ident: block for block in found if isinstance(block, Block)}
+
+
+def test_lenses_stand_beside_their_controls(blocks: dict[str, Block]) -> None:
+    assert list(blocks)[:2] == ["logit-lens", "tuned-lens"]
+    finding = blocks["logit-lens"].finding
+    assert "engram 1.25" in finding
+    assert "engram (without the memory’s write) 1.75" in finding
+    steps = {row.get("step") for row in blocks["logit-lens"].rows}
+    assert steps == {None}, "what is read at equal loss is drawn apart"
+
+
+def test_equal_loss_says_what_was_met(blocks: dict[str, Block]) -> None:
+    finding = blocks["equal-loss"].finding
+    assert "engram, seed 0 at step 256 (2.31 nats per token) beside moe, seed 0" in finding
+    assert "at its end (2.34)" in finding and "1.35" in finding
+    assert {row["model"] for row in blocks["equal-loss"].rows} == {"moe", "engram"}
+
+
+def test_cka_and_probes_quote_their_numbers(blocks: dict[str, Block]) -> None:
+    assert "1.50 [1.00, 2.00]" in blocks["cka"].finding
+    assert [view.label for view in blocks["cka"].views] == ["all tokens", "last tokens of names"]
+    assert "entity: engram 2.5" in blocks["linear-probe"].finding
