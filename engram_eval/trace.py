@@ -3,25 +3,22 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Reads, Tap
 from engram_eval.adapters.load import open_model
 from engram_eval.config import CorpusConfig
 from engram_eval.errors import UserError
 from engram_eval.ledger import architecture_config
-from engram_eval.models.compression import text_normalizer
-from engram_eval.models.hashing import TokenHistory
-from engram_eval.models.layout import table_layouts
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.scales import SCALES
+from engram_eval.trace_words import Words
 from engram_eval.variants import engram
 
-NOTHING = "·"
 PROMOTED = 3
 RANDOM_VOCAB = 2048
 
@@ -30,7 +27,7 @@ class Ngram(NamedTuple):
     """What one order looked up for a token.
 
     Attributes:
-        texts: of the compressed tokens, the oldest first; ``NOTHING`` beyond the text's start.
+        texts: of the compressed tokens, the oldest first; ``trace_words.NOTHING`` beyond the start.
         rows: one per head, within the head's own table.
         sizes: rows of each head's table.
     """
@@ -148,28 +145,31 @@ def trace(
     Raises:
         UserError: the model's memory reads no tokens, or the text is empty or too long.
     """
-    core: Any = adapter.backbone
-    if getattr(core, "token_history", None) is None:
+    if not adapter.reads:
         raise UserError(f"{name}: no memory that looks up tokens, so there is nothing to trace")
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     if not 1 <= ids.shape[1] <= adapter.max_positions:
         raise UserError(f"the text has {ids.shape[1]} tokens: must be 1 to {adapter.max_positions}")
-    sites = ("memory_out", "memory_gate", "resid_pre")
+    sites = ("memory_out", "memory_gate", "memory_index", "resid_pre")
     taps = [Tap(site, layer) for layer in adapter.memory_layers for site in sites]
     with torch.no_grad(), adapter.record([tap for tap in taps if tap in adapter.places]) as found:
         bits = _next_bits(adapter.logits(ids), ids)
     with torch.no_grad(), adapter.memory_off():
         bits_off = _next_bits(adapter.logits(ids), ids)
-    words = Words(tokenizer, core.token_history)
-    history, rows = core.token_history(ids, ids.shape[1])[:, 0], core.ngram_rows(ids)
+    words = Words(tokenizer, adapter)
+    history = words.history(ids[0])
     by_layer = []
     for layer in adapter.memory_layers:
-        ngrams = ngrams_of(core, layer, rows[layer][0], history, words)
+        rows = found[Tap("memory_index", layer)][0]
+        ngrams = ngrams_of(adapter.reads[layer], rows, history, words)
         by_layer.append(_writes(adapter, layer, ngrams, found, words))
-    compressed = core.token_history.compressed_ids[ids[0]].tolist()
+    compressed = words.compressed_ids(ids[0])
     writes = zip(*by_layer, strict=True)
     tokens = zip(ids[0].tolist(), compressed, bits, bits_off, writes, strict=True)
-    steps = (Step(words.token(one), one, *others) for one, *others in tokens)
+    steps = (
+        Step(words.token(one), one, small, after, without, did)
+        for one, small, after, without, did in tokens
+    )
     return Trace(text, name, trained, tuple(steps))
 
 
@@ -179,53 +179,27 @@ def _next_bits(logits: Tensor, ids: Tensor) -> list[float | None]:
     return [*(surprisal / math.log(2)).tolist(), None]
 
 
-class Words:
-    """Texts of tokens and of compressed tokens."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, history: TokenHistory) -> None:
-        self.tokenizer = tokenizer
-        self.normalizer = text_normalizer() if history.compressed else None
-        classes = history.compressed_ids.tolist()
-        self.first = {c: i for i, c in reversed(list(enumerate(classes)))}
-
-    def token(self, token: int) -> str:
-        """Return the text of a token id."""
-        if token >= len(self.tokenizer):
-            return f"<{token}>"
-        return str(self.tokenizer.decode([token]))
-
-    def compressed(self, number: int) -> str:
-        """Return the text that all tokens of a class have in common."""
-        text = self.token(self.first[number])
-        return text if self.normalizer is None else self.normalizer.normalize_str(text) or text
-
-
 def ngrams_of(
-    core: Any, layer: int, rows: Tensor, history: Tensor, words: Words
+    reads: Reads, rows: Tensor, history: list[list[int]], words: Words
 ) -> list[tuple[Ngram, ...]]:
     """Return each token's n-grams, one per order.
 
     Args:
-        core: the decoder.
-        layer: whose memory.
+        reads: what the rows stand for.
         rows: (T, heads) of the whole table.
-        history: (N, T) compressed ids; [k] is the id k places back.
+        history: for each token the ids that it looks back on, itself first.
         words: texts.
     """
-    config = core.config
-    head_rows = torch.tensor(table_layouts(config)[layer].head_rows)
-    starts = head_rows.cumsum(0) - head_rows
-    orders = [1] if config.engram_memory == "per_layer" else config.engram_ngram_orders
-    parts = (rows - starts).unflatten(1, (len(orders), -1))
-    sizes = head_rows.unflatten(0, (len(orders), -1)).tolist()
-    pad = int(core.token_history.compressed_ids[core.token_history.pad_id])
+    head_rows = torch.tensor(reads.head_rows)
+    parts = (rows - (head_rows.cumsum(0) - head_rows)).unflatten(1, (len(reads.orders), -1))
+    sizes = head_rows.unflatten(0, (len(reads.orders), -1)).tolist()
     found = []
-    for column, own in zip(history.T.tolist(), parts.tolist(), strict=True):
-        texts = [words.compressed(one) if one != pad else NOTHING for one in column]
+    for seen, own in zip(history, parts.tolist(), strict=True):
+        texts = [words.compressed(one) for one in seen]
         found.append(
             tuple(
                 Ngram(tuple(reversed(texts[:order])), tuple(numbers), tuple(many))
-                for order, numbers, many in zip(orders, own, sizes, strict=True)
+                for order, numbers, many in zip(reads.orders, own, sizes, strict=True)
             )
         )
     return found
@@ -241,8 +215,13 @@ def _writes(
     """Return what the memory of ``layer`` did for each token."""
     added, stream = found[Tap("memory_out", layer)][0], found[Tap("resid_pre", layer)][0]
     gates = found.get(Tap("memory_gate", layer))
-    opened = [()] * len(added) if gates is None else [tuple(one) for one in gates[0].tolist()]
-    best = adapter.unembed(added).topk(PROMOTED, dim=-1).indices.tolist()
+    opened: list[tuple[float, ...]] = [()] * len(added)
+    # Gemma 3n's gates are factors of single numbers.
+    if gates is not None and gates.shape[-1] == adapter.streams:
+        opened = [tuple(one) for one in gates[0].tolist()]
+    # One vector for several streams stands for each of them.
+    wide = added.repeat(1, stream.shape[-1] // added.shape[-1])
+    best = adapter.unembed(wide).topk(PROMOTED, dim=-1).indices.tolist()
     return [
         Write(
             layer,

@@ -46,7 +46,7 @@ def test_presets_move_rho_in_fine_steps(scale: str) -> None:
     assert moe["n_routed_experts"] - moe["num_experts_per_tok"] >= FINE == 1 / 0.025
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(scale=st.sampled_from(sorted(SCALES)), rho=st.floats(0.3, 1))
 def test_every_rho_at_every_scale(scale: str, rho: float) -> None:
     sizes, moe = SCALES[scale], fine_moe(scale)
@@ -60,7 +60,7 @@ def test_every_rho_at_every_scale(scale: str, rho: float) -> None:
     assert kept == experts_kept(moe, rho) and (kept == moe["n_routed_experts"]) == (found.rho == 1)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_mixture_is_shared_exactly_or_refused_with_advice(data: st.DataObject) -> None:
     width = data.draw(st.sampled_from([32, 64, 256]))

@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from adapters_fixture import opened
 from models_fixture import full
 from test_models_remote import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from engram_eval.adapters.load import open_model
 from engram_eval.cli import main
 from engram_eval.errors import UserError
 from engram_eval.models.layout import table_layouts
 from engram_eval.models.modeling_engram import EngramForCausalLM
-from engram_eval.trace import NOTHING, Trace, small_tokenizer, trace, trace_random
+from engram_eval.trace import Trace, small_tokenizer, trace, trace_random
 from engram_eval.trace_page import trace_html
 from engram_eval.trace_view import saved_bits, trace_data, trace_text
+from engram_eval.trace_words import NOTHING
 
 TEXT = "A <b>\nbb"
 RELATIVES = [
@@ -184,8 +188,8 @@ def test_memories_without_gate_have_none_on_the_page() -> None:
 
 
 def test_before_training_nothing_is_said_to_be_saved() -> None:
-    found = trace_random("A cat", seed=0)
-    assert not found.trained and traced().trained
+    found = trace(TEXT, open_model(model_of()), byte_tokenizer(), "untrained", trained=False)
+    assert traced().trained
     assert "mean nothing before training" in trace_text(found)
     assert "mean nothing before training" in trace_html(found)
     assert "saved" not in trace_text(found) and "without memory" not in trace_text(found)
@@ -195,7 +199,8 @@ def test_before_training_nothing_is_said_to_be_saved() -> None:
 def test_an_untrained_model_traces_any_text() -> None:
     text = "Only Alexander the Great could tame the horse Bucephalus. 大"
     found = trace_random(text, seed=3)
-    assert len(found.steps) > 10 and found == trace_random(text, seed=3)
+    assert len(found.steps) > 10 and not found.trained
+    assert found == trace_random(text, seed=3)
     other = trace_random(text, seed=4)
     assert other != found
     assert [s.writes[0].ngrams for s in other.steps] == [s.writes[0].ngrams for s in found.steps]
@@ -231,6 +236,45 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """40 letters, as many as the families' tiny models know; 0 ends a text."""
+    vocabulary = {chr(ord("A") + number): number for number in range(40)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="A"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def test_qwen4s_memory_can_be_traced() -> None:
+    adapter = opened("qwen4_exp")
+    found = trace("XYAXYXY", adapter, letters(), "qwen")
+    writes = [step.writes[0] for step in found.steps]
+    texts = [[ngram.texts for ngram in write.ngrams] for write in writes]
+    assert texts[1] == [("X", "Y"), (NOTHING, "X", "Y")]
+    assert texts[3] == [(NOTHING, "X"), (NOTHING, NOTHING, "X")], "A ends a text"
+    assert texts[6] == [("X", "Y"), ("Y", "X", "Y")]
+    rows = [[ngram.rows for ngram in write.ngrams] for write in writes]
+    assert rows[1] == rows[4] and rows[6][0] == rows[4][0] and rows[6][1] != rows[4][1]
+    sizes = adapter.reads[1].head_rows
+    assert sizes == (31, 37, 41, 43), "the primes from 31 on"
+    for write in writes:
+        assert len(write.gates) == 2 and all(0 < gate < 1 for gate in write.gates)
+        own = [row for ngram in write.ngrams for row in ngram.rows]
+        assert all(0 <= row < size for row, size in zip(own, sizes, strict=True))
+    assert trace_html(found) and "3-gram 'Y|X|Y'" in trace_text(found)
+
+
+def test_gemma3ns_rows_can_be_traced() -> None:
+    found = trace("XYX", opened("gemma3n"), letters(), "gemma")
+    for step in found.steps:
+        assert [write.layer for write in step.writes] == [0, 1, 2]
+        for write in step.writes:
+            assert write.gate is None and write.added > 0 and len(write.promoted) == 3
+            assert [(n.texts, n.rows, n.sizes) for n in write.ngrams] == [
+                ((step.text,), (step.id,), (37,))
+            ]
 
 
 def test_models_without_look_up_are_refused() -> None:

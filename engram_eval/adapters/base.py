@@ -94,6 +94,20 @@ class Place(NamedTuple):
     form: Form | None = None
 
 
+class Reads(NamedTuple):
+    """What the rows of a memory that looks up tokens stand for.
+
+    Attributes:
+        orders: n-gram lengths, each with as many heads.
+        head_rows: rows of each head's own part of the table, in the order of ``memory_index``.
+        boundary_id: token that no n-gram reaches over; None where they do.
+    """
+
+    orders: tuple[int, ...]
+    head_rows: tuple[int, ...]
+    boundary_id: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """A causal language model with its parts under common names.
@@ -110,6 +124,7 @@ class Adapter:
         max_positions: the longest sequence that the model is made for.
         streams: residual streams, side by side; more than one with hyper-connections.
         tables: the rows of each layer's memory, (rows, row width); they share the model's storage.
+        reads: of each layer's memory that looks up tokens, what its rows stand for.
         needs_all_blocks: why no block can be skipped; empty where ``start_at`` works.
     """
 
@@ -123,6 +138,7 @@ class Adapter:
     max_positions: int
     streams: int = 1
     tables: Mapping[int, Tensor] = field(default_factory=dict)
+    reads: Mapping[int, Reads] = field(default_factory=dict)
     needs_all_blocks: str = ""
 
     @property

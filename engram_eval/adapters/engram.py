@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.base import Adapter, Place, Tap
+from engram_eval.adapters.base import Adapter, Place, Reads, Tap
 from engram_eval.adapters.hf import hf_adapter, router_taps
+from engram_eval.models.layout import table_layouts
 
 
 def engram_adapter(model: PreTrainedModel) -> Adapter:
@@ -24,12 +25,26 @@ def engram_adapter(model: PreTrainedModel) -> Adapter:
         if memory is not None:
             places |= _taps(memory, layer)
             tables[layer] = memory.table.weight
-    backbone: Any = plain.backbone
+    found = replace(plain, places=places, tables=tables, reads=_reads(model))
     streams = model.config.residual_streams
     if streams == 1:
-        return replace(plain, places=places, tables=tables)
+        return found
+    backbone: Any = plain.backbone
     sum_up = nn.Sequential(backbone.hc_head, backbone.norm)
-    return replace(plain, places=places, final_norm=sum_up, streams=streams, tables=tables)
+    return replace(found, final_norm=sum_up, streams=streams)
+
+
+def _reads(model: PreTrainedModel) -> dict[int, Reads]:
+    """Return what the rows of each memory stand for; those of product keys are no tokens'."""
+    config: Any = model.config
+    if config.engram_memory == "product_key":
+        return {}
+    orders = (1,) if config.engram_memory == "per_layer" else tuple(config.engram_ngram_orders)
+    boundary = config.eos_token_id if config.engram_reset_at_eos else None
+    return {
+        layer: Reads(orders, layout.head_rows, boundary)
+        for layer, layout in table_layouts(config).items()
+    }
 
 
 def _taps(memory: nn.Module, layer: int) -> dict[Tap, Place]:

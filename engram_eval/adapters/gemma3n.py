@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.base import Adapter, Form, Place, Tap, streams_at
+from engram_eval.adapters.base import Adapter, Form, Place, Reads, Tap, streams_at
 from engram_eval.adapters.hf import hf_adapter
 
 ROWS_ARGUMENT = 2
@@ -52,7 +52,7 @@ def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
     streams = int(model.config.altup_num_inputs)
     form = streams_at(0, streams)
     places = dict(plain.places)
-    tables = {}
+    tables, reads = {}, {}
     width = int(model.config.hidden_size_per_layer_input)
     for layer in range(plain.n_layers):
         block: Any = plain.place("resid_pre", layer).module
@@ -68,6 +68,7 @@ def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
         }
         columns = slice(layer * width, (layer + 1) * width)
         tables[layer] = backbone.embed_tokens_per_layer.weight[:, columns]
+        reads[layer] = Reads((1,), (len(tables[layer]),))
     shared = int(model.config.num_kv_shared_layers or 0)
     return replace(
         plain,
@@ -75,5 +76,6 @@ def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
         final_norm=SumUp(backbone),
         streams=streams,
         tables=tables,
+        reads=reads,
         needs_all_blocks=f"the last {shared} reuse keys and values of others" if shared else "",
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.base import Adapter, Place, Tap
+from engram_eval.adapters.base import Adapter, Place, Reads, Tap
 from engram_eval.adapters.hf import Layout, hf_adapter
 from engram_eval.errors import UserError
 
@@ -23,7 +23,7 @@ def qwen4_adapter(model: PreTrainedModel) -> Adapter:
         UserError: the memory computes otherwise than when this was written.
     """
     plain = hf_adapter(model, LAYOUT)
-    places, tables = dict(plain.places), {}
+    places, tables, reads = dict(plain.places), {}, {}
     for layer in range(plain.n_layers):
         block: Any = plain.place("resid_pre", layer).module
         memory = block.ple
@@ -38,8 +38,10 @@ def qwen4_adapter(model: PreTrainedModel) -> Adapter:
             Tap("memory_out", layer): Place(memory, "output"),
         }
         tables[layer] = rows.ngram_embedding.weight
+        orders = tuple(range(2, rows.ngram_size + 1))
+        reads[layer] = Reads(orders, tuple(rows.head_vocab_sizes), rows.eos_token_id)
     streams = int(model.config.hc_count)
-    return replace(plain, places=places, streams=streams, tables=tables)
+    return replace(plain, places=places, streams=streams, tables=tables, reads=reads)
 
 
 def _tap_gate(memory: Any) -> None:
