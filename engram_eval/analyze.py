@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engram_eval.claims.verdicts import write_verdicts
+from engram_eval.equivalent_layers import equivalent_rows
 from engram_eval.errors import UserError
 from engram_eval.evaluation.informative import Judgement, judge_tasks
 from engram_eval.item_scores import Scores, Table, load_scores, select
@@ -64,6 +65,7 @@ def analyze(study_dir: Path) -> Path:
         for table in tables(scores, judged)
         for row in compare_table(table, pairings, scores, judged)
     ]
+    found += equivalent_rows(rows)
     path = study_dir / "comparisons.jsonl"
     write_jsonl(path, sorted(_adjust(found), key=canonical_json))
     write_verdicts(study_dir)

@@ -62,6 +62,7 @@ METRICS: dict[str, Metric] = {
     "gate_p10": Metric("1", None),
     "gate_p50": Metric("1", None),
     "gate_p90": Metric("1", None),
+    "equivalent_layers": Metric("layer", None),
     "flip_rate": Metric("fraction of prompts", None),
     "kl_bits": Metric("bit/token", False),
     "kl_reverse_bits": Metric("bit/token", False),

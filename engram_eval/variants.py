@@ -173,6 +173,12 @@ def dense_engram(scale: Scale) -> Architecture:
     return {**dense(scale), **scale.memory}
 
 
+def deeper(scale: Scale, layers: int) -> Architecture:
+    """Return ``moe`` with more blocks, each of which costs what the others cost."""
+    made = moe(scale)
+    return {**made, "num_hidden_layers": made["num_hidden_layers"] + layers}
+
+
 def engram_extra(scale: Scale) -> Architecture:
     """Return all experts of ``moe`` and the memory on top."""
     return {**moe(scale), **scale.memory}
@@ -202,6 +208,9 @@ VARIANTS: Mapping[str, Variant] = {
     "engram_sliding": Variant(
         "memory under attention to a quarter of the sequence", "Mistral", sliding
     ),
+    "moe_plus1": Variant("moe with 1 block more", "this suite", partial(deeper, layers=1), False),
+    "moe_plus2": Variant("moe with 2 blocks more", "this suite", partial(deeper, layers=2), False),
+    "moe_plus4": Variant("moe with 4 blocks more", "this suite", partial(deeper, layers=4), False),
     "engram_late": Variant("the memory at two thirds of the depth", f"{ENGRAM} Fig. 5", late),
     "engram_2": Variant("2-grams alone", ENGRAM, lambda scale: orders(scale, 2)),
     "engram_234": Variant(

@@ -14,6 +14,7 @@ from engram_eval.models.memory import memory_specs
 from engram_eval.progress import Reporter, Task
 from engram_eval.scales import SCALES
 from engram_eval.stages import resolve
+from probes.registry import PROBES
 
 SIZES = SCALES["smoke"]
 KINDS = {
@@ -133,3 +134,17 @@ def test_table_shows_what_is_missing_as_a_dash() -> None:
 
 def test_registry_points_at_functions() -> None:
     assert all(callable(resolve(target)) for target in BENCHES.values())
+
+
+def test_bench_probe_lists_every_probe_and_stops_in_time() -> None:
+    rows = resolve(BENCHES["probe"])(0.01, Reporter(quiet=True))
+    assert [row["name"] for row in rows] == list(PROBES)
+    first, *rest = rows
+    assert first["forward_passes"] > 1 and first["tokens"] == 1024
+    assert all(row["cpu_seconds"] is None for row in rest)
+
+
+@pytest.mark.slow
+def test_bench_probe_measures_every_probe() -> None:
+    rows = resolve(BENCHES["probe"])(600.0, Reporter(quiet=True))
+    assert all(row["forward_passes"] > 0 for row in rows)

@@ -38,7 +38,7 @@ TINY = dataclasses.replace(
     backbone={**SCALES["smoke"].backbone, "hidden_size": 32, "num_hidden_layers": 4},
 )
 RELATIVES = [name for name, found in VARIANTS.items() if found.about.startswith("relative")]
-BARE = ("dense", "moe", "moe_mhc")
+BARE = ("dense", "moe", "moe_mhc", "moe_plus1", "moe_plus2", "moe_plus4")
 OF_TOKENS = [name for name in VARIANTS if name not in (*BARE, "product_key")]
 WITH_MEMORY = [*OF_TOKENS, "product_key"]
 

@@ -1,0 +1,107 @@
+"""What a memory is worth in layers: how many more blocks would lower the MoE's loss as much?
+
+Needs a study with the arms ``moe``, some of ``moe_plus1``, ``moe_plus2``, ``moe_plus4``, and models
+with a memory. The losses of the deeper arms, means over seeds, make a broken line over the number
+of added blocks; where a memory's loss meets it, the number is read off. arXiv:2601.07372 argues
+that a memory deepens a model "effectively"; this asks by how much, in the loss itself.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engram_eval.records import MetricRow
+
+BASE = "moe"
+DEEPER = re.compile(r"moe_plus(\d+)")
+
+
+class Worth(NamedTuple):
+    """Layers that a loss is worth; ``bound`` says on which side of the measured range it lies."""
+
+    layers: float
+    bound: str | None
+
+
+def equivalent_layers(loss: float, added: Sequence[float], losses: Sequence[float]) -> Worth:
+    """Return where a loss meets the broken line of losses over added layers.
+
+    Args:
+        loss: of the model in question.
+        added: layers more than the base, ascending from 0.
+        losses: of the arms with so many layers more.
+
+    Returns:
+        The first meeting point; 0 where the base is better, the most layers where none is as good.
+    """
+    if loss >= losses[0]:
+        return Worth(0.0, None if loss == losses[0] else "worse than the base itself")
+    for left in range(len(added) - 1):
+        high, low = losses[left], losses[left + 1]
+        if low <= loss <= high:
+            share = (high - loss) / (high - low) if high > low else 0.0
+            return Worth(added[left] + share * (added[left + 1] - added[left]), None)
+    return Worth(float(added[-1]), f"better than {added[-1]:g} layers more")
+
+
+def equivalent_rows(rows: Iterable[MetricRow]) -> list[dict[str, Any]]:
+    """Return rows for ``comparisons.jsonl``, one per other model and seed; none without the arms.
+
+    ``effect`` is the number of layers on held-out bits per byte, all text; ``reason`` says where
+    it is only a bound.
+    """
+    found = _losses(rows)
+    places = {name: _added(name) for name in found}
+    line = sorted((place, name) for name, place in places.items() if place is not None)
+    if BASE not in found or len(line) < 2:
+        return []
+    added = [float(place) for place, _ in line]
+    losses = [float(np.mean(list(found[name].values()))) for _, name in line]
+    return [
+        _row(model, seed, equivalent_layers(loss, added, losses), sorted(found[BASE]))
+        for model, seeds in sorted(found.items())
+        if places[model] is None
+        for seed, loss in sorted(seeds.items())
+    ]
+
+
+def _losses(rows: Iterable[MetricRow]) -> dict[str, dict[int, float]]:
+    """Return model -> seed -> held-out bits per byte of all text."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        whole = row.name == "heldout" and not row.slice and row.condition is None
+        known = row.value is not None and row.model is not None and row.seed is not None
+        if whole and known and row.metric == "bits_per_byte":
+            found.setdefault(str(row.model), {})[int(row.seed or 0)] = float(row.value or 0)
+    return found
+
+
+def _added(name: str) -> int | None:
+    """Return how many layers more than the base an arm has; None for other models."""
+    match = DEEPER.fullmatch(name)
+    return 0 if name == BASE else int(match[1]) if match else None
+
+
+def _row(model: str, seed: int, worth: Worth, seeds_a: Sequence[int]) -> dict[str, Any]:
+    return {
+        "model_a": BASE,
+        "model_b": model,
+        "seeds_a": list(seeds_a),
+        "seeds_b": [seed],
+        "name": "heldout",
+        "metric": "equivalent_layers",
+        "slice": {},
+        "split": "val",
+        "informative": None,
+        "p_adjusted": None,
+        "effect": worth.layers,
+        "ci_low": None,
+        "ci_high": None,
+        "p": None,
+        "test": None,
+        "units": "seeds",
+        "n": 1,
+        "reason": worth.bound,
+    }
