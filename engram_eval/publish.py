@@ -22,6 +22,8 @@ from engram_eval.study import solve
 MOST_BYTES = 1_000_000
 """Of a published study; its report is compressed, or left out, where it does not fit."""
 
+MOST_COMPARISONS = 500
+
 WHOLE = ("study.json", "ledger.json", "summary.json", "verdicts.json")
 
 
@@ -61,8 +63,9 @@ def kept_rows(
 
 def _about_whole_models(row: Mapping[str, Any]) -> bool:
     whole = row["layer"] is None and row["site"] is None and row["step"] is None
+    parts = {"domain"} if row["stage"] in ("evaluate", "baseline") else set()
     kind = row["stage"] in ("train", "load", "evaluate", "baseline")
-    return kind and whole and row["condition"] is None and set(row["slice"]) <= {"domain"}
+    return kind and whole and row["condition"] is None and set(row["slice"]) <= parts
 
 
 def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:
@@ -71,13 +74,18 @@ def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:
 
 
 def kept_comparisons(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the comparisons over all seeds of both models, without finer slices."""
-    return [
+    """Return the comparisons over all seeds of both models, without finer slices.
+
+    Where there are tests over seeds, those alone; of many arms, those on all text.
+    """
+    pooled = [
         row
         for row in rows
         if set(row["slice"]) <= {"domain"}
         and (row["units"] == "seeds" or len(row["seeds_b"]) != 1 or len(row["seeds_a"]) != 1)
     ]
+    told = [row for row in pooled if row["units"] == "seeds"] or pooled
+    return told if len(told) <= MOST_COMPARISONS else [row for row in told if not row["slice"]]
 
 
 def provenance(study_dir: Path) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
     lens = {**ROW, "name": "logit_lens", "metric": "kl_bits", "stage": "probe", "layer": 1}
     selector = {k: lens[k] for k in ("name", "metric", "slice", "condition", "site", "layer")}
     early = {**ROW, "step": 16}
-    rows = [ROW, lens, {**lens, "layer": 2}, early]
+    part = {"stage": "train", "slice": {"domain": "code"}}
+    rows = [ROW, lens, {**lens, "layer": 2}, early, {**ROW, **part}]
     assert kept_rows(rows, [{"rows": [selector]}]) == [ROW, lens]
     assert kept_rows(rows, []) == [ROW]
 
