@@ -83,7 +83,8 @@ def test_some_canonical_programs_pass_and_others_do_not(code_mirror: Path, tmp_p
 @pytest.mark.slow
 def test_all_canonical_programs_pass(code_mirror: Path, tmp_path: Path) -> None:
     found = scores(code_mirror, tmp_path, CanonicalLM(), ["humaneval", "mbpp"], 0)
-    assert found == {"humaneval": 1.0, "mbpp": 1.0}
+    # lm-eval leaves out MBPP's set-up code, which one of the 500 programs cannot do without.
+    assert found == {"humaneval": 1.0, "mbpp": pytest.approx(499 / 500)}
 
 
 def test_code_tasks_stop_where_there_is_no_sandbox(

@@ -43,8 +43,8 @@ class Limits:
         open_files: file descriptors.
     """
 
-    wall_s: float = 15.0
-    cpu_s: int = 3
+    wall_s: float = 60.0
+    cpu_s: int = 20
     memory_bytes: int = 2**29
     file_bytes: int = 2**24
     processes: int = 8
