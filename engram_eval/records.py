@@ -37,6 +37,7 @@ METRICS: dict[str, Metric] = {
     "f1": Metric("fraction", True),
     "pass_at_1": Metric("fraction", True),
     "math_verify": Metric("fraction", True),
+    "bleu_acc": Metric("fraction nearer to a true than to a false answer by BLEU", True),
     "perplexity": Metric("1", False),
     "bits_per_byte": Metric("bit/byte", False),
     "bits_per_answer": Metric("bit/answer", False),

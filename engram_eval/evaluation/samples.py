@@ -9,7 +9,7 @@ Sample = dict[str, Any]
 _DROPPED = ("arguments", "resps")
 _LONG_FIELDS = ("prompt",)
 # Scores of an item that are averaged, in order of importance; those where guessing helps.
-FRACTIONS = ("acc", "acc_norm", "exact_match", "f1", "pass_at_1", "math_verify")
+FRACTIONS = ("acc", "acc_norm", "exact_match", "f1", "pass_at_1", "math_verify", "bleu_acc")
 GUESSED = frozenset({"acc", "acc_norm"})
 # Metrics that tasks call otherwise than ``records.METRICS``.
 ALIASES = {"pass@1": "pass_at_1", "em": "exact_match"}
