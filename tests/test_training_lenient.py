@@ -19,7 +19,7 @@ from engram_eval.records import MetricRow, read_jsonl, write_atomic
 from engram_eval.study import Node
 from engram_eval.training.loop import TrainingError
 from engram_eval.training.stage import train
-from engram_eval.verbs.study import _find
+from engram_eval.verbs.study import find
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_how_it_is_run_is_no_part_of_the_key() -> None:
 
 def test_flags_reach_the_training() -> None:
     flags = ["--skip-bad-batches", "4", "--tensorboard"]
-    study, folder = _find(build_parser().parse_args(["run", "smoke", *flags]))
+    study, folder = find(build_parser().parse_args(["run", "smoke", *flags]))
     assert study.train.skip_bad_batches == 4 and study.train.tensorboard
     assert folder == Path("runs/smoke")
 
