@@ -63,8 +63,15 @@ def test_it_is_quiet_offline_and_fits(page, report, tmp_path, width, height, dar
     assert page.screenshot(tmp_path / "shot.png").startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (360, False),
+        (1280, True),
+        pytest.param(360, True, marks=pytest.mark.slow),
+        pytest.param(1280, False, marks=pytest.mark.slow),
+    ],
+)
 def test_axe_finds_no_serious_fault(page, report, width, dark):
     page.open(report, width, 900, dark)
     assert page.accessibility_faults() == []
