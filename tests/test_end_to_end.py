@@ -129,6 +129,7 @@ def test_the_models_taste(site: Path, smoke: tuple[Path, str, float]) -> None:
     assert done.stdout.startswith("import")
 
 
+@pytest.mark.slow
 def test_its_models_are_compared(
     site: Path, smoke: tuple[Path, str, float], tmp_path: Path
 ) -> None:
