@@ -215,6 +215,8 @@ class StudyConfig:
         question: what the study asks, in one sentence; the report opens with it.
         baselines: what is scored beside the models: names of ``baselines.registry``, alone or
             around a model (``moe+knn``).
+        baseline_tokens: training tokens that they may read, for models that are trained on less
+            than the whole text (0: all).
     """
 
     name: str
@@ -227,6 +229,7 @@ class StudyConfig:
     evaluate: EvalConfig = field(default_factory=EvalConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     baselines: tuple[str, ...] = ("ngram",)
+    baseline_tokens: int = 0
 
 
 def arm_training(study: StudyConfig, model: ModelSpec) -> TrainConfig:
@@ -266,10 +269,15 @@ class LoadStage:
 
 @dataclass(frozen=True)
 class BaselineStage:
-    """Configuration of a baseline's evaluation; ``name`` is a key of ``baselines.registry``."""
+    """Configuration of a baseline's evaluation; ``name`` is a key of ``baselines.registry``.
+
+    Attributes:
+        read_tokens: training tokens that it may read (0: all).
+    """
 
     name: str
     evaluate: EvalConfig
+    read_tokens: int = 0
 
 
 @dataclass(frozen=True)

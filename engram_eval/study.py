@@ -187,7 +187,7 @@ def _baselines(
 ) -> list[Node]:
     """Return a baseline alone, or around every seed of the model that is named with it."""
     name, model = resolve("engram_eval.baselines.registry:read_listed")(listed)
-    stage = BaselineStage(name, study.evaluate)
+    stage = BaselineStage(name, study.evaluate, study.baseline_tokens)
     if model is None:
         return [Node("baseline", stage, shared, listed)]
     return [

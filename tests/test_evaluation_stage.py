@@ -15,6 +15,7 @@ from evaluation_tools import QUIET, SMALL, VOCAB, small_corpus, tiny_llama
 
 from engram_eval.baselines.kneser_ney import KneserNey
 from engram_eval.config import BaselineStage, EvalConfig, from_dict, to_dict
+from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.items import LOCAL_ORDER, build_items, choice_bits, label_local
@@ -147,6 +148,21 @@ def test_a_baseline_is_evaluated_on_the_same_items(
     ids = [s["doc"]["id"] for s in read_jsonl(tmp_path / "samples" / "math_comparison.jsonl")]
     items = list(read_jsonl(inputs["items"] / "math_comparison.jsonl"))
     assert ids == [item["id"] for item in items[:10]]
+
+
+def test_a_baseline_reads_as_much_as_it_may(
+    inputs: Mapping[str, Path], corpus: Corpus, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, tasks=())
+    some = len(corpus.tokens("train")) // 4
+    losses = []
+    for tokens in (0, some):
+        stage = BaselineStage("ngram", config, tokens)
+        rows = evaluate_baseline(alone(inputs), stage, None, tmp_path / str(tokens), QUIET)
+        losses += [row.value for row in rows if row.metric == "loss_nats" and not row.slice]
+    tokens = np.asarray(corpus.tokens("val"))[: CONFIG.seq_len * CONFIG.heldout_sequences]
+    p = KneserNey.fit(excerpt(corpus, some).ngrams(), 5).score(np.concatenate([[0], tokens])).p[1:]
+    assert losses[0] < losses[1] == pytest.approx(-np.log(p).mean())
 
 
 def test_a_baseline_goes_around_the_model_it_is_given(

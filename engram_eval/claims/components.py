@@ -120,4 +120,37 @@ COMPONENTS = (
         "one_head",
         "arXiv:2601.07372 section 2",
     ),
+    _part(
+        "initial_rows",
+        "How large the rows begin makes no difference",
+        "not published",
+        "engram",
+        "loud_rows",
+        "this suite's control",
+        "equal",
+    ),
+    _part(
+        "streams",
+        "The memory gains with several residual streams too",
+        "1.622 against 1.634 nats, both with four streams",
+        "engram_mhc",
+        "moe_mhc",
+        "arXiv:2601.07372 Table 1",
+    ),
+    Claim(
+        "components.streams_add",
+        "components",
+        "With several residual streams the memory gains more than with one",
+        "arXiv:2601.07372 section 2.4",
+        "a key for each stream, without an ablation of the number of streams",
+        {
+            "gain with two streams - gain with one": {
+                "moe_mhc": 1.0,
+                "engram_mhc": -1.0,
+                "moe": -1.0,
+                "engram": 1.0,
+            }
+        },
+        SMALLEST,
+    ),
 )

@@ -1,7 +1,8 @@
 """Claims of ``memory-systems``: the memory inside against memories beside the model.
 
 ``moe+ngram`` is the MoE whose predictions are mixed with an n-gram model of the training text, the
-weights chosen on the other half of the validation text.
+weights chosen on the other half of the validation text. Memories beside read as many tokens as the
+models were trained on.
 """
 
 from engram_eval.claims.claim import Claim, less_than
@@ -70,6 +71,64 @@ MEMORY_SYSTEMS = (
         "arXiv:2412.09764",
         "product keys match a mixture of experts; Engram is not compared",
         less_than("engram", "product_key"),
+        SMALLEST,
+    ),
+    Claim(
+        "memory-systems.knn",
+        "memory-systems",
+        "Looking up what followed similar states of the model lowers the MoE's loss",
+        "arXiv:1911.00172 (kNN-LM)",
+        "perplexity 18.65 to 16.12 on WikiText-103",
+        less_than("moe+knn", "moe"),
+        SMALLEST,
+    ),
+    Claim(
+        "memory-systems.inside_beats_knn",
+        "memory-systems",
+        "The memory inside does better than a search over the MoE's states",
+        "this suite's control",
+        NONE,
+        less_than("engram", "moe+knn"),
+        SMALLEST,
+    ),
+    Claim(
+        "memory-systems.inside_beats_retrieval",
+        "memory-systems",
+        "The memory inside does better than the best passages before the MoE's prompt",
+        "this suite's control",
+        NONE,
+        less_than("engram", "moe+rag"),
+        SMALLEST,
+    ),
+    *(
+        Claim(
+            f"memory-systems.{kind}",
+            "memory-systems",
+            f"{where} the memory gains more than under full attention",
+            "arXiv:2601.07372 section 6.2",
+            "local patterns in memory leave attention to what is far away",
+            {
+                f"gain {where.lower()} - gain under full attention": {
+                    f"moe_{kind}": 1.0,
+                    f"engram_{kind}": -1.0,
+                    "moe": -1.0,
+                    "engram": 1.0,
+                }
+            },
+            SMALLEST,
+        )
+        for kind, where in (
+            ("window", "Under attention to a window"),
+            ("sparse", "Under attention to chosen blocks"),
+        )
+    ),
+    Claim(
+        "memory-systems.memory_for_attention",
+        "memory-systems",
+        "With the memory a quarter of the window does as well as full attention without it",
+        "this suite's control",
+        NONE,
+        less_than("engram_window", "moe"),
         SMALLEST,
     ),
 )

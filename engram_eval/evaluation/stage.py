@@ -13,6 +13,7 @@ from engram_eval.api import load_model
 from engram_eval.baselines.built import Setting
 from engram_eval.baselines.registry import build_baseline
 from engram_eval.config import BaselineStage, EvalConfig
+from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.fast_lm import FastLM
@@ -92,7 +93,8 @@ def evaluate_baseline(
     loaded = _tasks(config.evaluate, inputs)
     corpus = load_corpus(inputs["corpus"])
     model = inputs["train"] / "model" if "train" in inputs else None
-    setting = Setting(corpus, config.evaluate, out / "memory", report, model)
+    text = excerpt(corpus, config.read_tokens)
+    setting = Setting(text, config.evaluate, out / "memory", report, model)
     with build_baseline(config.name, setting) as built:
         rows = _score(built.lm, built.token_bits, loaded, corpus, config.evaluate, out, report)
     return rows + built.rows

@@ -3,6 +3,7 @@
 import dataclasses
 
 from engram_eval.config import ModelSpec, StudyConfig
+from engram_eval.ledger import architecture_config
 from engram_eval.scales import Scale
 from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm
 from engram_eval.variants import engram
@@ -17,7 +18,12 @@ VARIANTS = (
     "running_on",
     "engram_2",
     "engram_234",
+    "moe_mhc",
+    "engram_mhc",
 )
+
+LOUD_ROWS = 10.0
+"""How much larger than the scale's the rows of ``loud_rows`` begin."""
 
 
 def study(scale: Scale, scale_name: str) -> StudyConfig:
@@ -26,6 +32,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
     parts += [
         arm("engram", scale, THREE_SEEDS, "table_rate_1x", train={"table_lr_multiplier": 1.0}),
         _one_head(scale),
+        _loud_rows(scale),
     ]
     return StudyConfig(
         name="components",
@@ -45,3 +52,11 @@ def _one_head(scale: Scale) -> ModelSpec:
     wide = memory["engram_heads"] * memory["engram_row_dim"]
     architecture = engram(scale, engram_heads=1, engram_row_dim=wide)
     return ModelSpec("one_head", architecture, THREE_SEEDS, match=BASELINE)
+
+
+def _loud_rows(scale: Scale) -> ModelSpec:
+    """Return rows that begin ten times as large: a memory that speaks before it has learnt."""
+    architecture = engram(scale)
+    start = architecture_config(architecture).engram_table_std
+    louder = {**architecture, "engram_table_std": LOUD_ROWS * start}
+    return ModelSpec("loud_rows", louder, THREE_SEEDS, match=BASELINE)
