@@ -215,6 +215,8 @@ class StudyConfig:
         question: what the study asks, in one sentence; the report opens with it.
         baselines: what is scored beside the models: names of ``baselines.registry``, alone or
             around a model (``moe+knn``).
+        scores_at_equal_loss: score matched models and what they are matched to once more, the
+            better one at the checkpoint whose validation loss is nearest to the other's last one.
         baseline_tokens: training tokens that they may read, for models that are trained on less
             than the whole text (0: all).
     """
@@ -230,6 +232,7 @@ class StudyConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     baselines: tuple[str, ...] = ("ngram",)
     baseline_tokens: int = 0
+    scores_at_equal_loss: bool = False
 
 
 def arm_training(study: StudyConfig, model: ModelSpec) -> TrainConfig:
@@ -301,6 +304,14 @@ class PairStage:
     options: ProbeConfig
     other: Mapping[str, Any]
     equal_loss: bool = False
+
+
+@dataclass(frozen=True)
+class EqualLossScores:
+    """Configuration of scoring a chosen checkpoint; ``other`` names whose loss it meets."""
+
+    evaluate: EvalConfig
+    other: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ from engram_eval.errors import UserError
 
 SCHEMA = 1
 
+EQUAL_LOSS = "equal_loss"
+"""Condition of scores of the checkpoint that meets another model's loss."""
+
 
 class Metric(NamedTuple):
     """Unit and direction of a metric; ``reproducible`` is False for times and memory."""

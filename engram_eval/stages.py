@@ -30,6 +30,7 @@ STAGES: dict[str, Stage] = {
     "equal_loss": Stage("engram_eval.training.equal_loss:equal_loss", 1),
     "load": Stage("engram_eval.adapters.stage:load", 1),
     "evaluate": Stage("engram_eval.evaluation.stage:evaluate", 1),
+    "score_equal_loss": Stage("engram_eval.evaluation.stage:evaluate_equal_loss", 1),
     "baseline": Stage("engram_eval.evaluation.stage:evaluate_baseline", 2),
     "sample": Stage("probes.sample_stage:sample", 2),
     "probe": Stage("probes.stage:probe", 3),

@@ -9,10 +9,11 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engram_eval.config import (
     BaselineStage,
+    EqualLossScores,
     EqualLossStage,
     LoadStage,
     ModelSpec,
@@ -30,7 +31,7 @@ from engram_eval.records import content_hash, read_record
 from engram_eval.stages import STAGES, resolve
 
 # Configurations whose ``other`` is a name of this study's, and so no part of what is computed.
-NAMING = (EqualLossStage, PairStage, ProbeStage)
+NAMING = (EqualLossScores, EqualLossStage, PairStage, ProbeStage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +147,11 @@ def graph(study: StudyConfig) -> list[Node]:
         for t in trains
     ]
     tunes = {t.inputs["tune"].key: t.inputs["tune"] for t in trains if "tune" in t.inputs}
-    probes = _probes(study, corpus, trains)
-    nodes = [*alone, *tunes.values(), *trains, *around, *scores, *probes]
+    met = _equal_loss(study, trains)
+    again = _scores_at_equal_loss(study, shared, met, data)
+    probes = _probes(study, corpus, trains, met)
+    chosen = met.chosen if again or probes else []
+    nodes = [*alone, *tunes.values(), *trains, *around, *scores, *chosen, *again, *probes]
     read = any("corpus" in node.inputs for node in nodes)
     return [corpus, items, *nodes] if read else nodes
 
@@ -197,12 +201,30 @@ def _baselines(
     ]
 
 
-def _probes(study: StudyConfig, corpus: Node, trains: list[Node]) -> list[Node]:
+def _scores_at_equal_loss(
+    study: StudyConfig, shared: Mapping[str, Node], met: "Met", data: Mapping[str, Any]
+) -> list[Node]:
+    """Score every chosen checkpoint as the models themselves are scored."""
+    if not study.scores_at_equal_loss:
+        return []
+    return [
+        Node(
+            "score_equal_loss",
+            EqualLossScores(study.evaluate, node.config.other),
+            {**shared, "train": node},
+            node.model,
+            node.seed,
+            data,
+        )
+        for node in met.chosen
+    ]
+
+
+def _probes(study: StudyConfig, corpus: Node, trains: list[Node], met: "Met") -> list[Node]:
     kind = resolve("probes.registry:find_probe")
     options = dataclasses.replace(study.probe, probes=(), equal_loss=())
     sample = Node("sample", options, {"corpus": corpus})
     text = {"corpus": corpus, "sample": sample}
-    chosen, met = _equal_loss(study, trains)
     nodes = []
     for name in study.probe.probes:
         if kind(name).kind == "single":
@@ -211,10 +233,10 @@ def _probes(study: StudyConfig, corpus: Node, trains: list[Node]) -> list[Node]:
             nodes += [_pair(name, options, text, a, b) for a, b in _pairs(trains)]
     for name in study.probe.equal_loss:
         if kind(name).kind == "single":
-            nodes += [_single(name, options, text, node) for node in chosen]
+            nodes += [_single(name, options, text, node) for node in met.chosen]
         else:
-            nodes += [_pair(name, options, text, a, b) for a, b in met]
-    return [sample, *chosen, *nodes] if nodes else []
+            nodes += [_pair(name, options, text, a, b) for a, b in met.pairs]
+    return [sample, *nodes] if nodes else []
 
 
 def _single(name: str, options: ProbeConfig, text: Mapping[str, Node], train: Node) -> Node:
@@ -229,16 +251,21 @@ def _pair(name: str, options: ProbeConfig, text: Mapping[str, Node], a: Node, b:
     return Node("probe_pair", stage, {**text, "a": a, "b": b}, a.model, a.seed)
 
 
-def _equal_loss(
-    study: StudyConfig, trains: list[Node]
-) -> tuple[list[Node], list[tuple[Node, Node]]]:
+class Met(NamedTuple):
+    """Checkpoints at other models' losses, and pairs of a model and a checkpoint of equal loss."""
+
+    chosen: list[Node]
+    pairs: list[tuple[Node, Node]]
+
+
+def _equal_loss(study: StudyConfig, trains: list[Node]) -> Met:
     """Return checkpoints of matched models at each other's loss, and pairs of equal loss.
 
     Which of two models is better shows only after training, so both have a node; the worse one's
     nearest checkpoint is its last, and what was found there stands already.
     """
-    if not study.probe.equal_loss:
-        return [], []
+    if not study.probe.equal_loss and not study.scores_at_equal_loss:
+        return Met([], [])
     by_name = {(t.model, t.seed): t for t in trains if t.stage == "train"}
     chosen: list[Node] = []
     pairs: list[tuple[Node, Node]] = []
@@ -246,14 +273,14 @@ def _equal_loss(
         for seed in model.seeds:
             a, b = by_name.get((model.match, seed)), by_name.get((model.name, seed))
             if a is not None and b is not None:
-                at_b, at_a = _met(a, b), _met(b, a)
+                at_b, at_a = _chosen(a, b), _chosen(b, a)
                 chosen += [at_b, at_a]
                 if seed == model.seeds[0]:
                     pairs += [(at_b, b), (a, at_a)]
-    return chosen, pairs
+    return Met(chosen, pairs)
 
 
-def _met(train: Node, reference: Node) -> Node:
+def _chosen(train: Node, reference: Node) -> Node:
     stage = EqualLossStage({"model": reference.model, "seed": reference.seed})
     inputs = {"train": train, "reference": reference}
     return Node("equal_loss", stage, inputs, train.model, train.seed)

@@ -318,6 +318,15 @@ def test_scores_are_weighted_sums_of_rows() -> None:
         read_table(rows * 2).values(score)
 
 
+def test_scores_at_equal_loss_are_rows_of_their_own() -> None:
+    early = {"step": 4, "other": {"model": "b", "seed": 0}}
+    rows = rows_of({"a": {0: 2.0}}) + rows_of({"a": {0: 3.0}}, condition="equal_loss", **early)
+    rows += rows_of({"a": {0: 9.0}}, **early)
+    table = read_table(rows)
+    assert table.values(Score(((1.0, Rows()),))) == {"a": {0: 2.0}}
+    assert table.values(Score(((1.0, Rows(condition="equal_loss")),))) == {"a": {0: 3.0}}
+
+
 def test_a_mean_over_tasks_takes_those_that_inform() -> None:
     def row(task: str, model: str, value: float) -> MetricRow:
         return MetricRow(task, "acc", value, model=model, seed=0, split="test", n=200,
@@ -325,6 +334,8 @@ def test_a_mean_over_tasks_takes_those_that_inform() -> None:
 
     rows = [row("one", "a", 0.6), row("two", "a", 0.8), row("one", "b", 0.5), row("two", "b", 0.4)]
     rows += [row("guessed", "a", 0.25), row("guessed", "b", 0.26)]
+    early = [row("one", "a", 0.1), row("guessed", "a", 0.9)]
+    rows += [dataclasses.replace(r, condition="equal_loss") for r in early]
     score = Score(((1.0, Rows("tasks", "acc", {"domain": "code"})),))
     found = read_table(rows).values(score)
     assert found == {"a": {0: pytest.approx(0.7)}, "b": {0: pytest.approx(0.45)}}

@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probes_fixture import engram, llama, small_corpus
 
-from engram_eval.config import EqualLossStage, PairStage, ProbeConfig, ProbeStage
+from engram_eval.config import (
+    EqualLossScores,
+    EqualLossStage,
+    EvalConfig,
+    PairStage,
+    ProbeConfig,
+    ProbeStage,
+)
 from engram_eval.errors import UserError
+from engram_eval.evaluation.stage import evaluate, evaluate_equal_loss
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, row_to_dict, write_jsonl
 from engram_eval.studies.registry import find_study
@@ -100,6 +108,44 @@ def test_probes_read_the_chosen_weights_and_say_so(
     )
 
 
+def test_the_chosen_weights_are_scored_and_say_so(trained: dict[str, Path], tmp_path: Path) -> None:
+    choose(trained, "good", "bad", tmp_path / "a")
+    choose(trained, "bad", "good", tmp_path / "b")
+    config = EvalConfig(tasks=(), seq_len=32, heldout_sequences=4)
+    text = {"corpus": trained["corpus"]}
+
+    def scored(name: str) -> list[MetricRow]:
+        stage = EqualLossScores(config, {"model": "moe", "seed": 1})
+        inputs = {**text, "train": tmp_path / name}
+        return evaluate_equal_loss(inputs, stage, 0, tmp_path / f"{name} scores", QUIET)
+
+    (loss,) = [row for row in scored("a") if row.metric == "loss_nats" and not row.slice]
+    assert (loss.condition, loss.step, loss.other) == ("equal_loss", 1, {"model": "moe", "seed": 1})
+    early = {**text, "train": tmp_path / "early"}
+    early["train"].mkdir()
+    (early["train"] / "model").symlink_to(trained["good"] / "checkpoints/000001")
+    plain = evaluate(early, config, 0, tmp_path / "plain", QUIET)
+    assert [r.value for r in plain] == [r.value for r in scored("a")]
+    # Both of two models have rows of this condition, so that they can be compared.
+    assert {row.step for row in scored("b")} == {2}
+
+
+def test_a_study_may_score_at_equal_loss_without_probing() -> None:
+    study = dataclasses.replace(
+        find_study("smoke"), scores_at_equal_loss=True, probe=ProbeConfig(probes=(), equal_loss=())
+    )
+    nodes = graph(solve(study))
+    scores = [node for node in nodes if node.stage == "score_equal_loss"]
+    met = [node for node in nodes if node.stage == "equal_loss"]
+    assert [node.inputs["train"] for node in scores] == met and len(met) == 6
+    assert all(set(node.inputs) == {"corpus", "items", "train"} for node in scores)
+    assert scores[0].label == "score_equal_loss moe seed 0 at the loss of dense seed 0"
+    assert not {"probe", "sample"} & {node.stage for node in nodes}
+    assert [node.key for node in met] == [
+        node.key for node in graph(solve(find_study("smoke"))) if node.stage == "equal_loss"
+    ]
+
+
 def test_a_training_without_losses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no validation loss"):
         losses(tmp_path)
@@ -109,6 +155,7 @@ def test_the_graph_meets_matched_models_both_ways() -> None:
     study = solve(find_study("smoke"))
     nodes = graph(study)
     met = [node for node in nodes if node.stage == "equal_loss"]
+    assert not any(node.stage == "score_equal_loss" for node in nodes)
     assert {node.label for node in met} == {
         f"equal_loss {a} seed {s} at the loss of {b} seed {s}"
         for a, b in (("engram", "moe"), ("moe", "engram"))

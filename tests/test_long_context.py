@@ -145,4 +145,9 @@ def test_lm_eval_runs_them_with_a_named_tokenizer(tmp_path: Path) -> None:
     assert len(results["samples"]) == 6 and results["groups"]
     assert all(s["acc"] == 1.0 for found in results["samples"].values() for s in found)
     slices = results["samples"]["repeated_fragments"][0]["doc"]["slices"]
-    assert slices == {"length": "900", "occurrence": "2", "fragment": "static"}
+    assert slices == {
+        "length": "900",
+        "occurrence": "2",
+        "fragment": "static",
+        "repeat": "static 2",
+    }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from engram_eval.claims.claim import MEAN_OF_TASKS, Rows, Score
 from engram_eval.errors import UserError
 from engram_eval.evaluation.informative import judge_tasks
-from engram_eval.records import MetricRow, canonical_json
+from engram_eval.records import EQUAL_LOSS, MetricRow, canonical_json
 
 Trained = tuple[str, int]
 Key = tuple[str, str, str, str | None, str | None, int | None]
@@ -61,12 +61,16 @@ def _key(rows: Rows) -> Key:
 
 
 def read_table(rows: Sequence[MetricRow]) -> Table:
-    """Index the rows that name a model and a seed, at the end of training and without a partner."""
+    """Index the rows that name a model and a seed, at the end of training and without a partner.
+
+    Of other checkpoints those count that meet another model's loss, under that condition.
+    """
     cells: dict[Key, dict[Trained, list[float]]] = {}
     for row in rows:
         if row.model is None or row.seed is None or row.value is None:
             continue
-        if row.step is not None or row.other is not None:
+        partial = row.step is not None or row.other is not None
+        if partial and row.condition != EQUAL_LOSS:
             continue
         key = _key(Rows(row.name, row.metric, row.slice, row.condition, row.site, row.layer))
         cells.setdefault(key, {}).setdefault((row.model, row.seed), []).append(row.value)
@@ -80,6 +84,7 @@ def _task_means(rows: Iterable[MetricRow]) -> dict[Key, dict[Trained, list[float
     found: dict[Key, dict[Trained, list[float]]] = {}
     for row in rows:
         whole = row.metric == "acc" and row.split == "test" and set(row.slice) == {"domain"}
+        whole = whole and row.condition is None
         if not whole or row.model is None or row.seed is None or row.value is None:
             continue
         if row.name in judged and judged[row.name].informative:

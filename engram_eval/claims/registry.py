@@ -3,6 +3,7 @@
 from engram_eval.claims.allocation import ALLOCATION
 from engram_eval.claims.claim import Claim
 from engram_eval.claims.components import COMPONENTS
+from engram_eval.claims.context import CONTEXT
 from engram_eval.claims.controls import CONTROLS
 from engram_eval.claims.horizon import HORIZON
 from engram_eval.claims.main import MAIN
@@ -22,6 +23,7 @@ CLAIMS: dict[str, Claim] = {
         PLACEMENT,
         COMPONENTS,
         MECHANISM,
+        CONTEXT,
         MEMORY_SYSTEMS,
     )
     for claim in claims

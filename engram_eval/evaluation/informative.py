@@ -26,11 +26,13 @@ def judge_tasks(rows: Iterable[MetricRow]) -> dict[str, Judgement]:
     sided, Bonferroni over the models) and at least one is below 97.5 %.
 
     Args:
-        rows: metric rows of any kind; used are ``acc`` rows with a baseline, over all items.
+        rows: metric rows of any kind; used are ``acc`` rows with a baseline, over all items, of
+            models as they are at the end of training.
     """
     scores: dict[str, list[MetricRow]] = {}
     for row in rows:
         whole = row.metric == "acc" and row.split == "test" and set(row.slice) <= {"domain"}
+        whole = whole and row.condition is None
         if whole and row.stage not in _NO_MODELS and None not in (row.value, row.baseline, row.n):
             scores.setdefault(row.name, []).append(row)
     return {task: _judge(found) for task, found in sorted(scores.items())}

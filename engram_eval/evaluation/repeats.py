@@ -85,6 +85,7 @@ def repeat_items(
                                     "length": str(length),
                                     "occurrence": str(occurrence),
                                     "fragment": kind,
+                                    "repeat": f"{kind} {occurrence}",
                                 },
                             }
                         )

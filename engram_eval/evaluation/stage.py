@@ -1,5 +1,7 @@
 """The evaluation stages: a trained model, or a baseline, on the tasks and on held-out text."""
 
+import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from transformers import AutoTokenizer
 from engram_eval.api import load_model
 from engram_eval.baselines.built import Setting
 from engram_eval.baselines.registry import build_baseline
-from engram_eval.config import BaselineStage, EvalConfig
+from engram_eval.config import BaselineStage, EqualLossScores, EvalConfig
 from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
@@ -29,7 +31,8 @@ from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.evaluation.runner import run_tasks
 from engram_eval.evaluation.scores import task_rows
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, write_jsonl
+from engram_eval.records import EQUAL_LOSS, MetricRow, write_jsonl
+from engram_eval.training.equal_loss import FACTS
 
 Floats = npt.NDArray[np.float64]
 
@@ -98,6 +101,31 @@ def evaluate_baseline(
     with build_baseline(config.name, setting) as built:
         rows = _score(built.lm, built.token_bits, loaded, corpus, config.evaluate, out, report)
     return rows + built.rows
+
+
+def evaluate_equal_loss(
+    inputs: Mapping[str, Path],
+    config: EqualLossScores,
+    seed: int | None,
+    out: Path,
+    report: Reporter,
+) -> list[MetricRow]:
+    """Score the checkpoint that meets another model's loss; see ``evaluate``.
+
+    Its rows say so by their condition, whose loss it is and the step; the last checkpoint of the
+    worse of two models is scored too, so that both have rows of this condition.
+
+    Args:
+        inputs: as for ``evaluate``; ``train`` is what ``training.equal_loss`` chose.
+        config: how it is scored, and whose loss was met.
+        seed: of the training run.
+        out: the folder to fill.
+        report: where progress goes.
+    """
+    step = json.loads((inputs["train"] / FACTS).read_text(encoding="utf-8"))["step"]
+    rows = evaluate(inputs, config.evaluate, seed, out, report)
+    marks: dict[str, Any] = {"condition": EQUAL_LOSS, "other": dict(config.other), "step": step}
+    return [dataclasses.replace(row, **marks) for row in rows]
 
 
 def _tasks(config: EvalConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 
 from engram_eval.config import StudyConfig
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import THREE_SEEDS, allocation_arm
+from engram_eval.studies.arms import THREE_SEEDS, allocation_arm, no_probes
 
 QUESTION = "At equal cost, which share of the sparse parameters should experts keep?"
 
@@ -22,5 +22,5 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         corpus=scale.corpus,
         train=scale.train,
         evaluate=dataclasses.replace(scale.evaluate, tasks=()),
-        probe=dataclasses.replace(scale.probe, probes=()),
+        probe=no_probes(scale),
     )

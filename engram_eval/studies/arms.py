@@ -1,10 +1,11 @@
 """Variants as arms of a study: each matched in cost to one of them."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from engram_eval.allocation import experts_kept
-from engram_eval.config import ModelSpec
+from engram_eval.config import ModelSpec, ProbeConfig
 from engram_eval.scales import Scale
 from engram_eval.variants import find_variant
 
@@ -55,3 +56,8 @@ def allocation_arm(rho: float, scale: Scale, seeds: tuple[int, ...] = TWO_SEEDS)
         return ModelSpec(name, moe, seeds=seeds)
     architecture = {**moe, **scale.memory, "n_routed_experts": kept}
     return ModelSpec(name, architecture, seeds=seeds, match="rho_100")
+
+
+def no_probes(scale: Scale) -> ProbeConfig:
+    """Return a scale's probing without any analysis, for studies that ask about scores alone."""
+    return dataclasses.replace(scale.probe, probes=(), equal_loss=())

@@ -5,7 +5,7 @@ import dataclasses
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.ledger import architecture_config
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm
+from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm, no_probes
 from engram_eval.variants import engram
 
 QUESTION = "Which parts of the memory does its gain come from?"
@@ -42,7 +42,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         corpus=scale.corpus,
         train=scale.train,
         evaluate=dataclasses.replace(scale.evaluate, tasks=()),
-        probe=dataclasses.replace(scale.probe, probes=()),
+        probe=no_probes(scale),
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import FIVE_SEEDS, THREE_SEEDS, arm
+from engram_eval.studies.arms import FIVE_SEEDS, THREE_SEEDS, arm, no_probes
 
 QUESTION = (
     "Is it the n-grams that help, or would as many rows do with nothing in them, at random places, "
@@ -36,7 +36,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         corpus=scale.corpus,
         train=scale.train,
         evaluate=scale.evaluate,
-        probe=dataclasses.replace(scale.probe, probes=()),
+        probe=no_probes(scale),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.scales import INIT_GAIN, Scale
-from engram_eval.studies.arms import FIVE_SEEDS, arm
+from engram_eval.studies.arms import FIVE_SEEDS, arm, no_probes
 
 QUESTION = "Does the gap between MoE and Engram vanish with more tokens, or in wider models?"
 
@@ -40,7 +40,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         corpus=scale.corpus,
         train=scale.train,
         evaluate=dataclasses.replace(scale.evaluate, tasks=()),
-        probe=dataclasses.replace(scale.probe, probes=()),
+        probe=no_probes(scale),
     )
 
 

@@ -2,7 +2,7 @@
 
 from engram_eval.config import StudyConfig
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import FIVE_SEEDS, arm
+from engram_eval.studies.arms import FIVE_SEEDS, arm, no_probes
 
 QUESTION = (
     "At equal parameters and equal FLOPs, does a share of the experts' parameters serve better "
@@ -14,7 +14,8 @@ ARMS = ("dense", "dense_engram", "engram_extra", "moe", "engram")
 def study(scale: Scale, scale_name: str) -> StudyConfig:
     """Return the study at a scale, five seeds an arm; the last two arms are what is asked about.
 
-    ``dense_engram`` and ``engram_extra`` cost more than the others, and the ledger says so.
+    ``dense_engram`` and ``engram_extra`` cost more than the others, and the ledger says so. What
+    happens inside is for ``mechanism``.
     """
     return StudyConfig(
         name="main",
@@ -24,5 +25,5 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         corpus=scale.corpus,
         train=scale.train,
         evaluate=scale.evaluate,
-        probe=scale.probe,
+        probe=no_probes(scale),
     )

@@ -1,10 +1,8 @@
 """What else stores text, or sees less of it: memories beside the model, learned keys, windows."""
 
-import dataclasses
-
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import BASELINE, FIVE_SEEDS, THREE_SEEDS, arm
+from engram_eval.studies.arms import BASELINE, FIVE_SEEDS, THREE_SEEDS, arm, no_probes
 
 QUESTION = "Does the memory buy more inside the model than a cheaper memory beside it?"
 BESIDE = ("ngram", "cache")
@@ -34,7 +32,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         corpus=scale.corpus,
         train=scale.train,
         evaluate=scale.evaluate,
-        probe=dataclasses.replace(scale.probe, probes=()),
+        probe=no_probes(scale),
         baselines=(*BESIDE, *around),
         baseline_tokens=scale.train.tokens,
     )

@@ -4,7 +4,7 @@ import dataclasses
 
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm
+from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm, no_probes
 from engram_eval.variants import engram
 
 QUESTION = "Does it matter at which depth the memory stands, and are two modules better than one?"
@@ -23,7 +23,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         corpus=scale.corpus,
         train=scale.train,
         evaluate=dataclasses.replace(scale.evaluate, tasks=()),
-        probe=dataclasses.replace(scale.probe, probes=()),
+        probe=no_probes(scale),
     )
 
 

@@ -58,9 +58,13 @@ STUDIES: dict[str, Shipped] = {
         "engram_eval.studies.mechanism:study",
         "lenses, CKA, linear probes and knock-outs on the main pair, over seeds",
     ),
+    "context": Shipped(
+        "engram_eval.studies.context:study",
+        "looking up, needles and repeated fragments by length, at equal compute and equal loss",
+    ),
     "memory-systems": Shipped(
         "engram_eval.studies.memory_systems:study",
-        "the memory inside against n-gram models and caches beside, and learned product keys",
+        "the memory inside against those beside it, learned product keys, and narrower attention",
     ),
 }
 

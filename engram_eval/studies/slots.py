@@ -6,7 +6,7 @@ from typing import Any
 
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import THREE_SEEDS
+from engram_eval.studies.arms import THREE_SEEDS, no_probes
 from engram_eval.variants import bigram, engram, over_encoding
 
 QUESTION = "How does the loss fall as the table grows, and does it fall faster than its relatives'?"
@@ -40,7 +40,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         corpus=scale.corpus,
         train=scale.train,
         evaluate=dataclasses.replace(scale.evaluate, tasks=()),
-        probe=dataclasses.replace(scale.probe, probes=()),
+        probe=no_probes(scale),
     )
 
 

@@ -17,7 +17,7 @@ STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
 
 STAGE_VERBS = {
     "train": ("tune", "train", "load"),
-    "evaluate": ("evaluate", "baseline"),
+    "evaluate": ("evaluate", "equal_loss", "score_equal_loss", "baseline"),
     "probe": ("equal_loss", "sample", "probe", "probe_pair"),
     "analyze": ("analyze",),
     "report": ("analyze", "report"),
