@@ -172,15 +172,17 @@ class ProbeConfig:
         probes: at the end of training, that is at equal tokens.
         equal_loss: which run again between a matched model and what it is matched to, the better
             one at the checkpoint whose validation loss is nearest to the other's last one.
+        items: most items of each task that knock-outs are scored on (0: all).
     """
 
     probes: tuple[str, ...] = (
-        *("logit_lens", "tuned_lens", "linear", "knockout", "cka"),
+        *("logit_lens", "tuned_lens", "linear", "knockout", "task_knockout", "cka"),
         *("gates", "router", "memory_usage", "offsets", "depth", "patching", "surgery"),
     )
     equal_loss: tuple[str, ...] = ("logit_lens", "linear", "cka")
     tokens: int = 16_384
     seq_len: int = 256
+    items: int = 200
     seed: int = 0
 
 

@@ -47,11 +47,26 @@ def equivalent_layers(loss: float, added: Sequence[float], losses: Sequence[floa
 
 
 def equivalent_rows(rows: Iterable[MetricRow]) -> list[dict[str, Any]]:
-    """Return rows for ``comparisons.jsonl``, one per other model and seed; none without the arms.
+    """Return rows for ``comparisons.jsonl``, per other model and seed, in all and by domain.
 
-    ``effect`` is the number of layers on held-out bits per byte, all text; ``reason`` says where
-    it is only a bound.
+    None without the deeper arms. ``effect`` is the number of layers on held-out bits per byte;
+    ``reason`` says where it is only a bound.
     """
+    texts: dict[str | None, list[MetricRow]] = {}
+    for row in rows:
+        if _is_heldout(row):
+            texts.setdefault(row.slice.get("domain"), []).append(row)
+    return [row for domain, part in texts.items() for row in _text_rows(domain, part)]
+
+
+def _is_heldout(row: MetricRow) -> bool:
+    whole = row.name == "heldout" and set(row.slice) <= {"domain"} and row.condition is None
+    known = row.value is not None and row.model is not None and row.seed is not None
+    return whole and known and row.metric == "bits_per_byte"
+
+
+def _text_rows(domain: str | None, rows: Sequence[MetricRow]) -> list[dict[str, Any]]:
+    """Return the rows on all text, or on that of one domain."""
     found = _losses(rows)
     places = {name: _added(name) for name in found}
     line = sorted((place, name) for name, place in places.items() if place is not None)
@@ -60,7 +75,7 @@ def equivalent_rows(rows: Iterable[MetricRow]) -> list[dict[str, Any]]:
     added = [float(place) for place, _ in line]
     losses = [float(np.mean(list(found[name].values()))) for _, name in line]
     return [
-        _row(model, seed, equivalent_layers(loss, added, losses), sorted(found[BASE]))
+        _row(model, seed, domain, equivalent_layers(loss, added, losses), sorted(found[BASE]))
         for model, seeds in sorted(found.items())
         if places[model] is None
         for seed, loss in sorted(seeds.items())
@@ -68,13 +83,10 @@ def equivalent_rows(rows: Iterable[MetricRow]) -> list[dict[str, Any]]:
 
 
 def _losses(rows: Iterable[MetricRow]) -> dict[str, dict[int, float]]:
-    """Return model -> seed -> held-out bits per byte of all text."""
+    """Return model -> seed -> held-out bits per byte."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
-        whole = row.name == "heldout" and not row.slice and row.condition is None
-        known = row.value is not None and row.model is not None and row.seed is not None
-        if whole and known and row.metric == "bits_per_byte":
-            found.setdefault(str(row.model), {})[int(row.seed or 0)] = float(row.value or 0)
+        found.setdefault(str(row.model), {})[int(row.seed or 0)] = float(row.value or 0)
     return found
 
 
@@ -84,7 +96,9 @@ def _added(name: str) -> int | None:
     return 0 if name == BASE else int(match[1]) if match else None
 
 
-def _row(model: str, seed: int, worth: Worth, seeds_a: Sequence[int]) -> dict[str, Any]:
+def _row(
+    model: str, seed: int, domain: str | None, worth: Worth, seeds_a: Sequence[int]
+) -> dict[str, Any]:
     return {
         "model_a": BASE,
         "model_b": model,
@@ -92,7 +106,7 @@ def _row(model: str, seed: int, worth: Worth, seeds_a: Sequence[int]) -> dict[st
         "seeds_b": [seed],
         "name": "heldout",
         "metric": "equivalent_layers",
-        "slice": {},
+        "slice": {} if domain is None else {"domain": domain},
         "split": "val",
         "informative": None,
         "p_adjusted": None,

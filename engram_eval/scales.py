@@ -90,7 +90,7 @@ SCALES: dict[str, Scale] = {
             tokens=16_384, seq_len=64, batch_size=16, val_sequences=32, save_every_s=5.0
         ),
         evaluate=EvalConfig(limit=12, seq_len=64, heldout_sequences=64),
-        probe=ProbeConfig(tokens=2_048, seq_len=64),
+        probe=ProbeConfig(tokens=2_048, seq_len=64, items=24),
     ),
     "tiny": Scale(
         backbone=_backbone(64, 4, 2, 1, 96),

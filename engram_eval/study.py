@@ -149,7 +149,7 @@ def graph(study: StudyConfig) -> list[Node]:
     tunes = {t.inputs["tune"].key: t.inputs["tune"] for t in trains if "tune" in t.inputs}
     met = _equal_loss(study, trains)
     again = _scores_at_equal_loss(study, shared, met, data)
-    probes = _probes(study, corpus, trains, met)
+    probes = _probes(study, corpus, items, trains, met)
     chosen = met.chosen if again or probes else []
     nodes = [*alone, *tunes.values(), *trains, *around, *scores, *chosen, *again, *probes]
     read = any("corpus" in node.inputs for node in nodes)
@@ -220,22 +220,22 @@ def _scores_at_equal_loss(
     ]
 
 
-def _probes(study: StudyConfig, corpus: Node, trains: list[Node], met: "Met") -> list[Node]:
+def _probes(
+    study: StudyConfig, corpus: Node, items: Node, trains: list[Node], met: "Met"
+) -> list[Node]:
     kind = resolve("probes.registry:find_probe")
     options = dataclasses.replace(study.probe, probes=(), equal_loss=())
     sample = Node("sample", options, {"corpus": corpus})
     text = {"corpus": corpus, "sample": sample}
+    asked = [(name, trains, _pairs(trains)) for name in study.probe.probes]
+    asked += [(name, met.chosen, met.pairs) for name in study.probe.equal_loss]
     nodes = []
-    for name in study.probe.probes:
+    for name, models, pairs in asked:
+        read = {**text, "items": items} if kind(name).items else text
         if kind(name).kind == "single":
-            nodes += [_single(name, options, text, train) for train in trains]
+            nodes += [_single(name, options, read, model) for model in models]
         else:
-            nodes += [_pair(name, options, text, a, b) for a, b in _pairs(trains)]
-    for name in study.probe.equal_loss:
-        if kind(name).kind == "single":
-            nodes += [_single(name, options, text, node) for node in met.chosen]
-        else:
-            nodes += [_pair(name, options, text, a, b) for a, b in met.pairs]
+            nodes += [_pair(name, options, read, a, b) for a, b in pairs]
     return [sample, *nodes] if nodes else []
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Edit, Tap
 from probes.capture import Batch, batches
 from probes.sample import Sample
 
@@ -65,30 +65,46 @@ def knockouts(adapter: Adapter) -> list[Knockout]:
 
 @contextmanager
 def cut_out(
-    adapter: Adapter, cut: Knockout, batch: Batch, means: Means, seed: int
+    adapter: Adapter,
+    cut: Knockout,
+    other_rows: Callable[[int], Edit],
+    means: Means,
+    seed: int,
 ) -> Iterator[None]:
-    """Cut a part out while the block runs; ``layer_skipped`` needs ``run_cut``."""
+    """Cut a part out while the block runs; ``layer_skipped`` needs ``run_cut``.
+
+    Args:
+        adapter: the model.
+        cut: the part.
+        other_rows: layer -> what gives every token rows of another n-gram.
+        means: of the memories; see ``memory_means``.
+        seed: chooses the experts that are removed.
+    """
     with ExitStack() as stack, torch.no_grad():
         if cut.condition == "experts_removed":
             stack.enter_context(experts_off(adapter, removed_experts(adapter, seed)))
         else:
             for layer in cut.layers:
-                stack.enter_context(_edit(adapter, cut, layer, batch, means))
+                stack.enter_context(_edit(adapter, cut, layer, other_rows, means))
         yield
 
 
 def _edit(
-    adapter: Adapter, cut: Knockout, layer: int, batch: Batch, means: Means
+    adapter: Adapter,
+    cut: Knockout,
+    layer: int,
+    other_rows: Callable[[int], Edit],
+    means: Means,
 ) -> AbstractContextManager[None]:
-    edits: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    edits: dict[str, Callable[[], Edit]] = {
         "memory_mean": lambda: means.memory_out[layer].expand_as,
-        "memory_shuffled": lambda: _shuffle(batch),
+        "memory_shuffled": lambda: other_rows(layer),
     }
     make = edits.get(cut.condition, lambda: torch.zeros_like)
     return adapter.edit(cut.site, layer, make())
 
 
-def _shuffle(batch: Batch) -> Callable[[Tensor], Tensor]:
+def _shuffle(batch: Batch) -> Edit:
     """Return what gives every token the tensor of another one, the same way each time."""
     count = batch.tokens.numel()
     generator = torch.Generator().manual_seed(batch.part.start)
@@ -120,7 +136,10 @@ def run_cut(adapter: Adapter, cut: Knockout, batch: Batch, means: Means, seed: i
             return adapter.unembed(before)
         with adapter.start_at(first + 1, before):
             return adapter.logits(batch.tokens)
-    with adapter.start_at(first, before), cut_out(adapter, cut, batch, means, seed):
+    with (
+        adapter.start_at(first, before),
+        cut_out(adapter, cut, lambda _: _shuffle(batch), means, seed),
+    ):
         return adapter.logits(batch.tokens)
 
 

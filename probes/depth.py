@@ -44,20 +44,9 @@ def depth(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> F
     rows = [
         *_added_rows(adapter, sample, report),
         *_travel_rows(adapter, sample, report),
-        *_settling_rows(adapter, first_windows(sample, SETTLING_TOKENS), report),
+        *_settling_rows(adapter, sample.first(SETTLING_TOKENS), report),
     ]
     return Findings(rows, {})
-
-
-def first_windows(sample: Sample, tokens: int) -> Sample:
-    """Return the first windows of a sample, about so many tokens."""
-    count = max(1, tokens // sample.shape[1])
-    parts = {
-        name: value[:count]
-        for name, value in vars(sample).items()
-        if isinstance(value, np.ndarray) and value.ndim == 2
-    }
-    return Sample(**{**vars(sample), **parts})
 
 
 def _added_rows(adapter: Adapter, sample: Sample, report: Reporter | None) -> Iterator[MetricRow]:

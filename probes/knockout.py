@@ -20,27 +20,44 @@ from engram_eval.records import MetricRow
 from probes.capture import batches
 from probes.cuts import Knockout, Means, cut_parameters, knockouts, memory_means, run_cut
 from probes.findings import Findings, mean_rows, ratio_rows
-from probes.sample import Floats, Sample
+from probes.sample import Floats, Sample, Slice
 
 NAME = "knockout"
+# Parts of single blocks are many: each is cut on every second batch of the text.
+OF_BLOCKS = ("attn_zeroed", "mlp_zeroed", "layer_skipped")
+STRIDE = 2
 
 
 def losses(
-    adapter: Adapter, sample: Sample, cuts: list[Knockout], report: Reporter | None = None
+    adapter: Adapter,
+    sample: Sample,
+    cuts: list[Knockout],
+    report: Reporter | None = None,
+    stride: int = 1,
 ) -> Floats:
     """Return the loss of each target in nats, (1 + cuts, n): intact, then with each part cut.
 
     A cut leaves what comes before it as it was, so that the blocks before it are run once.
+
+    Args:
+        adapter: the model.
+        sample: what it reads.
+        cuts: the parts.
+        report: where progress goes.
+        stride: parts of single blocks are cut on the first of so many batches; NaN elsewhere.
     """
     count, length = sample.shape
-    values = np.empty((1 + len(cuts), count * length))
+    values = np.full((1 + len(cuts), count * length), np.nan)
     taps = [Tap("resid_pre", layer) for layer in range(adapter.n_layers)]
     wanted = {cut.condition for cut in cuts}
     means = memory_means(adapter, sample) if "memory_mean" in wanted else Means({})
-    for batch in batches(adapter, sample, taps, logits=True, report=report, title=NAME):
+    read = batches(adapter, sample, taps, logits=True, report=report, title=NAME)
+    for turn, batch in enumerate(read):
         assert batch.logits is not None
         values[0, batch.part] = _cross_entropy(batch.logits, batch.targets)
         for number, cut in enumerate(cuts, start=1):
+            if turn % stride and cut.condition in OF_BLOCKS:
+                continue
             with torch.no_grad():
                 logits = run_cut(adapter, cut, batch, means, sample.seed).flatten(0, 1)
             values[number, batch.part] = _cross_entropy(logits, batch.targets)
@@ -58,10 +75,11 @@ def knockout(adapter: Adapter, sample: Sample, report: Reporter | None = None) -
     the share of what the model gains over unigram frequencies that is left. It is 1 where nothing
     is lost, 0 where frequencies do as well, negative below; None where the intact model gains
     nothing. ``params_removed`` where a memory and experts of its size are compared. Standard
-    errors are over documents.
+    errors are over documents. Parts of single blocks are cut on half of the text (see ``n``); the
+    array ``loss_nats`` is NaN where a part was not cut.
     """
     cuts = knockouts(adapter)
-    table = losses(adapter, sample, cuts, report)
+    table = losses(adapter, sample, cuts, report, STRIDE)
     intact = table[0]
     documents, slices = sample.targets.document, sample.slices("static_out")
     gain = sample.targets.unigram_bits * math.log(2) - intact
@@ -69,7 +87,9 @@ def knockout(adapter: Adapter, sample: Sample, report: Reporter | None = None) -
         intact, documents, slices, name=NAME, metric="loss_nats", artifact={"key": "loss_nats"}
     )
     for cut, loss in zip(cuts, table[1:], strict=True):
-        increase = loss - intact
+        increase, seen = loss - intact, ~np.isnan(loss)
+        parts = [Slice(part.labels, part.mask & seen) for part in slices]
+        parts = [part for part in parts if part.mask.any()]
         fields = {
             "name": NAME,
             "condition": cut.condition,
@@ -77,9 +97,9 @@ def knockout(adapter: Adapter, sample: Sample, report: Reporter | None = None) -
             "layer": cut.layer,
             "artifact": {"key": "loss_nats"},
         }
-        rows += mean_rows(increase, documents, slices, metric="loss_increase_nats", **fields)
+        rows += mean_rows(increase, documents, parts, metric="loss_increase_nats", **fields)
         rows += ratio_rows(
-            gain - increase, gain, documents, slices, metric="retained", baseline=0.0, **fields
+            gain - increase, gain, documents, parts, metric="retained", baseline=0.0, **fields
         )
         rows += _size_row(adapter, cut, sample.seed)
     return Findings(rows, {"loss_nats": table.astype(np.float32), **sample.index()})

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
@@ -51,6 +51,7 @@ class Scores(NamedTuple):
         local: where the probe on the last three tokens is right, (n,).
         bits: code length of the fit's examples per depth, and last for the last three tokens,
             (depths + 1, examples of the fit).
+        control_bits: that of the control task's classes, (depths, examples of the fit).
     """
 
     real: Floats
@@ -59,6 +60,7 @@ class Scores(NamedTuple):
     control_majority: Floats
     local: Floats
     bits: Floats
+    control_bits: Floats
 
 
 def linear(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> Findings:
@@ -67,9 +69,10 @@ def linear(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> 
     Rows per task (a label of the slice): ``acc`` with the majority class as baseline, ``acc`` under
     condition ``control_task`` with the control's own majority, ``selectivity``, their difference;
     at the depths ``code_length_bits`` per example, the online code of Voita & Titov 2020
-    (arXiv:2003.12298), with the uniform code as baseline; and ``decodable_depth_layers``, the
-    blocks (interpolated) after which accuracy above the majority has reached 90 % of its maximum
-    over depth. Errors and intervals are over groups that the fit has not seen.
+    (arXiv:2003.12298), of the classes and of the control's, with the uniform code as baseline; and
+    ``decodable_depth_layers``, the blocks (interpolated) after which accuracy above the majority
+    has reached 90 % of its maximum over depth. Errors and intervals are over groups that the fit
+    has not seen.
 
     Raises:
         UserError: the sample has too few documents, or does not fit the model.
@@ -119,7 +122,10 @@ def _read(
 def measure(features: Features, exercise: Exercise) -> Scores:
     """Fit the real and the control probes of one exercise and score the test examples."""
     fit, test = np.flatnonzero(exercise.fit), np.flatnonzero(~exercise.fit)
-    values = features.values
+    values, group = features.values, exercise.group[fit]
+    depths = values[: features.depths, fit]
+    local = features.local[:, fit]
+    label, control = exercise.label[fit], exercise.control[fit]
     return Scores(
         real=_hits(values, exercise.label, fit, test, exercise.classes),
         control=_hits(values, exercise.control, fit, test, exercise.classes),
@@ -127,11 +133,9 @@ def measure(features: Features, exercise: Exercise) -> Scores:
         control_majority=_majority(exercise.control, fit, test),
         local=_hits(features.local, exercise.label, fit, test, exercise.classes)[0],
         bits=np.concatenate(
-            [
-                code_lengths(x[:, fit], exercise.label[fit], exercise.group[fit], exercise.classes)
-                for x in (values[: features.depths], features.local)
-            ]
+            [code_lengths(x, label, group, exercise.classes) for x in (depths, local)]
         ),
+        control_bits=code_lengths(depths, control, group, exercise.classes),
     )
 
 
@@ -228,9 +232,11 @@ def _local_rows(exercise: Exercise, scores: Scores, group: Ints) -> list[MetricR
 def _length_rows(exercise: Exercise, features: Features, scores: Scores) -> list[MetricRow]:
     group = exercise.group[exercise.fit]
     first = features.taps[0]
-    places: list[tuple[Tap, str | None]] = [(tap, None) for tap in features.taps[: features.depths]]
+    taps = features.taps[: features.depths]
+    places = [*((tap, None) for tap in taps), (first, LOCAL), *((tap, CONTROL) for tap in taps)]
     rows: list[MetricRow] = []
-    for bits, (tap, condition) in zip(scores.bits, [*places, (first, LOCAL)], strict=True):
+    lengths = np.concatenate([scores.bits, scores.control_bits])
+    for bits, (tap, condition) in zip(lengths, places, strict=True):
         rows += mean_rows(
             bits,
             group,

@@ -5,9 +5,10 @@ features; the intercept is free. That is scikit-learn's ``LogisticRegression(C=1
 behind its ``StandardScaler``, to which the tests compare it (for two classes scikit-learn fits one
 score instead of two, so that its C must be doubled). All layers and sites of a model are solved
 together by L-BFGS (Nocedal & Wright 2006, algorithm 7.4) in batched products, each with its own
-step lengths.
+step lengths; sets that have arrived leave the batch.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ STEPS = 50
 TOLERANCE = 2e-3
 HISTORY = 8
 SHRINKS = 8
+# The batch is made smaller when this share of it has arrived.
+LEAVE = 0.2
 
 
 class LogisticProbe(NamedTuple):
@@ -34,7 +37,8 @@ class LogisticProbe(NamedTuple):
 
     def log_probs(self, features: Tensor) -> Tensor:
         """Return natural log probabilities of the classes, (S, n, K), for features (S, n, D)."""
-        return _scores(_prepared(features, self.centre, self.scale), self.weight).log_softmax(-1)
+        x = _prepared(features, self.centre, self.scale)
+        return torch.bmm(x, self.weight).log_softmax(-1)
 
 
 def fit_logistic(
@@ -61,11 +65,10 @@ def fit_logistic(
     scale = torch.where(
         deviation > 1e-6 * features.abs().amax(1, keepdim=True), deviation, torch.inf
     )
-    x = _prepared(features, centre, scale)
-    goal = torch.nn.functional.one_hot(classes, n_classes).to(x.dtype)
-    problem = _Problem(x, goal, penalty)
-    weight = x.new_zeros(len(x), x.shape[2], n_classes)
-    return LogisticProbe(centre, scale, _minimise(problem, weight, steps, tolerance))
+    problem = _Problem(_prepared(features, centre, scale), classes, penalty)
+    weight = features.new_zeros(len(features), n_classes, features.shape[2] + 1)
+    found = _minimise(problem, weight, steps, tolerance)
+    return LogisticProbe(centre, scale, found.transpose(1, 2))
 
 
 def _prepared(features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
@@ -73,86 +76,128 @@ def _prepared(features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
     return torch.nn.functional.pad((features - centre) / scale, (0, 1), value=1.0)
 
 
-def _scores(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.bmm(x, weight)
-
-
 class _Problem(NamedTuple):
-    """Prepared features (S, n, D + 1), one-hot classes (n, K) and the penalty."""
+    """Prepared features (S, n, D + 1), classes (n,) and the penalty."""
 
     x: Tensor
-    goal: Tensor
+    classes: Tensor
     penalty: float
 
-    def evaluate(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return losses (S,) and gradients (S, D + 1, K)."""
-        log_p = _scores(self.x, weight).log_softmax(-1)
+    def at(self, sets: Tensor) -> "_Problem":
+        """Return some of the sets."""
+        return self._replace(x=self.x[sets])
+
+    def evaluate(self, weight: Tensor) -> "_Point":
+        """Return losses and gradients at weights (S, K, D + 1).
+
+        Examples come last: torch takes the softmax over few classes much faster that way.
+        """
+        n = len(self.classes)
+        chosen = self.classes.expand(len(weight), 1, n)
+        log_p = torch.bmm(weight, self.x.transpose(1, 2)).log_softmax(1)
         slopes = weight.clone()
-        slopes[:, -1] = 0
-        loss = -(log_p * self.goal).sum((1, 2)) / len(self.goal)
+        slopes[:, :, -1] = 0
+        loss = -log_p.gather(1, chosen).sum((1, 2)) / n
         loss = loss + self.penalty / 2 * slopes.square().sum((1, 2))
-        miss = (log_p.exp_() - self.goal) / len(self.goal)
-        return loss, torch.bmm(self.x.transpose(1, 2), miss) + self.penalty * slopes
+        miss = log_p.exp_()
+        miss.scatter_add_(1, chosen, miss.new_full((1, 1, 1), -1.0).expand_as(chosen))
+        return _Point(weight, loss, (torch.bmm(miss, self.x) / n).add_(slopes, alpha=self.penalty))
+
+
+class _Point(NamedTuple):
+    """Where each of S problems is: weights (S, K, D + 1), losses (S,), gradients as the weights."""
+
+    weight: Tensor
+    loss: Tensor
+    gradient: Tensor
+
+    def at(self, sets: Tensor) -> "_Point":
+        """Return some of the problems."""
+        return _Point(*(part[sets] for part in self))
+
+    def put(self, sets: Tensor, other: "_Point") -> None:
+        """Replace some of the problems."""
+        for part, new in zip(self, other, strict=True):
+            part[sets] = new
+
+
+class _Move(NamedTuple):
+    """A step, the change of the gradient along it, one over their inner product (or 0)."""
+
+    step: Tensor
+    change: Tensor
+    rho: Tensor
+
+    def at(self, sets: Tensor) -> "_Move":
+        """Return some of the problems."""
+        return _Move(*(part[sets] for part in self))
 
 
 def _minimise(problem: _Problem, weight: Tensor, steps: int, tolerance: float) -> Tensor:
-    loss, gradient = problem.evaluate(weight)
-    history: list[tuple[Tensor, Tensor]] = []
+    """Return the weights (S, K, D + 1) where each problem's steps end."""
+    here = problem.evaluate(weight)
+    sets, result, history = torch.arange(len(weight)), weight.clone(), list[_Move]()
     for _ in range(steps):
-        if float(gradient.abs().max()) <= tolerance:
-            break
-        step = _direction(gradient, history)
-        weight, loss, new, moved = _search(problem, weight, loss, gradient, step)
-        history = [*history[1 - HISTORY :], (moved, new - gradient)]
-        gradient = new
-    return weight
+        going = here.gradient.abs().amax((1, 2)) > tolerance
+        if int((~going).sum()) > LEAVE * len(going) or not going.any():
+            result[sets] = here.weight
+            sets, here, problem = sets[going], here.at(going), problem.at(going)
+            history = [move.at(going) for move in history]
+        if not len(sets):
+            return result
+        there = _search(problem, here, _direction(here.gradient, history))
+        history = [*history[1 - HISTORY :], _move(here, there)]
+        here = there
+    result[sets] = here.weight
+    return result
+
+
+def _move(here: _Point, there: _Point) -> _Move:
+    step, change = there.weight - here.weight, there.gradient - here.gradient
+    curvature = _dot(step, change)
+    # A problem that did not move has no curvature to tell of.
+    rho = torch.where(curvature > 1e-12, 1 / curvature.clamp_min(1e-12), 0.0)
+    return _Move(step, change, rho)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product of each problem, (S, 1, 1)."""
-    return (a * b).sum((1, 2), keepdim=True)
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))[:, None, None]
 
 
-def _direction(gradient: Tensor, history: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _direction(gradient: Tensor, history: Sequence[_Move]) -> Tensor:
     """Return minus the approximate inverse Hessian times the gradient (two-loop recursion)."""
-    q, factors = gradient, []
-    for s, y in reversed(history):
-        # A problem that did not move has no curvature to tell of.
-        rho = torch.where(_dot(s, y) > 1e-12, 1 / _dot(s, y).clamp_min(1e-12), 0.0)
-        alpha = rho * _dot(s, q)
-        q = q - alpha * y
-        factors.append((rho, alpha))
+    q, factors = gradient.clone(), []
+    for step, change, rho in reversed(history):
+        alpha = rho * _dot(step, q)
+        q.addcmul_(alpha, change, value=-1)
+        factors.append(alpha)
     if history:
-        s, y = history[-1]
-        ratio = _dot(s, y) / _dot(y, y).clamp_min(1e-20)
-        q = q * torch.where(ratio > 0, ratio, 1.0)
-    for (s, y), (rho, alpha) in zip(history, reversed(factors), strict=True):
-        q = q + s * (alpha - rho * _dot(y, q))
-    return -q
+        _, change, rho = history[-1]
+        ratio = 1 / (rho * _dot(change, change)).clamp_min(1e-20)
+        q.mul_(torch.where(rho > 0, ratio, 1.0))
+    for (step, change, rho), alpha in zip(history, reversed(factors), strict=True):
+        q.addcmul_(alpha - rho * _dot(change, q), step)
+    return q.neg_()
 
 
-def _search(
-    problem: _Problem, weight: Tensor, loss: Tensor, gradient: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shorten each problem's step until its loss falls enough (Armijo); else it stays.
-
-    Returns:
-        weights, losses, gradients and what was moved.
-    """
-    slope = _dot(gradient, step)[:, 0, 0]
-    length = torch.ones_like(loss)
+def _search(problem: _Problem, here: _Point, step: Tensor) -> _Point:
+    """Go along each problem's step, shortened until its loss falls enough (Armijo); else stay."""
+    slope = _dot(here.gradient, step)[:, 0, 0]
+    there = problem.evaluate(here.weight + step)
+    failed = _failed(here, there, slope)
+    length = 1.0
     for _ in range(SHRINKS):
-        moved = step * length[:, None, None]
-        new_loss, new_gradient = problem.evaluate(weight + moved)
-        fine = new_loss <= loss + 1e-4 * length * slope
-        if bool(fine.all()):
-            break
-        length = torch.where(fine, length, length / 4)
-    keep = fine[:, None, None]
-    moved = torch.where(keep, moved, 0.0)
-    return (
-        weight + moved,
-        torch.where(fine, new_loss, loss),
-        torch.where(keep, new_gradient, gradient),
-        moved,
-    )
+        if not failed.any():
+            return there
+        length, tried = length / 4, failed.nonzero()[:, 0]
+        nearer = problem.at(tried).evaluate(here.weight[tried] + length * step[tried])
+        there.put(tried, nearer)
+        failed[tried] = _failed(here.at(tried), nearer, length * slope[tried])
+    there.put(failed, here.at(failed))
+    return there
+
+
+def _failed(here: _Point, there: _Point, fall: Tensor) -> Tensor:
+    """Tell which losses have not fallen by a little of what the slope promised, (S,)."""
+    return ~(there.loss <= here.loss + 1e-4 * fall)

@@ -195,15 +195,8 @@ def _other_wordings(
 def swapped(pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs seen from b."""
     return [
-        pair._replace(
-            a=pair.b,
-            b=pair.a,
-            answer_a=pair.answer_b,
-            answer_b=pair.answer_a,
-            person_a=pair.person_b,
-            person_b=pair.person_a,
-        )
-        for pair in pairs
+        Pair(b, a, name, answer_b, answer_a, person_b, person_a, attribute, template)
+        for a, b, name, answer_a, answer_b, person_a, person_b, attribute, template in pairs
     ]
 
 

@@ -13,12 +13,15 @@ class Probe(NamedTuple):
             (adapter, adapter, material, report); both return ``Findings``.
         reads: what makes the material, as (corpus, sample) -> material; by default the sample
             itself.
+        items: whether it asks the tasks' items; ``reads`` then also takes their folder (None for
+            the committed ones) and the most of each task.
     """
 
     function: str
     kind: Literal["single", "pair"]
     about: str
     reads: str = ""
+    items: bool = False
 
 
 PROBES: dict[str, Probe] = {
@@ -33,6 +36,13 @@ PROBES: dict[str, Probe] = {
     ),
     "knockout": Probe(
         "probes.knockout:knockout", "single", "loss when memory, attention or experts add nothing"
+    ),
+    "task_knockout": Probe(
+        "probes.task_knockout:task_knockout",
+        "single",
+        "what is left of each task's score above chance without memory, attention or experts",
+        "probes.task_knockout:ask_tasks",
+        items=True,
     ),
     "gates": Probe(
         "probes.gates:gates",

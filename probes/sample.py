@@ -102,6 +102,10 @@ class Sample:
         parts = {name: getattr(self, name)[chosen] for name in Labels._fields}
         return replace(self, **parts)
 
+    def first(self, tokens: int) -> "Sample":
+        """Return the first windows, about so many tokens and at least one window."""
+        return self.windows(np.arange(len(self.token)) < max(1, tokens // self.shape[1]))
+
     @property
     def inputs(self) -> Labels:
         """Labels of the tokens that are read, flat: (N * T,)."""

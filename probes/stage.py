@@ -99,7 +99,10 @@ def _material(
 ) -> Any:
     """Return what a probe looks at: the sample, or what it makes of it."""
     sample = _sample(inputs, corpus, options)
-    return resolve_name(entry.reads)(corpus, sample) if entry.reads else sample
+    if not entry.reads:
+        return sample
+    items = (inputs.get("items"), options.items) if entry.items else ()
+    return resolve_name(entry.reads)(corpus, sample, *items)
 
 
 def _sample(inputs: Mapping[str, Path], corpus: Corpus, options: ProbeConfig) -> Sample:

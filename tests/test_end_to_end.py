@@ -4,17 +4,20 @@ import json
 import os
 import random
 import re
+import runpy
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from engram_eval.records import METRICS, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "probes" / "notebooks").glob("*.py"))
 DOMAINS = {"knowledge", "code", "math", "context"}
 TINY = ["train.tokens=8192", "evaluate.limit=4", "probe.tokens=1024", "models.engram.seeds=[0]"]
 
@@ -104,6 +107,27 @@ def test_the_report_needs_nothing_else(smoke: tuple[Path, str, float]) -> None:
     assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", html)
     assert "Content-Security-Policy" in html
     assert len(html) < 5_000_000
+
+
+def test_the_memory_is_knocked_out_per_task(smoke: tuple[Path, str, float]) -> None:
+    found = [r for r in rows(smoke[0]) if r["name"] == "task_knockout"]
+    intact = [r for r in found if r["condition"] is None]
+    assert {r["model"] for r in intact} == {"dense", "moe", "engram"}
+    assert {r["slice"]["domain"] for r in intact} == DOMAINS
+    assert all(r["baseline"] and r["n"] <= 24 for r in intact)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run_on_a_trained_study(
+    path: Path, smoke: tuple[Path, str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run from top to bottom and end in a picture and a sentence."""
+    if "probes.transformer_lens" in path.read_text():
+        pytest.importorskip("transformer_lens", reason="the extra 'interp' is not installed")
+    matplotlib.use("Agg")
+    monkeypatch.setitem(os.environ, "ENGRAM_STUDY", str(smoke[0]))
+    found = runpy.run_path(str(path))
+    assert found["figure"].axes and found["sentence"].endswith(".")
 
 
 def test_a_second_run_has_nothing_to_do(site: Path, smoke: tuple[Path, str, float]) -> None:

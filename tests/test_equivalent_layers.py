@@ -33,8 +33,13 @@ def row(model: str, seed: int, value: float, **fields) -> MetricRow:
 def test_rows_of_a_study_with_deeper_arms() -> None:
     rows = [row("moe", 0, 1.31), row("moe", 1, 1.29), row("moe_plus2", 0, 1.26)]
     rows += [row("engram", 0, 1.28), row("engram", 1, 1.20)]
-    rows += [row("engram", 0, 9.0, slice={"domain": "code"})]
-    found = {tuple(r["seeds_b"]): r for r in equivalent_rows(rows)}
+    code = {"slice": {"domain": "code"}}
+    rows += [row("engram", 0, 9.0, **code), row("moe", 0, 2.0, **code)]
+    rows += [row("moe_plus2", 0, 1.0, **code), row("engram", 0, 0.5, slice={"static_out": "low"})]
+    everything = equivalent_rows(rows)
+    (on_code,) = [r for r in everything if r["slice"]]
+    assert (on_code["slice"], on_code["effect"]) == (code["slice"], 0)
+    found = {tuple(r["seeds_b"]): r for r in everything if not r["slice"]}
     assert found[0,]["effect"] == pytest.approx(1) and found[0,]["reason"] is None
     assert found[1,]["effect"] == 2 and "better than 2" in found[1,]["reason"]
     assert all(r["model_b"] == "engram" and r["seeds_a"] == [0, 1] for r in found.values())

@@ -16,6 +16,7 @@ PROBES_MAY = {
     "engram_eval.config",
     "engram_eval.corpus",
     "engram_eval.errors",
+    "engram_eval.evaluation.questions",
     "engram_eval.models",
     "engram_eval.progress",
     "engram_eval.records",

@@ -7,7 +7,7 @@ from probes_fixture import PreviousToken, engram, llama, noise_sample, silence
 
 from engram_eval.adapters.load import open_model
 from engram_eval.records import MetricRow
-from probes.depth import depth, first_windows, patched_places, settled_layers
+from probes.depth import depth, patched_places, settled_layers
 
 
 def rows_of(rows: list[MetricRow], metric: str, **labels: str) -> dict[int | None, float]:
@@ -86,8 +86,8 @@ def test_hard_and_easy_thirds_are_there() -> None:
 
 def test_choice_of_windows_and_places() -> None:
     found = noise_sample(windows=8, length=32)
-    assert first_windows(found, 100).shape == (3, 32)
-    assert first_windows(found, 1).shape == (1, 32)
+    assert found.first(100).shape == (3, 32)
+    assert found.first(1).shape == (1, 32)
     places = patched_places(found)
     assert places.shape == (8,) and places.max() < 8
     assert (patched_places(found) == places).all()

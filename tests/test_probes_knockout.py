@@ -252,3 +252,15 @@ def test_rows_join_slice_labels() -> None:
     )
     assert (row.value, row.n, row.layer, row.split) == (3, 2, 2, "val")
     assert row.slice == {"task": "t", "domain": "code"}
+
+
+def test_parts_of_blocks_may_be_cut_on_a_part_of_the_text() -> None:
+    adapter, found = open_model(engram()), noise_sample(windows=300)
+    cuts = [cut for cut in knockouts(adapter) if cut.layer == 1]
+    assert {cut.condition for cut in cuts} >= {"memory_zeroed", "attn_zeroed"}
+    whole, thinned = losses(adapter, found, cuts), losses(adapter, found, cuts, stride=2)
+    for cut, one, other in zip([None, *cuts], whole, thinned, strict=True):
+        seen = ~np.isnan(other)
+        block = cut is not None and not cut.condition.startswith("memory")
+        assert seen.sum() == (found.inputs.token.size - 4096 if block else len(other))
+        np.testing.assert_allclose(one[seen], other[seen])

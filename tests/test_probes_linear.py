@@ -242,6 +242,7 @@ def test_planted_signal_and_no_signal() -> None:
     assert scores.real[1].mean() > 0.98 and scores.real[0].mean() < 0.4
     assert scores.control.mean() < 0.45
     assert scores.bits[1].mean() < 0.7 < 1.9 < scores.bits[0].mean()
+    assert scores.control_bits.mean() > 1.8, "random classes of fifty types are not compressible"
     nothing = measure(*planted(signal=False))
     assert abs(nothing.real.mean() - 0.25) < 0.1
     assert nothing.bits[:2].mean() > 1.9, "no signal: no shorter than the uniform code"
@@ -330,6 +331,7 @@ def test_every_source_and_task_has_its_rows() -> None:
         for place in places
     }
     expected |= {("code_length_bits", None, *place) for place in depths}
+    expected |= {("code_length_bits", "control_task", *place) for place in depths}
     expected |= {(m, "last_three_tokens", 0, "resid_pre") for m in ("acc", "code_length_bits")}
     expected |= {("decodable_depth_layers", None, None, "resid_post")}
     assert {(r.metric, r.condition, r.layer, r.site) for r in whole} == expected

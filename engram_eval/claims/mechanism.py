@@ -45,6 +45,22 @@ MECHANISM = (
         0.1,
         EARLY,
     ),
+    *(
+        Claim(
+            f"mechanism.early_lens_beyond_{control}",
+            "mechanism",
+            f"After the first third of the blocks Engram is nearer to its prediction than {what}",
+            "this suite's control",
+            "not published",
+            {f"{control} - engram": {control: 1.0, "engram": -1.0}},
+            0.1,
+            EARLY,
+        )
+        for control, what in (
+            ("frozen_rows", "with rows that are never trained"),
+            ("bigram", "a plain bigram table makes it"),
+        )
+    ),
     Claim(
         "mechanism.half_way_earlier",
         "mechanism",

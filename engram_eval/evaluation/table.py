@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,6 +18,28 @@ def _name(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
 
 
 _Loader.add_constructor("!function", _name)
+
+
+class OwnTask(NamedTuple):
+    """A task whose items the project makes: its domain, the score of guessing, where it is."""
+
+    name: str
+    domain: str
+    chance: float
+    folder: Path
+
+
+def own_tasks() -> dict[str, OwnTask]:
+    """Return the tasks whose items are generated for each corpus, by name."""
+    found = {}
+    for script in sorted(tasks_dir().glob("*/generate.py")):
+        for path in sorted(script.parent.glob("*.yaml")):
+            entry = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+            if "group" not in entry:
+                facts = entry["metadata"]
+                task = OwnTask(entry["task"], facts["domain"], facts["chance"], path.parent)
+                found[task.name] = task
+    return found
 
 
 def task_table() -> dict[str, str]:

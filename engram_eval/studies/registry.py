@@ -56,7 +56,7 @@ STUDIES: dict[str, Shipped] = {
     ),
     "mechanism": Shipped(
         "engram_eval.studies.mechanism:study",
-        "lenses, CKA, linear probes and knock-outs on the main pair, over seeds",
+        "lenses, CKA, linear probes, knock-outs and a price in blocks for the pair, over seeds",
     ),
     "context": Shipped(
         "engram_eval.studies.context:study",

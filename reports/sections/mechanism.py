@@ -10,6 +10,7 @@ from reports.query import asked, pick
 from reports.sections.cka import cka_block
 from reports.sections.depth import depth_block
 from reports.sections.equal_loss import equal_loss_block
+from reports.sections.equivalent import equivalent_block
 from reports.sections.gate_text import gate_text
 from reports.sections.gates import gates_block, router_block, usage_block
 from reports.sections.knockout import knockout_block
@@ -17,6 +18,7 @@ from reports.sections.lens import lens_block, tuned_lens_block
 from reports.sections.linear import linear_block
 from reports.sections.offsets import offsets_block
 from reports.sections.patching import patching_block, surgery_block
+from reports.sections.task_knockout import task_knockout_block
 from reports.theme import looks
 
 
@@ -36,6 +38,7 @@ PARTS = (
     Part("cka", cka_block, "CKA between models is not recorded."),
     Part("linear", linear_block, "The linear probe is not recorded."),
     Part("knockout", knockout_block, "The knock-outs are not recorded."),
+    Part("task_knockout", task_knockout_block, "No task was scored with a part cut out."),
     Part("offsets", offsets_block, "Attention by offset is not recorded."),
     Part("patching", patching_block, f"Patching is not recorded: {OF_PEOPLE}."),
     Part("surgery", surgery_block, f"Memory surgery is not recorded: {OF_PEOPLE}."),
@@ -66,8 +69,7 @@ def section(study: Study) -> Section:
             missing.append(part.missing)
         missing += failures(study, part)
     equal = equal_loss_block(study, [row for row in study.rows if row.model in known])
-    if equal is not None:
-        blocks.append(equal)
+    blocks += [block for block in (equal, equivalent_block(study)) if block is not None]
     if not blocks and not missing:
         lead = "No analysis of the models' inside was asked for in this study."
         return Section("mechanism", "Mechanism", lead=lead)

@@ -36,7 +36,9 @@ DOMAINS = ("knowledge", "reasoning", "reading", "language", "code", "math", "con
 
 def task_items(study: Study) -> list[Item]:
     """Return the pictures and tables of the tasks that tell models apart."""
-    rows = [row for row in pick(study.rows, split="test") if row.name != "heldout"]
+    scored = [row for row in pick(study.rows, split="test") if row.name != "heldout"]
+    # Probes ask some of the items again, with parts of the model cut out.
+    rows = [row for row in scored if row.stage != "probe"]
     if not rows:
         return [Note("No task has been scored yet.")]
     silent = uninformative(study)
