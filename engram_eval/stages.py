@@ -33,7 +33,7 @@ STAGES: dict[str, Stage] = {
     "score_equal_loss": Stage("engram_eval.evaluation.stage:evaluate_equal_loss", 1),
     "baseline": Stage("engram_eval.evaluation.stage:evaluate_baseline", 2),
     "sample": Stage("probes.sample_stage:sample", 2),
-    "probe": Stage("probes.stage:probe", 3),
+    "probe": Stage("probes.stage:probe", 4),
     "probe_pair": Stage("probes.stage:probe_pair", 3),
 }
 

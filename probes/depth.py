@@ -8,6 +8,12 @@
    by tokens later, and of the prediction, in bits.
 3. *When predictions settle*: the first block from which the LogitLens names the token that the
    model ends with, for hard and easy tokens (thirds of the model's own loss; static thirds).
+
+In three lines::
+
+    adapter = open_model("runs/quick/models/engram/seed0")
+    sample = draw_sample(load_corpus("runs/quick/corpus"))
+    rows = depth(adapter, sample).rows
 """
 
 from collections.abc import Iterator

@@ -4,6 +4,12 @@ arXiv:2601.07372 section 6.3 shows gates that open where a static pattern ends. 
 mean over all tokens of a kind, and AUROC: how well the gate alone tells the last token of a name
 from the other tokens. Beside it stands what frequency alone tells (``baseline``): a gate that only
 follows the n-gram's count knows nothing about names.
+
+In three lines::
+
+    adapter, corpus = open_model("runs/quick/models/engram/seed0"), load_corpus("runs/quick/corpus")
+    patterns = count_patterns(corpus, draw_sample(corpus))
+    rows = gates(adapter, patterns).rows
 """
 
 from typing import Any, NamedTuple

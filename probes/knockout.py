@@ -5,6 +5,12 @@ equal size, attention, feed-forward or a whole block is left out, or as many par
 are removed (arXiv:2601.07372 Fig. 6 has the memory alone). It measures how much the rest has come
 to *depend* on a part at inference, not where knowledge lies: a model trained without the part may
 do as well.
+
+In three lines::
+
+    adapter = open_model("runs/quick/models/engram/seed0")
+    sample = draw_sample(load_corpus("runs/quick/corpus"))
+    rows = knockout(adapter, sample).rows
 """
 
 import math

@@ -2,6 +2,12 @@
 
 All of it follows from training text and the saved table; the model is run for the rank alone.
 Collisions of rows drawn at random stand beside the measured ones as ``baseline``.
+
+In three lines::
+
+    adapter, corpus = open_model("runs/quick/models/engram/seed0"), load_corpus("runs/quick/corpus")
+    text = training_text(corpus)
+    rows = memory_usage(adapter, text).rows
 """
 
 from collections.abc import Iterator

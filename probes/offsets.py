@@ -4,6 +4,12 @@ If a memory takes local patterns off the early layers, their attention should sp
 tokens just before (arXiv:2601.07372 section 6 argues so), and masking these should hurt a model
 with a memory *less* than one without. Masking as many tokens a little further back is the control
 of equal size, the last third of the layers the control of place.
+
+In three lines::
+
+    adapter = open_model("runs/quick/models/engram/seed0")
+    sample = draw_sample(load_corpus("runs/quick/corpus"))
+    rows = offsets(adapter, sample).rows
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,6 +8,12 @@ arXiv:2309.16042). What counts is the difference of the two answers' logits afte
 
 Rows of a memory follow the token ids, so that patching the residual stream *before* a memory
 leaves what it will add as b has it: the part that ``all`` tokens of ``resid_pre`` do not restore.
+
+In three lines::
+
+    adapter, corpus = open_model("runs/quick/models/engram/seed0"), load_corpus("runs/quick/corpus")
+    people = make_prompts(corpus, draw_sample(corpus))
+    rows = patching(adapter, people).rows
 """
 
 import dataclasses

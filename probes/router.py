@@ -3,6 +3,12 @@
 Domain specialisation is the mutual information of expert and domain, in bits per choice; it is
 never quite 0 on finitely many documents, so the same number with the documents' domains shuffled
 stands beside it as ``baseline``.
+
+In three lines::
+
+    adapter = open_model("runs/quick/models/engram/seed0")
+    sample = draw_sample(load_corpus("runs/quick/corpus"))
+    rows = router(adapter, sample).rows
 """
 
 from typing import Any

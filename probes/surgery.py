@@ -5,6 +5,12 @@ holds who is who, the answers exchange as well; ``baseline`` is how often a's an
 when a's rows are exchanged with those of a third name. *Write.* Only the rows that the prompt's
 name takes part in are moved, by a few steps of gradient descent, until the model says something
 else of it (in the manner of ROME, arXiv:2202.05262: efficacy, paraphrase, locality).
+
+In three lines::
+
+    adapter, corpus = open_model("runs/quick/models/engram/seed0"), load_corpus("runs/quick/corpus")
+    people = make_prompts(corpus, draw_sample(corpus))
+    rows = surgery(adapter, people).rows
 """
 
 import dataclasses

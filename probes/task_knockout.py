@@ -121,7 +121,7 @@ def other_rows(adapter: Adapter, sample: Sample) -> Callable[[int], Edit]:
     taps = [Tap("memory_rows", i) for i in adapter.memory_layers]
     taps = [tap for tap in taps if tap in adapter.places]
     text = sample.first(OTHER_TOKENS)
-    found = {tap: [] for tap in taps}
+    found: dict[Tap, list[Tensor]] = {tap: [] for tap in taps}
     for batch in batches(adapter, text, taps) if taps else ():
         for tap in taps:
             found[tap].append(batch.taps[tap])

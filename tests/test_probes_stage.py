@@ -1,7 +1,9 @@
 """Every registered probe runs as a stage, writes what its rows refer to, and says what is wrong."""
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -18,9 +20,9 @@ from engram_eval.records import METRICS, MetricRow, file_sha256
 from probes.registry import PROBES, find_probe
 from probes.stage import probe, probe_pair
 
-OPTIONS = ProbeConfig(tokens=512, seq_len=32)
+OPTIONS = ProbeConfig(tokens=512, seq_len=32, items=2)
 # Layers that a probe looks at, where not at all.
-PARTIAL = {"gates": {1}, "memory_usage": {1}, "router": {1, 2}}
+PARTIAL = {"gates": {1}, "memory_usage": {1}, "router": {1, 2}, "task_knockout": {None}}
 # They ask about generated people; test_probes_patching runs them on some.
 OF_PEOPLE = {"patching", "surgery"}
 QUIET = Reporter(quiet=True)
@@ -52,16 +54,34 @@ def run(name: str, folders: dict[str, Path], out: Path) -> list[MetricRow]:
     return probe_pair(folders, PairStage(name, OPTIONS, other), 0, out, QUIET)
 
 
+@pytest.fixture(scope="module")
+def once(folders: dict[str, Path]) -> Callable[[str], tuple[list[MetricRow], Path]]:
+    """Run each probe when it is first asked for; return its rows and its folder."""
+
+    @functools.cache
+    def ran(name: str) -> tuple[list[MetricRow], Path]:
+        out = folders["a"].parent / f"ran-{name}"
+        out.mkdir()
+        return run(name, folders, out), out
+
+    return ran
+
+
 @pytest.mark.parametrize("name", PROBES)
-def test_every_probe_runs(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    rows = run(name, folders, tmp_path)
+def test_every_probe_runs(
+    name: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    once: Callable[[str], tuple[list[MetricRow], Path]],
+) -> None:
+    rows, _ = once(name)
     assert rows == run(name, folders, tmp_path), "the same inputs give the same rows"
     if name in OF_PEOPLE:
         assert not rows, "text of the user's has no generated people"
         return
     assert {row.name for row in rows} == {name}
     assert {row.layer for row in rows} >= PARTIAL.get(name, {0, 1, 2})
-    assert all(row.metric in METRICS and row.split in ("val", "train") for row in rows)
+    assert all(row.metric in METRICS and row.split in ("val", "train", "test") for row in rows)
     assert all(row.study is row.model is row.seed is row.stage is None for row in rows)
     keys = [
         json.dumps([r.metric, r.layer, r.site, r.condition, dict(r.slice), r.other]) for r in rows
@@ -70,10 +90,13 @@ def test_every_probe_runs(name: str, folders: dict[str, Path], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_artifacts_are_there(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    for row in run(name, folders, tmp_path):
+def test_artifacts_are_there(
+    name: str, once: Callable[[str], tuple[list[MetricRow], Path]]
+) -> None:
+    rows, folder = once(name)
+    for row in rows:
         if row.artifact is not None:
-            path = tmp_path / row.artifact["file"]
+            path = folder / row.artifact["file"]
             assert file_sha256(path) == row.artifact["sha256"]
             assert row.artifact["key"] in load_file(path)
 
@@ -92,8 +115,10 @@ def test_pair_rows_name_the_other_model(folders: dict[str, Path], tmp_path: Path
         assert row.other["site"] == "resid_post"
 
 
-def test_lens_and_knockout_agree_on_the_loss(folders: dict[str, Path], tmp_path: Path) -> None:
-    lens, cut = run("logit_lens", folders, tmp_path), run("knockout", folders, tmp_path)
+def test_lens_and_knockout_agree_on_the_loss(
+    once: Callable[[str], tuple[list[MetricRow], Path]],
+) -> None:
+    lens, cut = once("logit_lens")[0], once("knockout")[0]
     bits = {
         tuple(r.slice.items()): r.value
         for r in lens

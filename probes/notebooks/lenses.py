@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 from engram_eval.adapters.load import open_model
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import load_corpus
+from engram_eval.records import MetricRow
 from probes.lens import SUBTRACTED, logit_lens
 from probes.sample import draw_sample
 from probes.tuned_lens import tuned_lens
@@ -35,7 +36,9 @@ tuned = {name: tuned_lens(adapter, sample).rows for name, adapter in models.item
 
 
 # %%
-def curve(rows, condition=None, **labels):
+def curve(
+    rows: list[MetricRow], condition: str | None = None, **labels: str
+) -> tuple[list[int], list[float]]:
     """Return (blocks done, KL in bits) of the depths of one slice."""
     kept = [
         row
@@ -44,8 +47,9 @@ def curve(rows, condition=None, **labels):
         and row.site in ("resid_pre", "resid_post")
         and dict(row.slice) == labels
     ]
-    depth = {row.layer + 1 if row.site == "resid_post" else 0: row.value for row in kept}
-    return sorted(depth), [depth[d] for d in sorted(depth)]
+    places = [0 if row.site == "resid_pre" else (row.layer or 0) + 1 for row in kept]
+    depth = dict(zip(places, (row.value or 0.0 for row in kept), strict=True))
+    return sorted(depth), [depth[place] for place in sorted(depth)]
 
 
 # %% [markdown]
@@ -54,7 +58,7 @@ def curve(rows, condition=None, **labels):
 
 # %%
 early = {
-    (name, row.condition): (row.value, row.stderr)
+    (name, row.condition): (row.value or 0.0, row.stderr)
     for name, rows in logit.items()
     for row in rows
     if row.metric == "early_kl_bits" and not row.slice
@@ -81,8 +85,8 @@ figure.tight_layout()
 lead = early["moe", None][0] - early["engram", None][0]
 bare = early["moe", None][0] - early["engram", SUBTRACTED][0]
 sentence = (
-    f"Over the first third of the blocks Engram's lens is {lead:+.2f} bits nearer to its own end "
-    f"than the MoE's; without the memory's own write it is {bare:+.2f}: only the latter can be "
-    "what the blocks themselves have been spared."
+    f"Over the first third of the blocks the MoE's lens is {lead:+.2f} bits further from its own end "
+    f"than Engram's, and {bare:+.2f} once the memory's own write is taken out: only the latter can "
+    "be what the blocks themselves have been spared."
 )
 sentence

@@ -66,7 +66,7 @@ by_domain
 
 # %%
 patterns = count_patterns(corpus, sample)
-(gate, _), *_ = read_gates(pair["engram"], patterns).values()
+gate = next(iter(read_gates(pair["engram"], patterns).values())).gate
 seen = count_slices(patterns.trigram_count, "times")
 opened = {part.labels["times"]: float(gate[part.mask].mean()) for part in seen}
 most = int(gate[: sample.shape[1]].argmax())
@@ -86,9 +86,10 @@ figure.tight_layout()
 # %%
 gain = {name: of_moe - of_engram for name, (of_moe, of_engram, _) in by_domain.items()}
 best = max(gain, key=lambda name: gain[name])
+lead, lost = float((moe - engram).mean()), float((without - engram).mean())
 sentence = (
-    f"At equal cost Engram is {float((moe - engram).mean()):+.3f} nats per token better than the "
-    f"MoE, most on {best} ({gain[best]:+.3f}); with its memory silenced it loses "
-    f"{float((without - engram).mean()):.2f}, which is dependence and not yet benefit."
+    f"At equal cost Engram is {abs(lead):.3f} nats per token {'better' if lead > 0 else 'worse'} than "
+    f"the MoE, and does best against it on {best} ({gain[best]:+.3f}); with its memory silenced it "
+    f"loses {lost:.2f}, which is dependence and not yet benefit."
 )
 sentence
