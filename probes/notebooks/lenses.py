@@ -85,8 +85,8 @@ figure.tight_layout()
 lead = early["moe", None][0] - early["engram", None][0]
 bare = early["moe", None][0] - early["engram", SUBTRACTED][0]
 sentence = (
-    f"Over the first third of the blocks the MoE's lens is {lead:+.2f} bits further from its own end "
-    f"than Engram's, and {bare:+.2f} once the memory's own write is taken out: only the latter can "
-    "be what the blocks themselves have been spared."
+    f"Over the first third of the blocks the MoE's lens is {lead:+.2f} bits further from its own "
+    f"end than Engram's, and {bare:+.2f} once the memory's own write is taken out: only the latter "
+    "can be what the blocks themselves have been spared."
 )
 sentence

@@ -87,9 +87,10 @@ figure.tight_layout()
 gain = {name: of_moe - of_engram for name, (of_moe, of_engram, _) in by_domain.items()}
 best = max(gain, key=lambda name: gain[name])
 lead, lost = float((moe - engram).mean()), float((without - engram).mean())
+word = "better" if lead > 0 else "worse"
 sentence = (
-    f"At equal cost Engram is {abs(lead):.3f} nats per token {'better' if lead > 0 else 'worse'} than "
-    f"the MoE, and does best against it on {best} ({gain[best]:+.3f}); with its memory silenced it "
-    f"loses {lost:.2f}, which is dependence and not yet benefit."
+    f"At equal cost Engram is {abs(lead):.3f} nats per token {word} than the MoE, and does best "
+    f"against it on {best} ({gain[best]:+.3f}); with its memory silenced it loses {lost:.2f}, "
+    "which is dependence and not yet benefit."
 )
 sentence
