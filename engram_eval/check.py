@@ -50,6 +50,9 @@ def _check_training(train: TrainConfig) -> None:
     for name in ("tokens", "seq_len", "batch_size"):
         if getattr(train, name) < 1:
             raise UserError(f"train.{name}={getattr(train, name)}: at least 1 is needed")
+    for name in ("router_bias_rate", "router_aux_loss_coef", "table_weight_decay"):
+        if getattr(train, name) < 0:
+            raise UserError(f"train.{name}={getattr(train, name)}: must not be below 0")
     for share in train.checkpoints:
         if not 0 < share <= 1:
             raise UserError(f"train.checkpoints: {share} is not a share of the tokens in (0, 1]")

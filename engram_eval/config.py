@@ -108,6 +108,8 @@ class TrainConfig:
         table_lr_multiplier: the memory table's rate is lr times this (arXiv:2601.07372 App. A).
         min_lr_ratio: the last step's rate over the peak.
         router_bias_rate: step of the load-balancing bias (arXiv:2408.15664).
+        router_aux_loss_coef: weight of ``models.balance.balance_loss`` beside the loss.
+        table_weight_decay: of the memory table's rows (arXiv:2601.07372 App. A: none).
         checkpoints: shares of the tokens at which weights are kept.
         val_sequences: sequences per validation pass.
         save_every_s: seconds between two resume points; has no influence on the numbers.
@@ -128,7 +130,9 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     clip_norm: float = 1.0
-    router_bias_rate: float = 1e-3
+    router_bias_rate: float = 0.01
+    router_aux_loss_coef: float = 0.0
+    table_weight_decay: float = 0.0
     autocast_bf16: bool = True
     checkpoints: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     val_sequences: int = 192

@@ -103,7 +103,9 @@ SCALES: dict[str, Scale] = {
             train_bytes=3_200_000,
             entities=EntityDials(n_entities=100, max_exposures=60),
         ),
-        train=TrainConfig(tokens=131_072, batch_size=4, lr=8e-3, val_sequences=32),
+        train=TrainConfig(
+            tokens=131_072, batch_size=4, lr=8e-3, val_sequences=32, router_aux_loss_coef=0.03
+        ),
         evaluate=EvalConfig(tasks=(), heldout_sequences=160),
         probe=ProbeConfig(probes=(), tokens=8_192),
     ),

@@ -2,14 +2,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models_fixture import MOE, TINY, full, tokens
+from models_fixture import MOE, TINY
 from transformers import DeepseekV3Config, OlmoeConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.grouped_experts import grouped_experts
-from engram_eval.models.moe import MoE, update_router_bias
+from engram_eval.models.moe import MoE
 
 
 def make(seed: int = 0, **options: object) -> MoE:
@@ -132,39 +132,6 @@ def test_bias_moves_the_choice_but_not_the_weights() -> None:
     logits, weights, chosen = layer.gate(x)
     assert chosen.flatten().tolist() == [3] * 5
     torch.testing.assert_close(weights[:, 0], logits.sigmoid()[:, 3])
-
-
-def test_bias_update_by_hand() -> None:
-    layer = make()
-    layer.gate.e_score_correction_bias.zero_()
-    layer.last_expert_counts = torch.tensor([4, 0, 2, 2, 3, 1])
-    update_router_bias(layer, 0.5)
-    assert layer.gate.e_score_correction_bias.tolist() == [-0.5, 0.5, 0.0, 0.0, -0.5, 0.5]
-
-
-def test_bias_updates_even_out_the_load() -> None:
-    layer, x = make(), draw(600, 32)
-    layer.gate.e_score_correction_bias.copy_(torch.tensor([2.0, 0, 0, 0, 0, 0]))
-
-    def fullest() -> float:
-        layer(x)
-        return float(layer.last_expert_counts.max()) / 200
-
-    before = fullest()
-    for _ in range(300):
-        update_router_bias(layer, 0.02)
-        after = fullest()
-    assert before > 2.9
-    assert after < 1.15
-
-
-def test_bias_update_needs_a_forward_pass() -> None:
-    model = full()
-    with pytest.raises(ValueError, match="forward pass first"):
-        update_router_bias(model, 0.1)
-    model(tokens(1, 5))
-    update_router_bias(model, 0.1)
-    assert model.model.layers[1].mlp.gate.e_score_correction_bias.abs().max() > 0.09
 
 
 def test_router_keeps_full_precision_under_autocast() -> None:

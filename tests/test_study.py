@@ -363,6 +363,7 @@ def test_a_late_mistake_is_recorded_and_the_rest_goes_on(
         (['baselines=["nrgam"]'], "unknown baseline 'nrgam' (did you mean 'ngram'?)"),
         (['probe.probes=["lens"]'], "unknown probe 'lens'"),
         (["train.tokens=-5"], "train.tokens=-5: at least 1"),
+        (["train.router_aux_loss_coef=-1.0"], "train.router_aux_loss_coef=-1.0: must not be below"),
         (["train.checkpoints=[2.0]"], "2.0 is not a share"),
         (["evaluate.limit=-1"], "evaluate.limit=-1: at least 0"),
         (["models=[]"], "the study has no models"),

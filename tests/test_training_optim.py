@@ -89,7 +89,9 @@ def test_a_model_without_table_has_no_empty_group() -> None:
 
 
 def test_three_steps_equal_adamw_written_out() -> None:
-    config = TrainConfig(beta1=0.8, beta2=0.9, weight_decay=0.2, table_lr_multiplier=5.0)
+    config = TrainConfig(
+        beta1=0.8, beta2=0.9, weight_decay=0.2, table_lr_multiplier=5.0, table_weight_decay=0.3
+    )
     model = with_gradients()
     optimizer = build_optimizer(model, config)
     expected = {n: p.detach().double().clone() for n, p in model.named_parameters()}
@@ -100,7 +102,7 @@ def test_three_steps_equal_adamw_written_out() -> None:
     for name, grad in grads.items():
         m = v = torch.zeros_like(grad)
         lr = 0.05 if name == "memory.table.weight" else 0.01
-        decay = 0.2 if name == "proj.weight" else 0.0
+        decay = {"proj.weight": 0.2, "memory.table.weight": 0.3}.get(name, 0.0)
         for t in (1, 2, 3):
             m, v = 0.8 * m + 0.2 * grad, 0.9 * v + 0.1 * grad**2
             step = (m / (1 - 0.8**t)) / ((v / (1 - 0.9**t)).sqrt() + 1e-8)

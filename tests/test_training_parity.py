@@ -17,7 +17,7 @@ from engram_eval.training.loop import train_step
 from engram_eval.training.optim import build_optimizer, parameter_groups, set_learning_rate
 
 STEPS = 50
-SETTINGS = TrainConfig(seq_len=70, batch_size=3, router_bias_rate=0.0)
+SETTINGS = TrainConfig(seq_len=70, batch_size=3, router_bias_rate=0.0, router_aux_loss_coef=0.0)
 
 
 def plain_experts(

@@ -1,7 +1,7 @@
 """Feed-forward layers: SwiGLU (arXiv:2002.05202) and a dropless mixture of SwiGLU experts.
 
 Routing follows DeepSeek-V3 (arXiv:2412.19437): sigmoid scores, and a bias per expert that is added
-for the choice of experts only and keeps them evenly loaded without a loss (arXiv:2408.15664).
+for the choice of experts only; ``balance`` moves it.
 """
 
 import torch
@@ -53,13 +53,21 @@ class Router(nn.Module):
         # Near-equal scores would flip with half precision, and with them the experts.
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits = nn.functional.linear(hidden_states.to(wide), self.weight.to(wide))
-        scores = logits.sigmoid() if self.scoring == "sigmoid" else logits.softmax(dim=-1)
+        scores = self._scores(logits)
         biased = self._in_best_groups(scores.detach() + self.e_score_correction_bias)
         chosen = biased.topk(self.top_k, dim=-1).indices
         weights = scores.gather(1, chosen)
         if self.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return logits, weights * self.routed_scaling_factor, chosen
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the scores of ``logits`` (N, E), scaled to sum to one for each token."""
+        scores = self._scores(logits)
+        return scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid() if self.scoring == "sigmoid" else logits.softmax(dim=-1)
 
     def _in_best_groups(self, scores: torch.Tensor) -> torch.Tensor:
         """Put minus infinity for experts (N, E) outside the groups with the two best experts."""
@@ -165,20 +173,3 @@ class MoE(nn.Module):
         if self.shared_experts is not None:
             output = output + self.shared_experts(x)
         return output.view_as(hidden_states).to(hidden_states.dtype)
-
-
-@torch.no_grad()
-def update_router_bias(model: nn.Module, rate: float) -> None:
-    """Raise the bias of experts below the mean load by ``rate``, lower the others'.
-
-    Uses the last forward pass; call it after each optimiser step (arXiv:2408.15664 algorithm 1).
-
-    Raises:
-        ValueError: a MoE layer has not run yet.
-    """
-    for module in model.modules():
-        if isinstance(module, MoE):
-            if module.last_expert_counts is None:
-                raise ValueError("update_router_bias needs a forward pass first")
-            load = module.last_expert_counts.float()
-            module.gate.e_score_correction_bias += rate * torch.sign(load.mean() - load)

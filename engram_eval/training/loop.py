@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engram_eval.config import TrainConfig
+from engram_eval.models.balance import balance_loss, update_router_bias, watch_routing
 from engram_eval.models.loss import Losses, losses_by_token
-from engram_eval.models.moe import update_router_bias
 from engram_eval.progress import Reporter, Task
 from engram_eval.training.checkpoint import (
     ResumePoint,
@@ -116,8 +116,13 @@ def train_step(
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    losses = loss_of(model, batch, config.autocast_bf16)
-    losses.mean.backward()
+    if config.router_aux_loss_coef:
+        with watch_routing(model) as routing:
+            losses = loss_of(model, batch, config.autocast_bf16)
+        (losses.mean + config.router_aux_loss_coef * balance_loss(routing)).backward()
+    else:
+        losses = loss_of(model, batch, config.autocast_bf16)
+        losses.mean.backward()
     norms = clip_gradients(model, config.clip_norm)
     outcome = Outcome(losses.mean.item(), losses.each, norms)
     for what, value in (("loss", outcome.loss), ("gradient norm", norms.total)):

@@ -1,6 +1,6 @@
 """AdamW in three groups, its schedule, and clipping.
 
-The memory's table has its own rate and no weight decay (arXiv:2601.07372 App. A: Adam, rate x5).
+The memory's table has its own rate and weight decay (arXiv:2601.07372 App. A: Adam, rate x5, none).
 """
 
 import math
@@ -22,7 +22,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 
     - ``matrices``: weights of linear layers, experts, router and output head; weight decay.
     - ``vectors``: norms, biases, the depthwise convolution and the token embedding; no decay.
-    - ``table``: the n-gram memory's rows; no decay, ``lr * table_lr_multiplier``.
+    - ``table``: the n-gram memory's rows; a decay of their own, ``lr * table_lr_multiplier``.
     """
     plain = {id(p) for p in _undecayed(model)}
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "table": []}
@@ -33,7 +33,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
             groups["table"].append(parameter)
         else:
             groups["vectors" if id(parameter) in plain else "matrices"].append(parameter)
-    decay = {"matrices": config.weight_decay, "vectors": 0.0, "table": 0.0}
+    decay = {"matrices": config.weight_decay, "vectors": 0.0, "table": config.table_weight_decay}
     scale = {"matrices": 1.0, "vectors": 1.0, "table": config.table_lr_multiplier}
     return [
         {"params": params, "name": name, "weight_decay": decay[name], "lr_scale": scale[name]}
