@@ -113,6 +113,14 @@ COMPONENTS = (
         "arXiv:2601.07372 App. A",
     ),
     _part(
+        "table_decay",
+        "The table wants no weight decay",
+        "none, without an ablation",
+        "engram",
+        "table_decay",
+        "arXiv:2601.07372 App. A",
+    ),
+    _part(
         "heads",
         "Several hash heads beat one of equal width",
         "8 heads, without an ablation",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engram_eval.allocation import experts_kept
-from engram_eval.config import ModelSpec, ProbeConfig
+from engram_eval.config import ModelSpec, ProbeConfig, StudyConfig
 from engram_eval.scales import Scale
 from engram_eval.variants import find_variant
 
@@ -61,3 +61,19 @@ def allocation_arm(rho: float, scale: Scale, seeds: tuple[int, ...] = TWO_SEEDS)
 def no_probes(scale: Scale) -> ProbeConfig:
     """Return a scale's probing without any analysis, for studies that ask about scores alone."""
     return dataclasses.replace(scale.probe, probes=(), equal_loss=())
+
+
+def study_of_losses(
+    name: str, question: str, models: tuple[ModelSpec, ...], scale: Scale, scale_name: str
+) -> StudyConfig:
+    """Return a study that asks about held-out loss alone: no tasks, no analyses."""
+    return StudyConfig(
+        name=name,
+        scale=scale_name,
+        question=question,
+        models=models,
+        corpus=scale.corpus,
+        train=scale.train,
+        evaluate=dataclasses.replace(scale.evaluate, tasks=()),
+        probe=no_probes(scale),
+    )

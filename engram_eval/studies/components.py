@@ -1,11 +1,9 @@
 """Which parts of the memory matter? Each removed or swapped, the budget held."""
 
-import dataclasses
-
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.ledger import architecture_config
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm, no_probes
+from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm, study_of_losses
 from engram_eval.variants import engram
 
 QUESTION = "Which parts of the memory does its gain come from?"
@@ -22,6 +20,9 @@ VARIANTS = (
     "engram_mhc",
 )
 
+DECAYED = {"table_weight_decay": 0.1}
+"""The backbone's own weight decay, on the table too."""
+
 LOUD_ROWS = 10.0
 """How much larger than the scale's the rows of ``loud_rows`` begin."""
 
@@ -31,19 +32,11 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
     parts = [arm(name, scale, THREE_SEEDS) for name in (BASELINE, *VARIANTS)]
     parts += [
         arm("engram", scale, THREE_SEEDS, "table_rate_1x", train={"table_lr_multiplier": 1.0}),
+        arm("engram", scale, THREE_SEEDS, "table_decay", train=DECAYED),
         _one_head(scale),
         _loud_rows(scale),
     ]
-    return StudyConfig(
-        name="components",
-        scale=scale_name,
-        question=QUESTION,
-        models=tuple(parts),
-        corpus=scale.corpus,
-        train=scale.train,
-        evaluate=dataclasses.replace(scale.evaluate, tasks=()),
-        probe=no_probes(scale),
-    )
+    return study_of_losses("components", QUESTION, tuple(parts), scale, scale_name)
 
 
 def _one_head(scale: Scale) -> ModelSpec:

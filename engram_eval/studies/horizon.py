@@ -6,7 +6,7 @@ from typing import Any
 
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.scales import INIT_GAIN, Scale
-from engram_eval.studies.arms import FIVE_SEEDS, arm, no_probes
+from engram_eval.studies.arms import FIVE_SEEDS, arm, study_of_losses
 
 QUESTION = "Does the gap between MoE and Engram vanish with more tokens, or in wider models?"
 
@@ -32,16 +32,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         if label not in TOKENS
         for pair in _pair(label, widened(scale, factor), {"lr": scale.train.lr * factor**-0.5})
     ]
-    return StudyConfig(
-        name="horizon",
-        scale=scale_name,
-        question=QUESTION,
-        models=tuple(arms),
-        corpus=scale.corpus,
-        train=scale.train,
-        evaluate=dataclasses.replace(scale.evaluate, tasks=()),
-        probe=no_probes(scale),
-    )
+    return study_of_losses("horizon", QUESTION, tuple(arms), scale, scale_name)
 
 
 def _horizon(label: str, times: int, scale: Scale) -> list[ModelSpec]:

@@ -1,10 +1,8 @@
 """Where should the memory stand? One module at each depth, and two of half the size."""
 
-import dataclasses
-
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm, no_probes
+from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm, study_of_losses
 from engram_eval.variants import engram
 
 QUESTION = "Does it matter at which depth the memory stands, and are two modules better than one?"
@@ -15,16 +13,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
     arms = [arm(BASELINE, scale, THREE_SEEDS)]
     arms += [_at(f"block_{block}", scale, block) for block in depths(scale)]
     arms.append(_at("two_modules", scale, 1, early_and_late(scale)))
-    return StudyConfig(
-        name="placement",
-        scale=scale_name,
-        question=QUESTION,
-        models=tuple(arms),
-        corpus=scale.corpus,
-        train=scale.train,
-        evaluate=dataclasses.replace(scale.evaluate, tasks=()),
-        probe=no_probes(scale),
-    )
+    return study_of_losses("placement", QUESTION, tuple(arms), scale, scale_name)
 
 
 def depths(scale: Scale) -> list[int]:

@@ -1,12 +1,11 @@
 """What does a larger table buy, on top of everything else?"""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.scales import Scale
-from engram_eval.studies.arms import THREE_SEEDS, no_probes
+from engram_eval.studies.arms import THREE_SEEDS, study_of_losses
 from engram_eval.variants import bigram, engram, over_encoding
 
 QUESTION = "How does the loss fall as the table grows, and does it fall faster than its relatives'?"
@@ -32,16 +31,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
     for name, factor in RELATIVES.items():
         arms.append(_arm(f"over_encoding_{name}", over_encoding(scale) | rows(scale, factor)))
         arms.append(_arm(f"bigram_{name}", bigram(scale) | one_table(scale, factor)))
-    return StudyConfig(
-        name="slots",
-        scale=scale_name,
-        question=QUESTION,
-        models=tuple(arms),
-        corpus=scale.corpus,
-        train=scale.train,
-        evaluate=dataclasses.replace(scale.evaluate, tasks=()),
-        probe=no_probes(scale),
-    )
+    return study_of_losses("slots", QUESTION, tuple(arms), scale, scale_name)
 
 
 def _arm(name: str, architecture: Mapping[str, Any]) -> ModelSpec:
