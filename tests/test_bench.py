@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from engram_eval.bench import peers, products, train
+from engram_eval.bench import lookup, peers, products, train
 from engram_eval.bench.registry import BENCHES, bench_table
 from engram_eval.errors import UserError
 from engram_eval.ledger import architecture_config, ledger
@@ -148,3 +148,24 @@ def test_bench_probe_lists_every_probe_and_stops_in_time() -> None:
 def test_bench_probe_measures_every_probe() -> None:
     rows = resolve(BENCHES["probe"])(600.0, Reporter(quiet=True))
     assert all(row["forward_passes"] > 0 for row in rows)
+
+
+def test_bench_lookup_compares_equal_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "ROWS", (2_000, 10**14))
+    rows = resolve(BENCHES["lookup"])(0.1, Reporter(quiet=True))
+    assert [row["rows"] for row in rows] == ["2e+03", "1e+14"] * 2
+    for row in rows[::2]:
+        assert row["fits_in"] in ("L1", "L2", "L3", "DRAM")
+        assert row["lookup_ns"] / row["embedding_ns"] == pytest.approx(row["vs_embedding"])
+        assert row["hash_vs_reference"] > 5, "the reference loops over Python integers"
+    assert all("lookup_ns" not in row and row["fits_in"] == "not in memory" for row in rows[1::2])
+
+
+def test_lookup_and_embedding_read_the_same_rows() -> None:
+    made = lookup.make_lookup(lookup.SHAPES[0], 2_000, touched_mb=1)
+    made.table.weight.detach().normal_()
+    found = lookup.contenders(made)
+    last = len(made.texts) - 1
+    assert torch.equal(found["hash"](last), made.rows[last])
+    assert torch.equal(found["lookup"](last), found["embedding"](last).flatten(-2))
+    assert len(made.table.weight) == pytest.approx(2_000, rel=0.1)

@@ -7,6 +7,7 @@ from typing import Any
 BENCHES: dict[str, str] = {
     "train": "engram_eval.bench.train:bench_train",
     "evaluate": "engram_eval.bench.evaluate:bench_evaluate",
+    "lookup": "engram_eval.bench.lookup:bench_lookup",
     "probe": "probes.bench:bench_probe",
 }
 
