@@ -11,6 +11,7 @@ GATES = ("plain", "signed_sqrt", "none")
 MEMORY_KINDS = ("engram", "plain", "over_encoding", "per_layer", "product_key")
 INDEXES = ("ngram", "single", "random", "exact")
 ATTENTION_KINDS = ("gqa", "mla", "block_sparse")
+STORAGES = ("device", "host", "disk")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -76,6 +77,13 @@ class EngramConfig(PreTrainedConfig):
         engram_bias: biases in the key and value projections, as in the demo.
         engram_table_std: standard deviation of the rows at the start; small, like that of all other
             weights, so that a memory begins by adding next to nothing.
+
+    Tables beyond the device's memory (no influence on the numbers):
+        engram_storage: where the rows of hashed n-grams lie: ``device``: a parameter like others;
+            ``host``: in host memory, pinned where there is a GPU; ``disk``: memory-mapped from the
+            saved model's file (new rows: from a temporary one).
+        engram_prefetch: read a batch's rows in a thread while the layers before the memory run.
+        engram_cache_rows: rows that a cache on the device keeps, for each memory; 0 for no cache.
 
     Controls and relatives of the memory:
         engram_memory: ``engram``; ``plain``: the rows themselves are added; ``over_encoding``:
@@ -163,6 +171,10 @@ class EngramConfig(PreTrainedConfig):
     engram_seed: int = 0
     engram_bias: bool = False
     engram_table_std: float = 0.02
+
+    engram_storage: str = "device"
+    engram_prefetch: bool = True
+    engram_cache_rows: int = 0
 
     engram_memory: str = "engram"
     engram_index: str = "ngram"
@@ -252,6 +264,7 @@ def _check_backbone(config: EngramConfig) -> None:
     for name in (
         *("n_routed_experts", "shared_expert_intermediate_size", "first_k_dense_replace"),
         *("engram_dilation", "engram_seed", "engram_table_std", "initializer_range"),
+        "engram_cache_rows",
         *("q_lora_rank", "hyper_connection_eps", "sparse_top_k", "yarn_mscale"),
     ):
         _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
@@ -321,6 +334,11 @@ def _check_relatives(config: EngramConfig) -> None:
     _require(keyed, "residual_streams", streams, f"1 for engram_memory={kind!r}")
     of_ngrams = kind in ("engram", "plain", "over_encoding")
     _require(of_ngrams or index == "ngram", "engram_index", index, f"'ngram' for {kind!r}")
+    storage, cached = config.engram_storage, config.engram_cache_rows
+    _require(storage in STORAGES, "engram_storage", storage, f"one of {STORAGES}")
+    here = storage == "device"
+    _require(here or of_ngrams, "engram_storage", storage, f"'device' for {kind!r}")
+    _require(not here or not cached, "engram_cache_rows", cached, "0 for tables on the device")
     width = config.engram_memory_dim
     as_wide = kind != "plain" or width == config.hidden_size
     _require(as_wide, "orders x heads x row_dim", width, f"hidden_size={config.hidden_size}")

@@ -11,6 +11,7 @@ from .configuration_engram import EngramConfig
 from .hashing import NgramHash, draw_multipliers
 from .layout import table_layouts
 from .norm import RMSNorm
+from .offload import make_table
 from .precision import as_operand
 from .table import RowTable
 
@@ -32,6 +33,7 @@ class MemorySpec:
         gate: ``plain``, ``signed_sqrt`` or ``none``; without a gate there are no keys.
         bias: of the key and value projections.
         norm_eps: of key and query norm; conv_norm_eps: of the convolution's.
+        storage, prefetch, cache_rows: where the table lies; see ``EngramConfig``.
     """
 
     hidden_size: int
@@ -48,6 +50,14 @@ class MemorySpec:
     bias: bool = False
     norm_eps: float = 1e-6
     conv_norm_eps: float = 1e-6
+    storage: str = "device"
+    prefetch: bool = True
+    cache_rows: int = 0
+
+    def new_table(self) -> RowTable:
+        """Make the table, where it belongs."""
+        rows = sum(self.primes)
+        return make_table(rows, self.row_dim, self.storage, self.prefetch, self.cache_rows)
 
     @property
     def memory_dim(self) -> int:
@@ -74,6 +84,9 @@ def memory_specs(config: EngramConfig) -> dict[int, MemorySpec]:
             bias=config.engram_bias,
             norm_eps=config.rms_norm_eps,
             conv_norm_eps=config.rms_norm_eps,
+            storage=config.engram_storage,
+            prefetch=config.engram_prefetch,
+            cache_rows=config.engram_cache_rows,
         )
         for layer, layout in table_layouts(config).items()
     }
@@ -117,7 +130,7 @@ class EngramMemory(nn.Module):
         gain = spec.hidden_size if spec.streams == 1 else (spec.streams, spec.hidden_size)
         width = spec.streams * spec.hidden_size
         self.hash = NgramHash(spec.orders, spec.primes, spec.multipliers)
-        self.table = RowTable(sum(spec.primes), spec.row_dim)
+        self.table = spec.new_table()
         self.memory_rows = nn.Identity()
         self.value_proj = nn.Linear(spec.memory_dim, spec.hidden_size, bias=spec.bias)
         if spec.gate != "none":

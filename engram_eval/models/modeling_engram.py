@@ -25,6 +25,7 @@ from .memories import MEMORIES, memory_makers, token_history
 from .memory import DepthwiseCausalConv
 from .moe import Experts, Router
 from .norm import RMSNorm
+from .offload import ATTACHED_KEYS, HostTable, attach_tables
 from .per_layer_embedding import GrowingNorm
 from .product_keys import ProductKeyMemory
 from .rotary import RotaryEmbedding, inverse_frequencies
@@ -60,6 +61,14 @@ class EngramPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(Attention, index=1),
         "router_logits": OutputRecorder(Router, index=0),
     }
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as every transformers model; tables beside the device are left where they are."""
+        loaded = super().from_pretrained(source, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        attach_tables(model, source, **kwargs)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,6 +120,8 @@ class EngramModel(EngramPreTrainedModel):
         self.rotary_emb = RotaryEmbedding(config)
         self.token_history = token_history(config)
         self.gradient_checkpointing = False
+        if config.engram_storage != "device":
+            self._keys_to_ignore_on_load_unexpected = {ATTACHED_KEYS}
         self.post_init()
 
     def memory(self, layer: int) -> Any:
@@ -196,6 +207,7 @@ class EngramModel(EngramPreTrainedModel):
                 attention_mask, int(past), length, embeds.device
             )
         rows, histories = self._look_back(input_ids, present, past_key_values, engram_rows)
+        self._fetch(rows)
         inputs = MEMORIES[self.config.engram_memory].inputs
         streams = self.config.residual_streams
         hidden = embeds if streams == 1 else embeds.repeat(1, 1, streams)
@@ -220,6 +232,13 @@ class EngramModel(EngramPreTrainedModel):
         return MoeModelOutputWithPast(
             last_hidden_state=self.norm(hidden), past_key_values=past_key_values
         )
+
+    def _fetch(self, rows: dict[int, torch.Tensor]) -> None:
+        """Begin to read the rows of tables that do not lie on the device."""
+        for layer, wanted in rows.items():
+            table = self.memory(layer).table
+            if isinstance(table, HostTable):
+                table.fetch(wanted)
 
     def _look_back(
         self,

@@ -13,7 +13,6 @@ from torch import nn
 from .hashing import NgramHash
 from .memory import MemorySpec
 from .precision import as_operand
-from .table import RowTable
 
 
 class OverEncoding(nn.Module):
@@ -27,7 +26,7 @@ class OverEncoding(nn.Module):
         super().__init__()
         self.slices = len(spec.primes)
         self.hash: nn.Module = NgramHash(spec.orders, spec.primes, spec.multipliers)
-        self.table = RowTable(sum(spec.primes), spec.row_dim)
+        self.table = spec.new_table()
         self.memory_rows = nn.Identity()
         self.value_proj = nn.Linear(spec.memory_dim, spec.hidden_size, bias=False)
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from .hashing import NgramHash
 from .memory import MemorySpec
-from .table import RowTable
 
 
 class PlainMemory(nn.Module):
@@ -17,7 +16,7 @@ class PlainMemory(nn.Module):
     def __init__(self, spec: MemorySpec) -> None:
         super().__init__()
         self.hash: nn.Module = NgramHash(spec.orders, spec.primes, spec.multipliers)
-        self.table = RowTable(sum(spec.primes), spec.row_dim)
+        self.table = spec.new_table()
         self.memory_rows = nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

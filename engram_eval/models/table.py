@@ -12,6 +12,8 @@ class RowTable(nn.Module):
             trainable again, so that the flag, not the weight, decides.
     """
 
+    weight: torch.Tensor
+
     def __init__(self, rows: int, row_dim: int) -> None:
         super().__init__()
         self.frozen = False

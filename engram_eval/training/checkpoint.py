@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from engram_eval.errors import UserError
 from engram_eval.records import write_atomic
+from engram_eval.training.row_optim import AdamWWithRows, RowAdamW, trained_tables
 
 KEPT = 2
 _NAME = re.compile(r"resume-(\d+)-([0-9a-f]{64})\.safetensors")
@@ -94,7 +96,10 @@ def delete_resume_points(folder: Path) -> None:
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Flatten the state of model and optimiser into named tensors."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    with _as_they_are(model):
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, rows in _rows(optimizer).items():
+        tensors |= {f"rows.{name}.{key}": value for key, value in rows.pack().items()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
@@ -107,11 +112,31 @@ def unpack(
 ) -> None:
     """Put the tensors of ``pack`` back."""
     model.load_state_dict(_under(tensors, "model."))
+    for name, rows in _rows(optimizer).items():
+        rows.unpack(_under(tensors, f"rows.{name}."))
     for name, parameter in model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = tensors.get(f"optimizer.{key}.{name}")
             if value is not None:
                 optimizer.state[parameter][key] = value.clone()
+
+
+def _rows(optimizer: torch.optim.Optimizer) -> dict[str, RowAdamW]:
+    return optimizer.rows if isinstance(optimizer, AdamWWithRows) else {}
+
+
+@contextmanager
+def _as_they_are(model: nn.Module) -> Iterator[None]:
+    """Let rows be saved with the steps that they have missed; these are saved beside them."""
+    tables = trained_tables(model)
+    refresh = {name: table.refresh for name, table in tables.items()}
+    for table in tables.values():
+        table.refresh = None
+    try:
+        yield
+    finally:
+        for name, table in tables.items():
+            table.refresh = refresh[name]
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engram_eval.config import TrainConfig
 from engram_eval.models.memory import DepthwiseCausalConv
+from engram_eval.training.row_optim import AdamWWithRows, trained_tables
 
 UNDECAYED = (nn.Embedding, nn.Conv1d, DepthwiseCausalConv)
 TABLE_SUFFIX = "table.weight"
@@ -51,7 +52,13 @@ def _undecayed(model: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over ``parameter_groups``; fused: one pass over each tensor."""
+    """Return AdamW over ``parameter_groups``; fused: one pass over each tensor.
+
+    Tables that do not lie on the device are trained row by row; see ``row_optim``.
+    """
+    tables = trained_tables(model)
+    if tables:
+        return AdamWWithRows(parameter_groups(model, config), config, tables)
     return torch.optim.AdamW(
         parameter_groups(model, config),
         lr=config.lr,
@@ -90,12 +97,23 @@ class Norms(NamedTuple):
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Norms:
     """Scale all gradients down to a global norm; return the norms before it."""
-    named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
+    named = list(_gradients(model))
     total = _norm([grad for _, grad in named])
     table = _norm([grad for name, grad in named if name.endswith(TABLE_SUFFIX)])
     if total > max_norm:
         torch._foreach_mul_([grad for _, grad in named], max_norm / (total + 1e-6))
     return Norms(total, math.sqrt(max(0.0, total**2 - table**2)), table)
+
+
+def _gradients(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """Yield names and gradients, also of the rows that were read from tables elsewhere."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            yield name, parameter.grad
+    for name, table in trained_tables(model).items():
+        for used in table.merge_used():
+            if used.values.grad is not None:
+                yield f"{name}.weight", used.values.grad
 
 
 def _norm(grads: list[Tensor]) -> float:
