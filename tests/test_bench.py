@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from engram_eval.bench import lookup, peers, products, train
+from engram_eval.bench import lookup, offload, peers, products, train
 from engram_eval.bench.registry import BENCHES, bench_table
 from engram_eval.errors import UserError
 from engram_eval.ledger import architecture_config, ledger
@@ -169,3 +169,32 @@ def test_lookup_and_embedding_read_the_same_rows() -> None:
     assert torch.equal(found["hash"](last), made.rows[last])
     assert torch.equal(found["lookup"](last), found["embedding"](last).flatten(-2))
     assert len(made.table.weight) == pytest.approx(2_000, rel=0.1)
+
+
+def test_bench_offload_measures_every_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offload, "ROWS", (0, 2_000, 10**13))
+    monkeypatch.setattr(offload, "LENGTH", 24)
+    monkeypatch.setattr(offload, "DECODED", 3)
+    rows = resolve(BENCHES["offload"])(0.1, Reporter(quiet=True), scales=("smoke",))
+    names = [storage.name for storage in offload.STORAGES]
+    assert [row["storage"] for row in rows] == 2 * names, "the largest table fits nowhere"
+    for row in rows:
+        assert row["prefill_tokens_per_s"] > 0 and row["decode_tokens_per_s"] > 0
+        assert (row["cache_hits_pct"] is not None) == ("cache" in row["storage"])
+        if row["cache_hits_pct"] is not None:
+            assert 0 < row["cache_hits_pct"] < 100
+    for row in rows[:: len(names)]:
+        assert row["prefill_loss_pct"] == row["decode_loss_pct"] == 0
+    with pytest.raises(UserError, match=r"unknown scale 'smke'.*'smoke'"):
+        offload.bench_offload(1.0, Reporter(quiet=True), scales=("smke",))
+
+
+def test_tables_in_all_storages_give_the_same_logits() -> None:
+    model, spec = offload.bench_model("smoke")
+    text = offload.zipf_tokens(512, 0)
+    seen = []
+    for table in offload.make_tables(spec).values():
+        model.model.memory(1).table = table
+        with torch.inference_mode():
+            seen.append(model(text).logits)
+    assert len(seen) == 6 and all(torch.equal(each, seen[0]) for each in seen)

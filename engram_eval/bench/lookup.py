@@ -135,7 +135,7 @@ def make_lookup(shape: Shape, rows: int, touched_mb: float = 64) -> Lookup:
 def contenders(lookup: Lookup) -> dict[str, Callable[[int], Tensor]]:
     """Return what is timed, each called with the number of a batch."""
     weight = lookup.table.weight
-    plain = torch.nn.Embedding(*weight.shape, _weight=weight, _freeze=True)
+    plain = torch.nn.Embedding.from_pretrained(weight)
 
     def rows(number: int) -> Tensor:
         found: Tensor = lookup.index(lookup.history(lookup.texts[number], LENGTH))

@@ -8,6 +8,7 @@ BENCHES: dict[str, str] = {
     "train": "engram_eval.bench.train:bench_train",
     "evaluate": "engram_eval.bench.evaluate:bench_evaluate",
     "lookup": "engram_eval.bench.lookup:bench_lookup",
+    "offload": "engram_eval.bench.offload:bench_offload",
     "probe": "probes.bench:bench_probe",
 }
 

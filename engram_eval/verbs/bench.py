@@ -8,7 +8,7 @@ from engram_eval.verbs.verb import Verb
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", help="train, evaluate, lookup or probe")
+    parser.add_argument("what", help="train, evaluate, lookup, offload or probe")
     parser.add_argument("--seconds", type=float, default=60.0, help="time to spend")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--quiet", action="store_true", help="no progress")
