@@ -117,6 +117,8 @@ class TrainConfig:
             by side on one thread each (``--workers``) than one by one on several.
         skip_bad_batches: how many batches may be left out because their loss is not finite.
         tensorboard: also write the log for TensorBoard.
+        accumulate: pieces of a batch that run one after the other, to save memory; gradients are
+            the same but for rounding.
     """
 
     tokens: int = 2_097_152
@@ -140,6 +142,7 @@ class TrainConfig:
     threads: int = 1
     skip_bad_batches: int = field(default=0, metadata=UNKEYED)
     tensorboard: bool = field(default=False, metadata=UNKEYED)
+    accumulate: int = field(default=1, metadata=UNKEYED)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def run_study(
     nodes = graph(study)
     store = out.parent / "store"
     with _locked(out):
-        wanted = _with_inputs([n for n in nodes if n.stage in stages and _selected(n, only)])
+        wanted = _with_inputs([n for n in nodes if n.stage in stages and selected(n, only)])
         failed: list[Node] = []
         for message in _outdated(out):
             report.say(message)
@@ -83,7 +83,8 @@ def _outdated(out: Path) -> Iterator[str]:
             )
 
 
-def _selected(node: Node, only: tuple[str | None, int | None]) -> bool:
+def selected(node: Node, only: tuple[str | None, int | None]) -> bool:
+    """Tell whether a stage belongs to a model and a seed; None stands for all."""
     model, seed = only
     return (model is None or node.model in (None, model)) and (
         seed is None or node.seed in (None, seed)

@@ -89,10 +89,11 @@ def test_losses_by_domain_add_up(corpus: Path, tmp_path: Path) -> None:
 
 def test_how_it_is_run_is_no_part_of_the_key() -> None:
     plain = TrainStage({}, TrainConfig())
-    other = TrainStage({}, TrainConfig(skip_bad_batches=3, tensorboard=True))
+    other = TrainStage({}, TrainConfig(skip_bad_batches=3, tensorboard=True, accumulate=2))
     assert Node("train", plain, seed=0).key == Node("train", other, seed=0).key
     assert to_dict(other)["train"]["skip_bad_batches"] == 3
     assert set(to_dict(plain)["train"]) - set(key_dict(plain)["train"]) == {
+        "accumulate",
         "skip_bad_batches",
         "tensorboard",
     }

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from engram_eval.config import TrainConfig
-from engram_eval.models.balance import balance_loss, update_router_bias, watch_routing
+from engram_eval.models.balance import update_router_bias
 from engram_eval.models.loss import Losses, losses_by_token
 from engram_eval.progress import Reporter, Task
+from engram_eval.training.accumulate import accumulate, objective
 from engram_eval.training.checkpoint import (
     ResumePoint,
     load_resume_point,
@@ -98,7 +101,7 @@ class State(NamedTuple):
 def loss_of(model: PreTrainedModel, batch: Batch, bf16: bool) -> Losses:
     """Return the losses of a batch, in nats per token."""
     rows = batch.lookup.rows if batch.lookup is not None and batch.lookup.rows else None
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16, enabled=bf16):
         decoder = model.model
         hidden = decoder(input_ids=batch.inputs, use_cache=False, engram_rows=rows)
         return losses_by_token(
@@ -116,13 +119,14 @@ def train_step(
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    if config.router_aux_loss_coef:
-        with watch_routing(model) as routing:
-            losses = loss_of(model, batch, config.autocast_bf16)
-        (losses.mean + config.router_aux_loss_coef * balance_loss(routing)).backward()
-    else:
-        losses = loss_of(model, batch, config.autocast_bf16)
-        losses.mean.backward()
+    losses = accumulate(
+        lambda piece: objective(
+            lambda: loss_of(model, piece, config.autocast_bf16), model, config.router_aux_loss_coef
+        ),
+        model,
+        batch,
+        config.accumulate,
+    )
     norms = clip_gradients(model, config.clip_norm)
     outcome = Outcome(losses.mean.item(), losses.each, norms)
     for what, value in (("loss", outcome.loss), ("gradient norm", norms.total)):
@@ -225,14 +229,19 @@ def _by_domain(each: Tensor, batch: Batch, names: Sequence[str]) -> dict[str, di
     """Return the loss and the tokens of each domain in a batch."""
     if batch.domains is None:
         return {}
-    where = torch.from_numpy(batch.domains.reshape(-1))
-    tokens = torch.bincount(where, minlength=len(names))
-    nats = torch.bincount(where, weights=each.double(), minlength=len(names))
+    nats, tokens = by_domain(each, batch.domains, len(names))
     return {
         name: {"loss_nats": float(nats[i] / tokens[i]), "tokens": int(tokens[i])}
         for i, name in enumerate(names)
         if tokens[i]
     }
+
+
+def by_domain(each: Tensor, domains: NDArray[np.int64], count: int) -> tuple[Tensor, Tensor]:
+    """Return the summed nats and the tokens of each of ``count`` domains."""
+    where = torch.from_numpy(domains.reshape(-1))
+    tokens = torch.bincount(where, minlength=count)
+    return torch.bincount(where, weights=each.double(), minlength=count), tokens
 
 
 def _save(run: Run, state: State, step: int) -> None:

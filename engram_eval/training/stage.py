@@ -23,6 +23,9 @@ from engram_eval.evaluation.heldout import heldout_rows
 from engram_eval.ledger import architecture_config, ledger_of
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.register import register
+from engram_eval.parallel.folders import delete_parts, resume_folders
+from engram_eval.parallel.launched import launched
+from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
 from engram_eval.records import (
     MetricRow,
@@ -32,6 +35,7 @@ from engram_eval.records import (
     row_from_dict,
     row_to_dict,
 )
+from engram_eval.stages import resolve
 from engram_eval.training.checkpoint import delete_resume_points
 from engram_eval.training.data import Batches
 from engram_eval.training.folder import write_model_folder
@@ -39,6 +43,8 @@ from engram_eval.training.loop import Run, train_model
 from engram_eval.training.watch import GATE_QUANTILES, peak_memory_mb, reset_peak_memory
 
 EVAL_BATCH = 16
+PARALLEL = "engram_eval.parallel.loop:train_in_parallel"
+"""Imported where it is needed: torch's part for many processes takes a second to load."""
 WATCHED = (
     *("grad_norm_backbone", "grad_norm_table", "collision_rate", "gate_mean", *GATE_QUANTILES),
     *("router_load_max", "router_load_entropy_bits", "router_entropy_bits"),
@@ -58,6 +64,8 @@ def train(
     Writes ``model/``, ``checkpoints/<step>/``, ``train.jsonl`` (reproducible), ``timing.jsonl``
     and ``validation.jsonl`` (the validation rows so far).
 
+    Started by ``torchrun``, the processes share the run; the rows are those of the first.
+
     Args:
         inputs: ``corpus``, a corpus folder; ``tune`` with the rates to take, if they were tuned.
         config: architecture and training settings.
@@ -76,6 +84,7 @@ def train(
         config = replace(config, train=tuned(config.train, inputs["tune"]))
     corpus, settings = load_corpus(inputs["corpus"]), config.train
     steps = n_steps(settings)
+    _check_pieces(settings)
     shape = settings.seq_len, settings.batch_size, seed
     batches = Batches(corpus.tokens("train"), *shape, docs=corpus.docs("train"))
     keep_freed_memory()
@@ -83,15 +92,38 @@ def train(
     with _threads(settings.threads):
         model = build_model(config.architecture, seed, corpus)
         keep_at = checkpoint_steps(settings.checkpoints, steps)
-        keep = functools.partial(_keep, model, corpus, config, seed, out)
         name = _run_name(config, seed, inputs["corpus"])
-        run = Run(
-            model, batches, settings, steps, frozenset(keep_at), keep, out, name, corpus.domains
-        )
-        train_model(run, report)
+        fixed = (batches, settings, steps, frozenset(keep_at))
+        with parallel_ranks(out) as ranks:
+            kept = model if ranks is None else build_model(config.architecture, seed, corpus)
+            keep = functools.partial(_keep, kept, corpus, config, seed, out)
+            run = Run(model, *fixed, keep, out, name, corpus.domains)
+            if ranks is None:
+                train_model(run, report)
+            else:
+                resolve(PARALLEL)(run, kept, ranks, report)
+                if not ranks.first:
+                    return []
     rows = _rows(out, config, keep_at, batches.epochs(steps))
     delete_resume_points(out)
+    delete_parts(out)
     return rows
+
+
+@contextmanager
+def parallel_ranks(out: Path) -> Iterator[Ranks | None]:
+    """Join the other processes; None for a process that has always been alone with this run."""
+    if launched() or resume_folders(out):
+        with joined() as ranks:
+            yield ranks
+    else:
+        yield None
+
+
+def _check_pieces(settings: TrainConfig) -> None:
+    size, pieces = settings.batch_size, settings.accumulate
+    if pieces < 1 or size % pieces:
+        raise UserError(f"train.accumulate={pieces}: must divide train.batch_size={size}")
 
 
 def tuned(settings: TrainConfig, folder: Path) -> TrainConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError, unknown
+from engram_eval.parallel.launched import launched
 from engram_eval.verbs.verb import Verb
 
 STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
@@ -22,6 +23,9 @@ STAGE_VERBS = {
     "analyze": ("analyze",),
     "report": ("analyze", "report"),
 }
+
+SHARED_VERBS = {"train": ("train",)}
+"""What several processes can do together, and which stages that is."""
 
 
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +143,29 @@ def one_stage(arguments: argparse.Namespace) -> int:
     if arguments.seed is not None and arguments.seed not in seeds:
         raise UserError(f"--seed {arguments.seed}: the study has {sorted(seeds)}")
     only = (arguments.model, arguments.seed)
+    if launched():
+        return _in_ranks(study, out, arguments, only)
     return _run_study(study, out, STAGE_VERBS[arguments.verb], arguments, only)
+
+
+def _in_ranks(
+    study: Any, out: Path, arguments: argparse.Namespace, only: tuple[str | None, int | None]
+) -> int:
+    """Run the stage as one of the processes that ``torchrun`` has started."""
+    from engram_eval.progress import Reporter
+    from engram_eval.rank_runner import run_in_ranks
+
+    if arguments.verb not in SHARED_VERBS:
+        allowed = " or ".join(SHARED_VERBS)
+        raise UserError(f"torchrun: {arguments.verb} runs in one process; allowed: {allowed}")
+    first = os.environ.get("RANK", "0") == "0"
+    report = Reporter(quiet=arguments.quiet or not first)
+    failed = run_in_ranks(study, out, report, SHARED_VERBS[arguments.verb], only)
+    for node in failed:
+        print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
+    if first:
+        print(out)
+    return 1 if failed else 0
 
 
 def _run_study(

@@ -1,0 +1,83 @@
+"""One stage of a study by several processes, as ``torchrun`` starts them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engram_eval.check import check_study
+from engram_eval.config import StudyConfig
+from engram_eval.errors import UserError
+from engram_eval.node_run import run_node
+from engram_eval.parallel.ranks import Ranks, joined
+from engram_eval.progress import Reporter
+from engram_eval.runner import run_study, selected
+from engram_eval.stages import STAGES, resolve
+from engram_eval.study import Node, graph, solve
+
+
+def run_in_ranks(
+    study: StudyConfig,
+    out: Path,
+    report: Reporter,
+    stages: Sequence[str],
+    only: tuple[str | None, int | None],
+) -> list[Node]:
+    """Run the stages of a study that several processes can share, one after the other.
+
+    Every process calls it. The first makes what the stages need, writes their records and the
+    study's folder, as ``runner.run_study`` does; the others only take part.
+
+    Args:
+        study: solved here.
+        out: the study's folder, on a disk that all processes share.
+        report: where progress goes; that of the first process shows it.
+        stages: which kinds of stage.
+        only: model name and seed to which the stages are limited; None means all.
+
+    Returns:
+        The stages that failed, in the first process; elsewhere nothing.
+    """
+    check_study(study)
+    solved = solve(study)
+    with joined() as ranks:
+        wanted = [n for n in graph(solved) if n.stage in stages and selected(n, only)]
+        return _run(study, out, report, wanted, only, ranks)
+
+
+def _run(
+    study: StudyConfig,
+    out: Path,
+    report: Reporter,
+    wanted: list[Node],
+    only: tuple[str | None, int | None],
+    ranks: Ranks,
+) -> list[Node]:
+    store = out.parent / "store"
+    inputs = {node.stage for each in wanted for node in each.inputs.values()}
+    if ranks.first:
+        run_study(study, out, report, tuple(inputs - {each.stage for each in wanted}), only)
+    todo = ranks.share([node.key for node in wanted if not node.done(store)])
+    failed = []
+    for node in wanted:
+        if node.key not in todo:
+            continue
+        if not ranks.first:
+            _take_part(node, store)
+        elif run_node(node, store, report) is not None:
+            failed.append(node)
+        ranks.wait()
+    if ranks.first:
+        run_study(study, out, report, ())
+    return failed
+
+
+def _take_part(node: Node, store: Path) -> None:
+    """Do what the first process does in ``run_node``, without a record."""
+    inputs = {name: source.folder(store) for name, source in node.inputs.items()}
+    function = resolve(STAGES[node.stage].function)
+    try:
+        function(inputs, node.config, node.seed, node.folder(store), Reporter(quiet=True))
+    except UserError:
+        raise
+    # It fails everywhere alike, in any way; the first process records it.
+    except Exception:
+        return

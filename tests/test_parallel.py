@@ -1,0 +1,192 @@
+"""Training by several processes on the CPU: one process's losses, resumed by any number."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import training_tools as tools
+from ranks_tools import in_ranks
+from safetensors.torch import load_file
+
+from engram_eval.config import TrainConfig, TrainStage
+from engram_eval.errors import UserError
+from engram_eval.ledger import architecture_config
+from engram_eval.models.modeling_engram import EngramForCausalLM
+from engram_eval.parallel.loop import train_in_parallel
+from engram_eval.parallel.model import spread
+from engram_eval.parallel.ranks import Ranks
+from engram_eval.progress import Reporter, Task
+from engram_eval.training.loop import Run
+from engram_eval.training.stage import train
+
+SETTINGS = dataclasses.replace(
+    tools.SETTINGS, tokens=20 * 128, autocast_bf16=False, checkpoints=(0.5, 1.0)
+)
+ARCHITECTURE = {**tools.ARCHITECTURES["engram"], "engram_layers": [0, 1]}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def run(corpus: Path, out: Path, settings: TrainConfig = SETTINGS, **architecture: Any) -> int:
+    out.mkdir(exist_ok=True)
+    stage = TrainStage({**ARCHITECTURE, **architecture}, settings)
+    return len(train({"corpus": corpus}, stage, 0, out, Reporter(quiet=True)))
+
+
+def losses(out: Path) -> list[float]:
+    log = (out / "train.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss_nats"] for line in log]
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    run(corpus, out)
+    return out
+
+
+def check_equal(out: Path, alone: Path) -> None:
+    assert losses(out) == pytest.approx(losses(alone), abs=1e-4)
+    assert len(losses(out)) == 20
+    logs = [(folder / "train.jsonl").read_text().splitlines() for folder in (out, alone)]
+    for mine, other in zip(*logs, strict=True):
+        one, two = json.loads(mine), json.loads(other)
+        assert one["grad_norm_table"] == pytest.approx(two["grad_norm_table"], rel=1e-3)
+        assert {d: n["tokens"] for d, n in one["domains"].items()} == {
+            d: n["tokens"] for d, n in two["domains"].items()
+        }
+    mine, other = (load_file(each / "model" / "model.safetensors") for each in (out, alone))
+    assert set(mine) == set(other)
+    for name, tensor in other.items():
+        torch.testing.assert_close(mine[name], tensor, rtol=0, atol=2e-3, msg=name)
+    assert not list(out.glob("parallel-*"))
+    opened = EngramForCausalLM.from_pretrained(out / "model")
+    assert opened.model.memory(0).table.weight.shape[0] > 100
+
+
+def test_two_processes_train_as_one_does(corpus: Path, alone: Path, tmp_path: Path) -> None:
+    rows = in_ranks(2, run, corpus, tmp_path / "two")
+    assert rows[0] > 10 and rows[1] == 0, "the first process returns the rows"
+    check_equal(tmp_path / "two", alone)
+
+
+class Stopping(Reporter):
+    """Sends its own process SIGTERM after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(quiet=True)
+        self.steps = steps
+
+    @contextmanager
+    def task(self, title: str, total: float) -> Iterator[Task]:
+        reporter = self
+
+        class Counting(Task):
+            def advance(self, amount: float = 1.0, info: str = "") -> None:
+                super().advance(amount, info)
+                if self.done == reporter.steps:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        yield Counting(title, total)
+
+
+def run_until(corpus: Path, out: Path, steps: int) -> int:
+    """Train in a process that is asked to end; the first alone gets the signal."""
+    first = os.environ["RANK"] == "0"
+    report = Stopping(steps) if first else Reporter(quiet=True)
+    with pytest.raises(SystemExit) as ended:
+        train({"corpus": corpus}, TrainStage(ARCHITECTURE, SETTINGS), 0, out, report)
+    return int(ended.value.code)
+
+
+@pytest.fixture(scope="module")
+def stopped(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a run that two processes have left after 7 steps."""
+    out = tmp_path_factory.mktemp("stopped")
+    assert in_ranks(2, run_until, corpus, out, 7) == [128 + signal.SIGTERM] * 2
+    assert [folder.name for folder in out.glob("parallel-*")] == ["parallel-000007"]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_saved_by_two_and_resumed(
+    world: int, corpus: Path, stopped: Path, alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "resumed"
+    shutil.copytree(stopped, out)
+    if world == 1:
+        run(corpus, out)
+    else:
+        in_ranks(world, run, corpus, out)
+    check_equal(out, alone)
+
+
+@pytest.mark.slow
+def test_four_processes_and_pieces_of_batches(corpus: Path, alone: Path, tmp_path: Path) -> None:
+    in_ranks(4, run, corpus, tmp_path / "four")
+    check_equal(tmp_path / "four", alone)
+    run(corpus, tmp_path / "pieces", dataclasses.replace(SETTINGS, accumulate=4))
+    check_equal(tmp_path / "pieces", alone)
+    in_ranks(2, run, corpus, tmp_path / "both", dataclasses.replace(SETTINGS, accumulate=2))
+    check_equal(tmp_path / "both", alone)
+
+
+def test_pieces_add_up_to_the_batch(corpus: Path, alone: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "pieces", dataclasses.replace(SETTINGS, accumulate=2))
+    check_equal(tmp_path / "pieces", alone)
+
+
+def test_what_cannot_be_shared_out_is_refused(corpus: Path, tmp_path: Path) -> None:
+    odd = dataclasses.replace(SETTINGS, accumulate=3)
+    with pytest.raises(UserError, match=r"train\.accumulate=3: must divide train\.batch_size=4"):
+        run(corpus, tmp_path / "odd", odd)
+    ranks = Ranks(0, 8, torch.device("cpu"), cast(Any, None))
+    whole = Run(
+        cast(Any, None), cast(Any, None), SETTINGS, 1, frozenset(), cast(Any, None), tmp_path, ""
+    )
+    with pytest.raises(UserError, match=r"batch_size=4: 8 processes.*a multiple of 8"):
+        train_in_parallel(whole, cast(Any, None), ranks, Reporter(quiet=True))
+    model = EngramForCausalLM(architecture_config({**ARCHITECTURE, "engram_storage": "host"}))
+    with pytest.raises(UserError, match=r"engram_storage='host'.*they need 'device'"):
+        spread(model, ranks)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_model_of_a_study(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "two"
+    verb = "train smoke --model engram --seed 0 --quiet --set train.tokens=4096"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["-m", "engram_eval.cli", *verb.split(), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(out)]
+    model = out / "models" / "engram" / "seed0"
+    assert EngramForCausalLM.from_pretrained(model).config.engram_layers == [1]
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["stage"] == "train" and row["metric"] == "loss_nats"]
+    assert trained and {row["model"] for row in trained} == {"engram"}
+    verb = verb.replace("train smoke", "probe smoke")
+    refused = subprocess.run(
+        [*command[:7], *verb.split(), "--out", str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert refused.returncode != 0
+    assert "torchrun: probe runs in one process; allowed: train" in refused.stderr
