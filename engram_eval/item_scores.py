@@ -10,14 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_eval.errors import UserError
-from engram_eval.evaluation.samples import FRACTIONS, has_number, has_ratio, item_id, slices_of
-from engram_eval.records import content_hash, read_jsonl
+from engram_eval.evaluation.samples import (
+    FRACTIONS,
+    has_number,
+    has_ratio,
+    item_id,
+    shared,
+    slices_of,
+    sources_of,
+)
+from engram_eval.records import read_jsonl
 
 Floats = npt.NDArray[np.float64]
 Trained = tuple[str, int | None]
 
-# Fields of an item that name the text it was made from.
-SOURCES = ("source", "passage", "article")
 BITS_PER_NAT = 1 / np.log(2)
 
 
@@ -110,18 +116,6 @@ class Table:
         )
 
 
-def shared(sources: tuple[str, ...]) -> tuple[str, ...]:
-    """Return sources as they are, or none where no two units share one."""
-    return sources if len(set(sources)) < len(sources) else ()
-
-
-def source_of(sample: Mapping[str, Any]) -> str:
-    """Name what an item was made from: our own items say it, questions share their passage."""
-    doc = sample["doc"]
-    told = next((doc[key] for key in SOURCES if isinstance(doc.get(key), str) and doc[key]), None)
-    return content_hash(told) if told else str(sample["doc_id"])
-
-
 def _joined(measures: Sequence[Measure]) -> Measure:
     models = [who for who in measures[0].tops if all(who in m.tops for m in measures)]
     return Measure(
@@ -186,7 +180,7 @@ def _task_table(name: str, folders: Mapping[Trained, Path], domain: str | None) 
     first = next(iter(found.values()))
     slices = tuple(slices_of(sample) for sample in first)
     labels = {} if domain is None else {"domain": domain}
-    sources = shared(tuple(source_of(sample) for sample in first))
+    sources = sources_of(first)
     kept = next(iter(ids.values()))
     return Table(name, labels, "test", "items", kept, slices, _measures(found), sources)
 

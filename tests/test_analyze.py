@@ -10,7 +10,8 @@ from scipy import stats as scipy_stats
 
 from engram_eval.analyze import Pairing, analyze, compare_table
 from engram_eval.errors import UserError
-from engram_eval.item_scores import Measure, Scores, Table, load_scores, select, source_of
+from engram_eval.evaluation.samples import pool, source_of, sources_of
+from engram_eval.item_scores import Measure, Scores, Table, load_scores, select
 from engram_eval.records import (
     MetricRow,
     content_hash,
@@ -252,8 +253,14 @@ def test_items_of_one_source_are_resampled_together():
 
 def test_items_name_what_they_were_made_from():
     def sample(**doc):
-        return {"doc": doc, "doc_id": 3}
+        return {"doc": doc, "doc_id": 3, "doc_hash": "abc"}
 
     assert source_of(sample(source="os.py")) == source_of(sample(source="os.py", passage="x"))
     assert source_of(sample(passage="long text")) != source_of(sample(passage="other"))
-    assert source_of(sample(question="?")) == "3"
+    assert source_of(sample(context=["A: Hi.", "B: Ho."])) == source_of(
+        sample(context=["A: Hi.", "B: Ho."], q=1)
+    )
+    assert source_of(sample(question="?")) == "3 abc"
+    # Tasks of a benchmark number their items anew; equal numbers are no common source.
+    pooled = pool({task: [sample(question="?")] * 1 for task in ("anatomy", "virology")})
+    assert sources_of(pooled) == ()

@@ -1,5 +1,6 @@
 """Scores against hand-worked numbers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,10 +13,12 @@ from engram_eval.evaluation.informative import judge_tasks
 from engram_eval.evaluation.scores import chance_level, ratio, task_rows
 from engram_eval.records import MetricRow
 
+NUMBERS = itertools.count()
+
 
 def sample(acc: float, nats: float, size: int, n_choices: int = 4, **slices: str) -> dict:
     doc = {"choices": ["x"] * n_choices, "slices": slices}
-    return {"doc": doc, "acc": acc, "bits_per_byte": [nats, size]}
+    return {"doc": doc, "doc_id": next(NUMBERS), "acc": acc, "bits_per_byte": [nats, size]}
 
 
 def value(rows: list[MetricRow], metric: str, **labels: str) -> MetricRow:
@@ -77,7 +80,8 @@ def test_chance_comes_from_the_choices_where_the_task_does_not_tell() -> None:
 
 
 def test_a_task_of_another_kind_gives_the_rows_it_can() -> None:
-    rows = task_rows("t", {}, [{"doc": {"q": "?"}, "acc": 1.0}, {"doc": {"q": "!"}, "acc": 0.0}])
+    found = [{"doc": {"q": "?"}, "doc_id": n, "acc": float(n)} for n in range(2)]
+    rows = task_rows("t", {}, found)
     assert [(row.metric, row.baseline) for row in rows] == [("acc", None)]
 
 
@@ -95,6 +99,22 @@ def test_clustered_entries_are_no_independent_evidence() -> None:
     assert clustered.value == 2.0
     assert clustered.stderr == pytest.approx(ratio(top[[0, 2]], bottom[:2]).stderr)
     assert ratio(top, bottom, ["a"] * 4).stderr is None
+
+
+def test_rows_take_items_of_one_source_for_one() -> None:
+    found = [sample(*scores) for scores in [(1, -2, 1), (1, -2, 1), (0, -6, 1), (0, -6, 1)]]
+    for entry, source in zip(found, "aabb", strict=True):
+        entry["doc"]["passage"] = source
+        entry["by_filter"] = {"loose": {"exact_match": entry["acc"]}}
+    rows = task_rows("t", {"chance": 0.25}, found)
+    # Two clusters, one all right and one all wrong: sqrt(2 (1 + 1)) / 4, as from two items.
+    assert value(rows, "acc").stderr == pytest.approx(0.5)
+    assert value(rows, "acc_centered").stderr == pytest.approx(0.5 / 0.75)
+    assert value(rows, "exact_match", filter="loose").stderr == pytest.approx(0.5)
+    # Residuals of bits: -4 and 4 nats per cluster.
+    assert value(rows, "bits_per_byte").stderr == pytest.approx(2 / math.log(2))
+    one = [{**entry, "doc": {**entry["doc"], "passage": "a"}} for entry in found]
+    assert value(task_rows("t", {}, one), "acc").stderr is None
 
 
 def acc_row(task: str, acc: float, n: int = 200, stage: str = "evaluate") -> MetricRow:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from engram_eval.records import content_hash
+
 Sample = dict[str, Any]
 
 # What can be rebuilt from the item, or is as long as a prompt.
@@ -11,6 +13,8 @@ _LONG_FIELDS = ("prompt",)
 # Scores of an item that are averaged, in order of importance; those where guessing helps.
 FRACTIONS = ("acc", "acc_norm", "exact_match", "f1", "pass_at_1", "math_verify", "bleu_acc")
 GUESSED = frozenset({"acc", "acc_norm"})
+# Fields of an item that name or hold the text it was made from: a file, a passage, a dialogue.
+SOURCES = ("source", "source_id", "passage", "article", "context")
 # Metrics that tasks call otherwise than ``records.METRICS``.
 ALIASES = {"pass@1": "pass_at_1", "em": "exact_match"}
 
@@ -68,6 +72,26 @@ def item_id(sample: Mapping[str, Any]) -> str:
     """Name an item by its place and the hash of its content."""
     place = sample.get("item") or sample["doc"].get("id", sample["doc_id"])
     return f"{place} {sample.get('doc_hash', '')}"
+
+
+def sources_of(samples: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what each item was made from, or nothing where no two items share a source.
+
+    Items of one source are no independent evidence: they are resampled together, and standard
+    errors take them for one.
+    """
+    return shared(tuple(map(source_of, samples)))
+
+
+def shared(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Return sources as they are, or none where no two units share one."""
+    return sources if len(set(sources)) < len(sources) else ()
+
+
+def source_of(sample: Mapping[str, Any]) -> str:
+    """Name what an item was made from: our own items say it, questions share their passage."""
+    told = next((sample["doc"][key] for key in SOURCES if sample["doc"].get(key)), None)
+    return content_hash(told) if told else item_id(sample)
 
 
 def has_number(metric: str, samples: Sequence[Mapping[str, Any]]) -> bool:

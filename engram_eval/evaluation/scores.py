@@ -7,10 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engram_eval.evaluation.samples import FRACTIONS, GUESSED, has_number, has_ratio, slices_of
+from engram_eval.evaluation.samples import (
+    FRACTIONS,
+    GUESSED,
+    has_number,
+    has_ratio,
+    slices_of,
+    sources_of,
+)
 from engram_eval.evaluation.suites import domain_of
 from engram_eval.records import MetricRow
-from engram_eval.stats import centred, clustered_stderr, mean_stderr
+from engram_eval.stats import centred, clustered_stderr
 
 Floats = npt.NDArray[np.float64]
 
@@ -88,31 +95,37 @@ def _rows(
 ) -> list[MetricRow]:
     """Score one set of samples by all metrics that each of them has."""
     common: dict[str, Any] = {"split": "test", "slice": dict(labels), "n": len(samples)}
+    sources = sources_of(samples) or range(len(samples))
     rows = []
     for metric in FRACTIONS:
         if has_number(metric, samples):
             scores = [float(sample[metric]) for sample in samples]
             chance = metadata.get("chance", chance_level(samples)) if metric in GUESSED else 0.0
-            rows += _fraction_rows(task, metric, scores, chance, common)
+            mean = Ratio(float(np.mean(scores)), _stderr(scores, sources))
+            rows += _fraction_rows(task, metric, mean, chance, common)
     if has_ratio("bits_per_byte", samples):
         nats, size = np.array([sample["bits_per_byte"] for sample in samples], np.float64).T
-        value, stderr = ratio(-nats / math.log(2), size)
+        value, stderr = ratio(-nats / math.log(2), size, sources)
         rows.append(MetricRow(task, "bits_per_byte", value, stderr=stderr, **common))
     if has_number("perplexity", samples):
-        rows.append(_perplexity_row(task, [s["perplexity"] for s in samples], common))
+        rows.append(_perplexity_row(task, [s["perplexity"] for s in samples], sources, common))
     return rows
+
+
+def _stderr(scores: Sequence[float], sources: Sequence[object]) -> float | None:
+    """Return the standard error of a mean, clustered by source; None from a single source."""
+    return clustered_stderr(scores, sources) if len(set(sources)) > 1 else None
 
 
 def _fraction_rows(
     task: str,
     metric: str,
-    scores: Sequence[float],
+    mean: Ratio,
     chance: float | None,
     common: Mapping[str, Any],
 ) -> list[MetricRow]:
     """Return a mean of scores, and for ``acc`` also the one above chance."""
-    value = float(np.mean(scores))
-    stderr = mean_stderr(scores)[1] if len(scores) > 1 else None
+    value, stderr = mean
     rows = [MetricRow(task, metric, value, stderr=stderr, baseline=chance, **common)]
     if metric == "acc" and chance is not None:
         scaled = None if stderr is None else stderr / (1 - chance)
@@ -125,7 +138,10 @@ def _fraction_rows(
 
 
 def _perplexity_row(
-    task: str, log_likelihoods: Sequence[float], common: Mapping[str, Any]
+    task: str,
+    log_likelihoods: Sequence[float],
+    sources: Sequence[object],
+    common: Mapping[str, Any],
 ) -> MetricRow:
     """Return lm-eval's ``perplexity``, the exponential of the mean loss in nats per item.
 
@@ -133,9 +149,8 @@ def _perplexity_row(
     """
     loss = -float(np.mean(log_likelihoods))
     value = math.exp(loss) if loss < math.log(MOST_PERPLEXITY) else None
-    stderr = None
-    if value is not None and len(log_likelihoods) > 1:
-        stderr = value * float(mean_stderr(log_likelihoods)[1])
+    relative = _stderr(log_likelihoods, sources)
+    stderr = None if value is None or relative is None else value * relative
     return MetricRow(task, "perplexity", value, stderr=stderr, **common)
 
 
@@ -151,6 +166,11 @@ def _further_filters(
             task,
             {**labels, "filter": name},
             {},
-            [{**sample["by_filter"][name], "doc": sample["doc"]} for sample in samples],
+            [{**_identity(sample), **sample["by_filter"][name]} for sample in samples],
         )
     ]
+
+
+def _identity(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells an item from others and names its source."""
+    return {key: sample[key] for key in ("doc", "doc_id", "doc_hash", "item") if key in sample}
