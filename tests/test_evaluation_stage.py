@@ -1,6 +1,7 @@
 """The stages: items for a corpus, and the evaluation of a model and of a baseline on them."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -13,14 +14,17 @@ import numpy as np
 import pytest
 from evaluation_tools import QUIET, SMALL, VOCAB, small_corpus, tiny_llama
 
+from engram_eval.adapters.stage import model_sha256
 from engram_eval.baselines.kneser_ney import KneserNey
 from engram_eval.config import BaselineStage, EvalConfig, from_dict, to_dict
 from engram_eval.corpus.excerpt import excerpt
-from engram_eval.corpus.store import Corpus
+from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
+from engram_eval.evaluation import stage
 from engram_eval.evaluation.items import LOCAL_ORDER, build_items, choice_bits, label_local
 from engram_eval.evaluation.stage import evaluate, evaluate_baseline
 from engram_eval.paths import tasks_dir
+from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl, row_to_dict
 
 CONFIG = EvalConfig(
@@ -91,15 +95,15 @@ def test_what_training_told_three_tokens_back_is_resolved(corpus: Corpus) -> Non
 
 
 def test_a_model_is_evaluated(inputs: Mapping[str, Path], tmp_path: Path) -> None:
-    rows = evaluate(inputs, CONFIG, 0, tmp_path, QUIET)
+    rows = evaluate(inputs, CONFIG, 0, tmp_path / "out", QUIET)
     assert tasks_of(rows) == {*CONFIG.tasks, "heldout"}
     whole = [row for row in rows if row.name == "math_comparison" and len(row.slice) == 1]
     assert {row.metric for row in whole} == {"acc", "acc_centered", "bits_per_byte"}
     assert {(row.n, row.slice["domain"], row.split) for row in whole} == {(10, "math", "test")}
     (loss,) = [row for row in rows if row.metric == "loss_nats" and not row.slice]
     assert loss.value is not None and 0.8 * math.log(VOCAB) < loss.value < 3 * math.log(VOCAB)
-    assert json.loads((tmp_path / "results.json").read_text())["n-samples"]
-    documents = list(read_jsonl(tmp_path / "heldout.jsonl"))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["n-samples"]
+    documents = list(read_jsonl(tmp_path / "out" / "heldout.jsonl"))
     assert len(documents) == loss.n
     scored = sum(document["tokens"] for document in documents)
     assert scored == CONFIG.seq_len * CONFIG.heldout_sequences
@@ -109,17 +113,19 @@ def test_evaluation_twice_or_after_an_interruption_gives_the_same(
     inputs: Mapping[str, Path], tmp_path: Path
 ) -> None:
     first = evaluate(inputs, CONFIG, 0, tmp_path / "a", QUIET)
-    evaluate(inputs, dataclasses.replace(CONFIG, tasks=CONFIG.tasks[:1]), 0, tmp_path, QUIET)
-    second = evaluate(inputs, CONFIG, 0, tmp_path, QUIET)
+    second_folder = tmp_path / "apart" / "b"
+    fewer = dataclasses.replace(CONFIG, tasks=CONFIG.tasks[:1])
+    evaluate(inputs, fewer, 0, second_folder, QUIET)
+    second = evaluate(inputs, CONFIG, 0, second_folder, QUIET)
     assert list(map(row_to_dict, first)) == list(map(row_to_dict, second))
     for path in (tmp_path / "a").rglob("*.json*"):
-        assert path.read_bytes() == (tmp_path / path.relative_to(tmp_path / "a")).read_bytes()
+        assert path.read_bytes() == (second_folder / path.relative_to(tmp_path / "a")).read_bytes()
 
 
 def test_held_out_text_can_be_left_out(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, heldout=False)
-    assert tasks_of(evaluate(inputs, config, 0, tmp_path, QUIET)) == set(CONFIG.tasks)
-    assert not (tmp_path / "heldout.jsonl").exists()
+    assert tasks_of(evaluate(inputs, config, 0, tmp_path / "out", QUIET)) == set(CONFIG.tasks)
+    assert not (tmp_path / "out" / "heldout.jsonl").exists()
 
 
 def test_the_batch_size_does_not_matter(inputs: Mapping[str, Path], tmp_path: Path) -> None:
@@ -137,7 +143,9 @@ def alone(inputs: Mapping[str, Path]) -> Mapping[str, Path]:
 def test_a_baseline_is_evaluated_on_the_same_items(
     inputs: Mapping[str, Path], corpus: Corpus, tmp_path: Path
 ) -> None:
-    rows = evaluate_baseline(alone(inputs), BaselineStage("ngram", CONFIG), None, tmp_path, QUIET)
+    rows = evaluate_baseline(
+        alone(inputs), BaselineStage("ngram", CONFIG), None, tmp_path / "out", QUIET
+    )
     assert tasks_of(rows) == {*CONFIG.tasks, "heldout", "memory"}
     (loss,) = [row for row in rows if row.metric == "loss_nats" and not row.slice]
     tokens = np.asarray(corpus.tokens("val"))[: CONFIG.seq_len * CONFIG.heldout_sequences]
@@ -145,7 +153,9 @@ def test_a_baseline_is_evaluated_on_the_same_items(
     p = KneserNey.fit(corpus.ngrams(), 5).score(stream).p[1:]
     assert loss.value == pytest.approx(-np.log(p).mean())
     assert {row.metric for row in rows if row.name == "memory"} >= {"disk_bytes", "us_per_token"}
-    ids = [s["doc"]["id"] for s in read_jsonl(tmp_path / "samples" / "math_comparison.jsonl")]
+    ids = [
+        s["doc"]["id"] for s in read_jsonl(tmp_path / "out" / "samples" / "math_comparison.jsonl")
+    ]
     items = list(read_jsonl(inputs["items"] / "math_comparison.jsonl"))
     assert ids == [item["id"] for item in items[:10]]
 
@@ -168,7 +178,7 @@ def test_a_baseline_reads_as_much_as_it_may(
 def test_a_baseline_goes_around_the_model_it_is_given(
     inputs: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    rows = evaluate_baseline(inputs, BaselineStage("cache", CONFIG), 0, tmp_path, QUIET)
+    rows = evaluate_baseline(inputs, BaselineStage("cache", CONFIG), 0, tmp_path / "out", QUIET)
     other = evaluate_baseline(
         alone(inputs), BaselineStage("cache", CONFIG), None, tmp_path / "b", QUIET
     )
@@ -181,6 +191,49 @@ def test_a_baseline_goes_around_the_model_it_is_given(
     assert len(losses) == 2 and losses[0] != losses[1]
 
 
+def test_a_checkpoint_is_asked_again_only_where_it_has_changed(
+    inputs: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {**inputs, "train": tmp_path / "train"}
+    model = inputs["train"] / "model"
+    tiny_llama().save_pretrained(model)
+    load_corpus(inputs["corpus"]).tokenizer().save_pretrained(model)
+    both = dataclasses.replace(CONFIG, limit=4, heldout=False)
+    config = dataclasses.replace(both, tasks=("math_comparison",))
+    first = evaluate(inputs, both, 0, tmp_path / "a", QUIET)
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "load_model", lambda *_: pytest.fail("the model is loaded"))
+        again = evaluate(inputs, config, 0, tmp_path / "b", QUIET)
+    assert list(map(row_to_dict, again)) == [
+        row_to_dict(row) for row in first if row.name == "math_comparison"
+    ]
+    before = model_sha256(model)
+    (model / "README.md").write_text("a card")
+    assert model_sha256(model) == before
+    for name in ("tokenizer.json", "config.json", "model.safetensors"):
+        kept = (model / name).read_bytes()
+        (model / name).write_bytes(kept + b" ")
+        assert model_sha256(model) != before
+        (model / name).write_bytes(kept)
+    tiny_llama(seed=1).save_pretrained(model)
+    out = io.StringIO()
+    other = evaluate(inputs, config, 0, tmp_path / "c", Reporter(out=out))
+    assert "used again" not in out.getvalue()
+    assert [row.value for row in other] != [row.value for row in again]
+
+
+def test_a_memory_is_asked_again_where_its_text_has_changed(
+    inputs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    out = io.StringIO()
+    for number, heldout in enumerate((False, False, True)):
+        config = dataclasses.replace(CONFIG, tasks=CONFIG.tasks[:1], limit=4, heldout=heldout)
+        baseline, report = BaselineStage("ngram", config), Reporter(out=out)
+        evaluate_baseline(alone(inputs), baseline, None, tmp_path / str(number), report)
+        # Only the second is the first once more; the third's weights are tuned on other text.
+        assert out.getvalue().count("used again") == min(number, 1)
+
+
 def test_mistakes_are_found_before_a_model_is_loaded(
     inputs: Mapping[str, Path], tmp_path: Path
 ) -> None:
@@ -189,9 +242,9 @@ def test_mistakes_are_found_before_a_model_is_loaded(
     with pytest.raises(UserError, match="math_comparison"):
         evaluate(without_model, wrong, 0, tmp_path, QUIET)
     with pytest.raises(UserError, match="nowhere"):
-        evaluate(without_model, CONFIG, 0, tmp_path, QUIET)
+        evaluate(without_model, CONFIG, 0, tmp_path / "out", QUIET)
     with pytest.raises(UserError, match=r"baseline 'ngrams'.*'ngram'"):
-        evaluate_baseline(inputs, BaselineStage("ngrams", CONFIG), None, tmp_path, QUIET)
+        evaluate_baseline(inputs, BaselineStage("ngrams", CONFIG), None, tmp_path / "out", QUIET)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +256,7 @@ def test_impossible_settings_are_named(
 ) -> None:
     config = from_dict(EvalConfig, {**to_dict(CONFIG), name: value})
     with pytest.raises(UserError, match=f"{name} {value}"):
-        evaluate(inputs, config, 0, tmp_path, QUIET)
+        evaluate(inputs, config, 0, tmp_path / "out", QUIET)
     with pytest.raises(UserError, match=f"{name} {value}"):
         evaluate_baseline(inputs, BaselineStage("ngram", config), None, tmp_path, QUIET)
 

@@ -1,5 +1,6 @@
 """The stage that opens a trained model instead of training one."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,9 +9,12 @@ from engram_eval.errors import UserError, nearest
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, content_hash, file_sha256
 
+# Weights, settings, vocabularies (merges.txt, tokenizer.model), remote code; not the model card.
+_DEFINING = {".safetensors", ".json", ".txt", ".model", ".jinja", ".py"}
+
 
 def model_sha256(folder: Path) -> str:
-    """Hash a model's configuration and weights.
+    """Hash what a model's folder computes with: configuration, weights, tokenizer, code.
 
     Raises:
         UserError: the folder holds no model with safetensors.
@@ -21,7 +25,14 @@ def model_sha256(folder: Path) -> str:
         raise UserError(f"{folder}: no such folder{nearest(folder.name, names)}")
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{folder}: no model here; expected config.json and *.safetensors")
-    return content_hash([file_sha256(path) for path in (folder / "config.json", *weights)])
+    files = sorted(path for path in folder.iterdir() if path.suffix in _DEFINING)
+    return content_hash({path.name: _sha256(path, path.stat().st_mtime_ns) for path in files})
+
+
+@functools.cache
+def _sha256(path: Path, mtime_ns: int) -> str:
+    """Hash a file once; ``mtime_ns`` makes a changed one another key."""
+    return file_sha256(path)
 
 
 def load(

@@ -12,6 +12,7 @@ another form, with ``before`` something stands between prompt and answer that is
 Templates are Jinja over the base's document.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,8 +52,8 @@ def load_gold(
 ) -> dict[str, Dataset]:
     """Give lm-eval the right answers of a task as its ``test`` split; metadata are the arguments.
 
-    Prompts are made when they are read, so that a limit also limits that work. The tasks of a
-    group take turns, so that a limit takes some of each.
+    Prompts are made when they are first read, so that a limit also limits that work. The tasks of
+    a group take turns, so that a limit takes some of each.
 
     Args:
         base: lm-eval's task or group.
@@ -70,13 +71,17 @@ def load_gold(
         for name, (_, docs) in tasks.items()
     )
 
+    @functools.cache
+    def gold(name: str, index: int) -> Gold:
+        return gold_of(*tasks[name], index, wording)
+
     def fill(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         pairs = list(zip(batch["subtask"], batch["index"], strict=True))
-        golds = [gold_of(*tasks[name], index, wording) for name, index in pairs]
+        golds = [gold(name, index) for name, index in pairs]
         return {
             "id": [f"{name}-{index}" for name, index in pairs],
-            "prompt": [gold.prompt for gold in golds],
-            "answer": [gold.answer for gold in golds],
+            "prompt": [found.prompt for found in golds],
+            "answer": [found.answer for found in golds],
             "slices": [{"subtask": name} if len(tasks) > 1 else None for name, _ in pairs],
         }
 

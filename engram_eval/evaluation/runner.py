@@ -1,9 +1,9 @@
 """Runs tasks through lm-eval and writes what it says, the same bytes each time."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval import evaluate as lm_evaluate
@@ -11,51 +11,76 @@ from lm_eval.api.model import LM
 
 from engram_eval.evaluation.loading import benchmarks, documents
 from engram_eval.evaluation.quiet import quiet_lm_eval
+from engram_eval.evaluation.result_cache import ResultCache, TaskFiles, keep, restore
 from engram_eval.evaluation.samples import per_item, pool
-from engram_eval.progress import Reporter
+from engram_eval.evaluation.task_hash import LOCAL_KEYS
+from engram_eval.progress import Reporter, Task
 from engram_eval.records import read_jsonl, write_json, write_jsonl
 
-# Paths differ from machine to machine; without them equal runs give equal files.
-_LOCAL_KEYS = ("config_source", "data_dir", "mirror", "unsafe_code")
 SEED = 0
 
 
+class Asked(NamedTuple):
+    """One task as it is run: its first ``limit`` items (0 means all), alone or of a benchmark."""
+
+    name: str
+    task: Any
+    limit: int
+    is_part: bool
+
+    def files(self, out: Path) -> TaskFiles:
+        """Return where its results and samples are kept."""
+        samples = out / ("parts" if self.is_part else "samples") / f"{self.name}.jsonl"
+        return TaskFiles(out / "results" / f"{self.name}.json", samples)
+
+    @property
+    def size(self) -> int:
+        """Items that are asked."""
+        size = len(documents(self.task))
+        return min(self.limit or size, size)
+
+
 def run_tasks(
-    lm: LM, loaded: Mapping[str, Any], out: Path, reporter: Reporter, limit: int = 0
+    lm: LM | Callable[[], LM],
+    loaded: Mapping[str, Any],
+    out: Path,
+    reporter: Reporter,
+    limit: int = 0,
+    cache: ResultCache | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Score a model on tasks, one after the other, and write the results.
 
     Each finished task leaves ``results/<task>.json``, written last, and its samples: in
     ``samples/<task>.jsonl``, or, if it is part of a benchmark, in ``parts/<task>.jsonl``. A task
-    that has both is not run again, so an interrupted evaluation goes on. At the end
-    ``samples/<benchmark>.jsonl`` and ``results.json`` join them, groups' means added.
+    that has both is not run again, so an interrupted evaluation goes on; nor is one that ``cache``
+    has from another evaluation, which is said. At the end ``samples/<benchmark>.jsonl`` and
+    ``results.json`` join them, groups' means added.
 
     Args:
-        lm: an lm-eval model.
+        lm: an lm-eval model, or what opens it; it is opened at the first task that must run.
         loaded: what ``load_tasks`` returned.
         out: folder of this very evaluation (model, tasks, items and limit fixed).
         reporter: shows one step per item.
         limit: items per benchmark, the first ones of each of its tasks; 0 means all.
+        cache: of the very model that ``lm`` is.
 
     Returns:
         The samples of each benchmark, in the order of the items.
     """
-    tasks, together = loaded["tasks"], benchmarks(loaded)
-    limits = {
-        task: _share(limit, len(members)) for members in together.values() for task in members
+    asked = {
+        benchmark: [
+            Asked(name, loaded["tasks"][name], _share(limit, len(names)), len(names) > 1)
+            for name in names
+        ]
+        for benchmark, names in benchmarks(loaded).items()
     }
-    samples = {}
-    with reporter.task("evaluate", sum(_size(t, limits[n]) for n, t in tasks.items())) as bar:
-        for benchmark, members in together.items():
-            found = {}
-            for name in members:
-                found[name] = _finish(lm, name, tasks[name], out, limits[name], len(members) > 1)
-                bar.advance(_size(tasks[name], limits[name]), name)
-            if benchmark in loaded["pooled"]:
-                samples[benchmark] = pool(found)
-                write_jsonl(out / "samples" / f"{benchmark}.jsonl", samples[benchmark])
-            else:
-                samples[benchmark] = found[benchmark]
+    everything = [entry for entries in asked.values() for entry in entries]
+    with reporter.task("evaluate", sum(entry.size for entry in everything)) as bar:
+        reused = {entry.name for entry in everything if _finish(lm, entry, out, cache, bar)}
+    again = [name for name, parts in asked.items() if all(p.name in reused for p in parts)]
+    if again:
+        reporter.say(f"asked of this model before, results used again: {', '.join(again)}")
+    samples = {name: _samples(name, parts, loaded, out) for name, parts in asked.items()}
     write_json(out / "results.json", _join(loaded, out))
     return samples
 
@@ -65,38 +90,53 @@ def _share(limit: int, parts: int) -> int:
     return max(1, limit // parts) if limit else 0
 
 
-def _size(task: Any, limit: int) -> int:
-    size = len(documents(task))
-    return min(limit or size, size)
-
-
 def _finish(
-    lm: LM, name: str, task: Any, out: Path, limit: int, is_part: bool
+    lm: LM | Callable[[], LM], asked: Asked, out: Path, cache: ResultCache | None, bar: Task
+) -> bool:
+    """See that a task has its results; tell if another evaluation had them."""
+    files, reused = asked.files(out), False
+    if not files.results.exists():
+        entry = cache.entry(asked.name, asked.task, asked.limit) if cache else None
+        reused = entry is not None and restore(entry, files)
+        if not reused:
+            _run_one(lm if isinstance(lm, LM) else lm(), asked, files)
+            if entry is not None:
+                keep(entry, files)
+    bar.advance(asked.size, asked.name)
+    return reused
+
+
+def _samples(
+    benchmark: str, asked: Sequence[Asked], loaded: Mapping[str, Any], out: Path
 ) -> list[dict[str, Any]]:
-    """Return a task's samples; it is run if it has not been."""
-    path = out / ("parts" if is_part else "samples") / f"{name}.jsonl"
-    if not (out / "results" / f"{name}.json").exists():
-        _run_one(lm, name, task, out, limit, path)
-    return list(read_jsonl(path))
+    """Read the samples of a benchmark; those of several tasks are put together."""
+    found = {entry.name: list(read_jsonl(entry.files(out).samples)) for entry in asked}
+    if benchmark not in loaded["pooled"]:
+        return found[benchmark]
+    samples = pool(found)
+    write_jsonl(out / "samples" / f"{benchmark}.jsonl", samples)
+    return samples
 
 
-def _run_one(lm: LM, name: str, task: Any, out: Path, limit: int, path: Path) -> None:
+def _run_one(lm: LM, asked: Asked, files: TaskFiles) -> None:
     """Evaluate one task and write its samples, then its results."""
+    name = asked.name
     with quiet_lm_eval(), torch.random.fork_rng():
         torch.manual_seed(SEED)
         results = lm_evaluate(
             lm,
-            {"tasks": {name: task}},
-            limit=limit or None,
+            {"tasks": {name: asked.task}},
+            limit=asked.limit or None,
             bootstrap_iters=0,
             # Whoever loads a task that runs code has put the sandbox around it.
             confirm_run_unsafe_code=True,
         )
     plain = json.loads(json.dumps(results, default=_plain))
-    write_jsonl(path, per_item(plain.pop("samples")[name], task.OUTPUT_TYPE))
-    for key in _LOCAL_KEYS:
+    write_jsonl(files.samples, per_item(plain.pop("samples")[name], asked.task.OUTPUT_TYPE))
+    # Without paths, equal runs give equal files.
+    for key in LOCAL_KEYS:
         plain["configs"][name]["metadata"].pop(key, None)
-    write_json(out / "results" / f"{name}.json", plain)
+    write_json(files.results, plain)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The evaluation stages: a trained model, or a baseline, on the tasks and on held-out text."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy.typing as npt
 from lm_eval.api.model import LM
 from transformers import AutoTokenizer
 
+from engram_eval.adapters.stage import model_sha256
+from engram_eval.allocator import keep_freed_memory
 from engram_eval.api import load_model
 from engram_eval.baselines.built import Setting
 from engram_eval.baselines.registry import build_baseline
 from engram_eval.config import BaselineStage, EqualLossScores, EvalConfig
 from engram_eval.corpus.excerpt import excerpt
-from engram_eval.corpus.store import Corpus, load_corpus
+from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
+from engram_eval.environment import device
 from engram_eval.errors import UserError
 from engram_eval.evaluation.fast_lm import FastLM
 from engram_eval.evaluation.heldout import (
@@ -28,10 +32,12 @@ from engram_eval.evaluation.heldout import (
 )
 from engram_eval.evaluation.loading import benchmarks, load_tasks
 from engram_eval.evaluation.quiet import quiet_lm_eval
+from engram_eval.evaluation.result_cache import FOLDER, ResultCache, identity
 from engram_eval.evaluation.runner import run_tasks
 from engram_eval.evaluation.scores import task_rows
 from engram_eval.progress import Reporter
-from engram_eval.records import EQUAL_LOSS, MetricRow, write_jsonl
+from engram_eval.records import EQUAL_LOSS, MetricRow, file_sha256, write_jsonl
+from engram_eval.stages import STAGES
 from engram_eval.training.equal_loss import FACTS
 
 Floats = npt.NDArray[np.float64]
@@ -49,7 +55,8 @@ def evaluate(
     """Score a trained model.
 
     Writes ``results.json`` (lm-eval's form), ``samples/<task>.jsonl`` and ``heldout.jsonl`` (sums
-    per document). Tasks that an interrupted run finished are not run again.
+    per document). Tasks that an interrupted run finished are not run again; nor are those that
+    another evaluation in the same store has asked of this checkpoint.
 
     Args:
         inputs: ``train`` with the folder ``model``; ``corpus`` and ``items`` where held-out text
@@ -65,15 +72,18 @@ def evaluate(
     """
     _check(config)
     loaded = _tasks(config, inputs)
-    lm = hf_lm(inputs["train"] / "model", config.batch_size)
+    model = inputs["train"] / "model"
+    lm = functools.cache(lambda: hf_lm(model, config.batch_size))
 
     def cost(tokens: npt.NDArray[np.int64]) -> Floats:
         # As many tokens per pass as a batch of requests of moderate length has.
         batch = max(1, config.batch_size // 4)
-        return token_bits(lm.model, tokens, config.seq_len, batch, lm.device)
+        return token_bits(lm().model, tokens, config.seq_len, batch, lm().device)
 
     corpus = load_corpus(inputs["corpus"]) if "corpus" in inputs else None
-    return _score(lm, cost, loaded, corpus, config, out, report)
+    who = identity(model=model_sha256(model), batch_size=config.batch_size, device=device())
+    cache = ResultCache(out.parent / FOLDER, who)
+    return _score(lm, cost, loaded, corpus, config, out, report, cache)
 
 
 def evaluate_baseline(
@@ -98,8 +108,10 @@ def evaluate_baseline(
     model = inputs["train"] / "model" if "train" in inputs else None
     text = excerpt(corpus, config.read_tokens)
     setting = Setting(text, config.evaluate, out / "memory", report, model)
+    cache = ResultCache(out.parent / FOLDER, _baseline_identity(config, setting))
     with build_baseline(config.name, setting) as built:
-        rows = _score(built.lm, built.token_bits, loaded, corpus, config.evaluate, out, report)
+        lm, cost = built.lm, built.token_bits
+        rows = _score(lm, cost, loaded, corpus, config.evaluate, out, report, cache)
     return rows + built.rows
 
 
@@ -126,6 +138,20 @@ def evaluate_equal_loss(
     rows = evaluate(inputs, config.evaluate, seed, out, report)
     marks: dict[str, Any] = {"condition": EQUAL_LOSS, "other": dict(config.other), "step": step}
     return [dataclasses.replace(row, **marks) for row in rows]
+
+
+def _baseline_identity(config: BaselineStage, setting: Setting) -> str:
+    """Hash what a baseline's answers depend on: text, model, and how both are scored."""
+    manner = dataclasses.replace(config.evaluate, tasks=(), limit=0, mirror="", unsafe_code=False)
+    return identity(
+        baseline=config.name,
+        version=STAGES["baseline"].version,
+        corpus=file_sha256(setting.corpus.folder / MANIFEST),
+        read_tokens=config.read_tokens,
+        model=model_sha256(setting.model) if setting.model else None,
+        manner=dataclasses.asdict(manner),
+        device=device(),
+    )
 
 
 def _tasks(config: EvalConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
@@ -168,16 +194,18 @@ def fast_lm(model: Any, tokenizer: Any, batch_size: int) -> FastLM:
 
 
 def _score(
-    lm: LM,
+    lm: LM | Callable[[], LM],
     cost: Callable[[npt.NDArray[np.int64]], Floats],
     loaded: Mapping[str, Any],
     corpus: Corpus | None,
     config: EvalConfig,
     out: Path,
     report: Reporter,
+    cache: ResultCache,
 ) -> list[MetricRow]:
     """Run the tasks, then the held-out text; ``cost`` gives the bits of each of its tokens."""
-    samples = run_tasks(lm, loaded, out, report, config.limit)
+    keep_freed_memory()
+    samples = run_tasks(lm, loaded, out, report, config.limit, cache)
     first = {name: loaded["tasks"][tasks[0]] for name, tasks in benchmarks(loaded).items()}
     rows = [
         row
