@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from mirror_tools import QUIET, KnowingLM
 
 from engram_eval.errors import UserError
+from engram_eval.evaluation.code_eval import ContainedCodeEval
 from engram_eval.evaluation.loading import check_data, load_tasks
 from engram_eval.evaluation.mirror_build import build_mirror
 from engram_eval.evaluation.mirror_check import check_mirror
@@ -83,8 +84,22 @@ def test_some_canonical_programs_pass_and_others_do_not(code_mirror: Path, tmp_p
 @pytest.mark.slow
 def test_all_canonical_programs_pass(code_mirror: Path, tmp_path: Path) -> None:
     found = scores(code_mirror, tmp_path, CanonicalLM(), ["humaneval", "mbpp"], 0)
-    # lm-eval leaves out MBPP's set-up code, which one of the 500 programs cannot do without.
-    assert found == {"humaneval": 1.0, "mbpp": pytest.approx(499 / 500)}
+    assert found == {"humaneval": 1.0, "mbpp": 1.0}
+
+
+def test_tests_run_after_the_set_up_code_that_they_need(code_mirror: Path) -> None:
+    task = load_tasks(["mbpp"], mirror=code_mirror)["tasks"]["mbpp"]
+    docs = task.eval_docs
+    (needy,) = [doc for doc in docs if doc["test_setup_code"]]
+    tests = task.doc_to_target(needy)
+    program = ContainedCodeEval()
+    assert program.check(f"{needy['code']}\n{tests}")
+    # Without it, in lm-eval's form, the authors' own program fails.
+    assert not program.check(f"{needy['code']}\n{tests.removeprefix(needy['test_setup_code'])}")
+    assert task.doc_to_target(docs[0]) == "\n" + "\n".join(docs[0]["test_list"])
+    # Neither the question nor the examples before it say anything about it.
+    prompt = task.fewshot_context(needy, 3)
+    assert "root1 = Node(1)" not in prompt and prompt.count("[DONE]") == 3
 
 
 def test_code_tasks_stop_where_there_is_no_sandbox(

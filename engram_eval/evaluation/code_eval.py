@@ -2,7 +2,9 @@
 
 HumanEval and MBPP ask ``evaluate`` for its metric ``code_eval`` (which would be downloaded);
 CRUXEval brings a function of its own. Both are replaced in the task's module; prompts, stop
-strings and the extraction of code stay lm-eval's.
+strings and the extraction of code stay lm-eval's. One thing is added: where a document has set-up
+code for its tests, it runs between program and tests, as MBPP's authors have it
+(arXiv:2108.07732). lm-eval leaves it out, and two of MBPP's programs cannot be tested without.
 """
 
 import math
@@ -16,6 +18,11 @@ from engram_eval.evaluation.sandbox import Outcome, run_program
 METRIC = "code_eval"
 # The function that CRUXEval's module runs a program with: source, seconds -> whether it passed.
 CHECKER = "check_correctness"
+# Examples before a question have a program in the place of the tests.
+_SET_UP = (
+    "{% if test_setup_code is defined and is_fewshot is not defined %}"
+    "{{test_setup_code}}\n{% endif %}"
+)
 
 
 class ContainedCodeEval:
@@ -87,11 +94,11 @@ def contained_load(metric: ContainedCodeEval) -> Iterator[None]:
         evaluate.load = load
 
 
-def contain(config: Mapping[str, Any], metric: ContainedCodeEval) -> None:
-    """Make a loaded task run programs with ``metric``.
+def contain(config: dict[str, Any], metric: ContainedCodeEval) -> None:
+    """Make a loaded task run programs with ``metric``, tests after the set-up code they need.
 
     Args:
-        config: lm-eval's, with functions resolved.
+        config: lm-eval's, with functions resolved; the tests' template is changed in place.
         metric: what to run them with.
 
     Raises:
@@ -112,6 +119,8 @@ def contain(config: Mapping[str, Any], metric: ContainedCodeEval) -> None:
             f"task {config.get('task')!r} runs generated code in a way of its own, which the "
             "sandbox cannot contain; it is not run here"
         )
+    if isinstance(config.get("doc_to_target"), str) and "test_list" in config["doc_to_target"]:
+        config["doc_to_target"] = _SET_UP + config["doc_to_target"]
 
 
 def _functions(config: Mapping[str, Any]) -> list[Callable[..., Any]]:
