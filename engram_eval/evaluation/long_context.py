@@ -3,8 +3,9 @@
 The needles follow RULER (arXiv:2404.06654, appendix B): the same sentences, keys of two words,
 values of seven digits, the haystack of repeated noise. lm-eval's own generators of them need the
 network (essays, word lists, NLTK's data) and start at 4,096 tokens. Answers are scored by
-likelihood against three wrong ones that stand in the same context; of several values the last one
-is asked for, the others being told. Recall follows arXiv:2312.04927.
+likelihood against three wrong ones that stand in the same context (a single needle's stand
+nowhere); of several values the last one is asked for, the others being told. Recall follows
+arXiv:2312.04927.
 
 Every maker draws one item: ``maker(rng, load, pad)``, where ``pad(before, parts, after)`` spreads
 the parts over as much noise as the length allows. ``load`` is how much there is to keep apart.
@@ -35,6 +36,13 @@ class Asked(NamedTuple):
 
 
 def needle_single(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
+    """One number in all the noise, whatever the load; wrong ones stand nowhere."""
+    keys, values = _pairs(rng, WRONG + 1)
+    query = pad(INTRO, _needles(keys[:1], values[:1]), _question(keys[:1]))
+    return _asked(query, values[0], values[1:], rng)
+
+
+def needle_multikey(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
     """One number for each of ``load`` keys (at least 4); one is asked for."""
     keys, values = _pairs(rng, max(load, WRONG + 1))
     query = pad(INTRO, _needles(keys, values), _question([keys[0]]))
@@ -95,10 +103,13 @@ def recall(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
     return _asked(query, values[last], wrong, rng)
 
 
+# What has nothing to keep apart.
+ALONE = ("needle_single",)
 INTRO = "Some special magic numbers are hidden within the following text. Make sure to memorize it."
 
 MAKERS: dict[str, Callable[[np.random.Generator, int, Pad], Asked | None]] = {
     "long_recall": recall,
+    "needle_multikey": needle_multikey,
     "needle_multiquery": needle_multiquery,
     "needle_multivalue": needle_multivalue,
     "needle_single": needle_single,
@@ -201,7 +212,7 @@ def long_items(
     """
     items = []
     for length in lengths:
-        for load in loads:
+        for load in (1,) if task in ALONE else loads:
             rng = np.random.default_rng([seed, length, load, *task.encode()])
             for number in range(count):
                 found = MAKERS[task](rng, load, padder(length, size, rng))

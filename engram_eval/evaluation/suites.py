@@ -67,6 +67,7 @@ SUITES: dict[str, Suite] = {
             "context_reuse",
             "long_recall",
             "needle_single",
+            "needle_multikey",
             "needle_multivalue",
             "needle_multiquery",
             "variable_tracking",
