@@ -198,3 +198,13 @@ def test_tables_in_all_storages_give_the_same_logits() -> None:
         with torch.inference_mode():
             seen.append(model(text).logits)
     assert len(seen) == 6 and all(torch.equal(each, seen[0]) for each in seen)
+
+
+@pytest.mark.slow
+def test_bench_evaluate_gives_equal_answers_and_ratios() -> None:
+    rows = resolve(BENCHES["evaluate"])(0.01, Reporter(quiet=True), scale="smoke")
+    assert [row["requests"] for row in rows] == [384, 96, 64, 16]
+    for row in rows:
+        assert row["unequal"] == 0 and (row["max_nats"] or 0) < 1e-4
+        assert row["ratio"] == pytest.approx(row["hflm_s"] / row["ours_s"])
+        assert row["cpu_ratio"] > 0

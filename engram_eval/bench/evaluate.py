@@ -14,6 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerFast
 
+from engram_eval.allocator import keep_freed_memory
 from engram_eval.bench.train import Contender, take_turns
 from engram_eval.corpus.stdlib import stdlib_documents
 from engram_eval.corpus.tokenizer import EOS, train_tokenizer
@@ -48,6 +49,13 @@ class Workload(NamedTuple):
     requests: list[Instance]
 
 
+class Answers(NamedTuple):
+    """What a back end answered in its last turn, and the processor's seconds of all its turns."""
+
+    found: list[Any]
+    cpu_s: list[float]
+
+
 def bench_evaluate(
     seconds: float, report: Reporter, scale: str = "quick", batch_size: int = 16
 ) -> list[dict[str, Any]]:
@@ -61,7 +69,8 @@ def bench_evaluate(
 
     Returns:
         Rows with name, requests, hflm_s and ours_s (fastest turn; the first is not counted),
-        ratio (the one over the other), and how far the answers differ: max_nats (largest
+        ratio (the one over the other), cpu_ratio (the same of the processor's time, which what else
+        the machine does hardly touches), and how far the answers differ: max_nats (largest
         difference of a log-likelihood), unequal (greedy flags or texts).
 
     Raises:
@@ -69,12 +78,13 @@ def bench_evaluate(
     """
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
+    keep_freed_memory()
     deadline = time.monotonic() + seconds
     text = _words(CHARACTERS)
     tokenizer = _tokenizer(text, SCALES[scale].corpus.vocab_size)
     options = {"tokenizer": tokenizer, "batch_size": batch_size}
     workloads = list(_workloads(text))
-    answers: dict[tuple[str, str], list[Any]] = {}
+    answers: dict[tuple[str, str], Answers] = {}
     with quiet_lm_eval(), report.task("bench evaluate", seconds) as task:
         model = _model(scale)
         lms = {
@@ -146,12 +156,17 @@ def _workload(name: str, method: Any, arguments: Sequence[tuple[Any, ...]]) -> W
 
 
 def _contender(
-    lm: HFLM, name: str, workload: Workload, answers: dict[tuple[str, str], list[Any]]
+    lm: HFLM, name: str, workload: Workload, answers: dict[tuple[str, str], Answers]
 ) -> Contender:
     answer: Callable[..., list[Any]] = getattr(lm, workload.method)
 
+    key = name, workload.name
+
     def step() -> None:
-        answers[name, workload.name] = answer(workload.requests, disable_tqdm=True)
+        started = time.process_time()
+        found = answer(workload.requests, disable_tqdm=True)
+        before = answers[key].cpu_s if key in answers else []
+        answers[key] = Answers(found, [*before, time.process_time() - started])
 
     return Contender(f"{workload.name}, {name}", workload.name, None, step)
 
@@ -159,12 +174,14 @@ def _contender(
 def _row(
     workload: Workload,
     times: dict[str, list[float]],
-    answers: dict[tuple[str, str], list[Any]],
+    answers: dict[tuple[str, str], Answers],
 ) -> dict[str, Any]:
     theirs, ours = (
         min(times[f"{workload.name}, {name}"], default=math.nan) for name in (THEIRS, OURS)
     )
-    pairs = list(zip(*(answers[name, workload.name] for name in (THEIRS, OURS)), strict=True))
+    given = [answers[name, workload.name] for name in (THEIRS, OURS)]
+    their_cpu, our_cpu = (min(entry.cpu_s[1:], default=math.nan) for entry in given)
+    pairs = list(zip(*(entry.found for entry in given), strict=True))
     scored = workload.method == "loglikelihood"
     return {
         "name": workload.name,
@@ -172,6 +189,7 @@ def _row(
         "hflm_s": theirs,
         "ours_s": ours,
         "ratio": theirs / ours,
+        "cpu_ratio": their_cpu / our_cpu,
         "max_nats": max(abs(a[0] - b[0]) for a, b in pairs) if scored else None,
         "unequal": sum(a[1] != b[1] if scored else a != b for a, b in pairs),
     }

@@ -4,7 +4,9 @@ All rows of a cache end in its last column; shorter ones have padding before the
 last tokens stand side by side, which memories that look back by position need.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +15,10 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from engram_eval.evaluation.batching import Budget, Size, cut_batches, pad_left, pad_right
-from engram_eval.evaluation.growing_cache import cut_windows, new_cache, select_rows
+from engram_eval.evaluation.growing_cache import ROOM, cut_windows, gather_rows, new_cache
 from engram_eval.evaluation.prefix_tree import Stem, Tokens
+
+_GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
 
 
 class Past(NamedTuple):
@@ -35,9 +39,22 @@ class Past(NamedTuple):
         """S."""
         return int(self.cache.get_seq_length())
 
-    def select(self, rows: torch.Tensor) -> "Past":
-        """Return a copy with the given rows, (B',), in which a row may occur several times."""
-        return Past(select_rows(self.cache, rows), self.lengths[rows], self.padded)
+    def select(self, rows: torch.Tensor, room: int = ROOM) -> "Past":
+        """Return a copy with the given rows, (B',); see ``join``."""
+        return join([self], [rows], room)
+
+
+def join(pasts: Sequence[Past], rows: Sequence[torch.Tensor], room: int) -> Past:
+    """Return copies of chosen rows of several pasts, one after the other.
+
+    Args:
+        pasts: of one model.
+        rows: (B',) for each of them; a row may occur several times.
+        room: columns that will be appended.
+    """
+    lengths = torch.cat([past.lengths[chosen] for past, chosen in zip(pasts, rows, strict=True)])
+    padded = any(past.padded for past in pasts) or len({past.columns for past in pasts}) > 1
+    return Past(gather_rows([past.cache for past in pasts], rows, room), lengths, padded)
 
 
 class StemBatch(NamedTuple):
@@ -52,6 +69,25 @@ class StemBatch(NamedTuple):
     stems: list[Stem]
     past: Past
     logits: torch.Tensor
+
+
+@contextmanager
+def _grouped_heads(device: torch.device) -> Iterator[None]:
+    """Let torch's attention share keys among heads, also behind a mask, on processors.
+
+    transformers copies all keys and values to every head there, unless this variable is set; the
+    copies take longer than the attention. Other devices would fall back to a slower kernel.
+    """
+    before = os.environ.get(_GROUPED)
+    if device.type == "cpu":
+        os.environ[_GROUPED] = "1"
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            os.environ.pop(_GROUPED)
+        if before is not None:
+            os.environ[_GROUPED] = before
 
 
 @dataclass(frozen=True)
@@ -150,7 +186,10 @@ class CachedModel:
             positions = columns - (len(columns) - lengths)[:, None]
             options["attention_mask"] = (positions >= 0).long()
             options["position_ids"] = positions[:, -new:].clamp_min(0)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        autocast = torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype is not None
+        )
+        with autocast, _grouped_heads(self.device):
             known = {name: option for name, option in options.items() if name in self.accepts}
             output = self.model(input_ids=ids, past_key_values=past.cache, use_cache=True, **known)
         logits: torch.Tensor = output.logits[:, -keep:]

@@ -1,6 +1,7 @@
 """Log-likelihoods of continuations: each context is read once, its continuations behind it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,13 +9,17 @@ import numpy.typing as npt
 import torch
 
 from engram_eval.evaluation.batching import Budget, Size, cut_batches
-from engram_eval.evaluation.cached_model import CachedModel, StemBatch
+from engram_eval.evaluation.cached_model import CachedModel, Past, StemBatch, join
 from engram_eval.evaluation.prefix_tree import Stem, Tokens, make_stem, split_clusters
 
 # Numbers of logits that are reduced at a time: few enough to stay in a processor's cache.
 BLOCK = 2**20
 # Least tokens saved, as a share of those that are fed anyway.
 WORTH_SHARING = 0.25
+# Stems that wait for their branches to be read: share of the columns that caches may have in all,
+# and how many times as long the longest may be as the shortest.
+KEPT = 0.25
+SPREAD = 1.6
 
 
 class Request(NamedTuple):
@@ -95,7 +100,7 @@ def join_contexts(requests: Sequence[Request]) -> list[Context]:
     contexts: list[Context] = []
     for context, members in groups.items():
         for part in _parts(context, {index: requests[index].continuation for index in members}):
-            contexts.append(_join(context, part, len(contexts)))
+            contexts.append(_join_context(context, part, len(contexts)))
     return contexts
 
 
@@ -113,7 +118,7 @@ def _parts(context: Tokens, continuations: dict[int, Tokens]) -> list[dict[int, 
     return list(parts.values())
 
 
-def _join(context: Tokens, continuations: dict[int, Tokens], key: int) -> Context:
+def _join_context(context: Tokens, continuations: dict[int, Tokens], key: int) -> Context:
     start = len(context) - 1
     fed = {index: context + tokens[:-1] for index, tokens in continuations.items()}
     stem = make_stem(fed.values(), start, key)
@@ -154,44 +159,92 @@ def score(
     tally = Tally(len(requests), dtype)
     stems = [context.stem for context in contexts]
     for prefix, cluster in split_clusters(stems, cluster_cost):
+        waiting: list[StemBatch] = []
         for batch in model.stems(prefix, cluster, budget):
-            found = [contexts[stem.key] for stem in batch.stems]
-            tally.add(batch.logits.flatten(0, 1), list(_stem_reads(batch, found)))
-            _score_branches(model, batch, found, budget, tally)
-            done(sum(context.requests for context in found))
+            tally.add(batch.logits.flatten(0, 1), list(_stem_reads(batch, contexts)))
+            if waiting and not _fits(batch, waiting, budget):
+                done(_score_branches(model, waiting, contexts, budget, tally))
+                waiting = []
+            waiting.append(batch._replace(logits=batch.logits[:0]))
+        done(_score_branches(model, waiting, contexts, budget, tally))
     return tally
+
+
+def _fits(batch: StemBatch, waiting: Sequence[StemBatch], budget: Budget) -> bool:
+    """Tell whether the branches of a batch may be read together with those of others.
+
+    All stems are kept until then, and shorter ones are padded to the longest.
+    """
+    kept = sum(len(other.stems) * other.past.columns for other in (*waiting, batch))
+    return kept <= KEPT * budget.columns and waiting[0].past.columns <= SPREAD * batch.past.columns
 
 
 def _stem_reads(batch: StemBatch, contexts: Sequence[Context]) -> Iterable[Read]:
     """Yield the reads on stems with their positions in the batch's flat logits."""
     kept = batch.logits.shape[1]
-    for row, context in enumerate(contexts):
+    for row, stem in enumerate(batch.stems):
+        context = contexts[stem.key]
         offset = (row + 1) * kept - len(context.stem.tokens)
         for position, token, request in context.reads:
             yield position + offset, token, request
 
 
+class Branch(NamedTuple):
+    """What is read behind row ``row`` of batch ``batch`` of stems."""
+
+    tokens: Tokens
+    batch: int
+    row: int
+
+
 def _score_branches(
     model: CachedModel,
-    batch: StemBatch,
+    batches: Sequence[StemBatch],
     contexts: Sequence[Context],
     budget: Budget,
     tally: Tally,
-) -> None:
-    """Read all branches of a batch of stems."""
+) -> int:
+    """Read all branches behind some batches of stems; return how many requests that ends."""
     branches = sorted(
-        ((row, tokens) for row, stem in enumerate(batch.stems) for tokens in stem.branches),
-        key=lambda branch: -len(branch[1]),
+        (
+            Branch(tokens, number, row)
+            for number, batch in enumerate(batches)
+            for row, stem in enumerate(batch.stems)
+            for tokens in stem.branches
+        ),
+        key=lambda branch: (-len(branch.tokens), branch.batch, branch.row),
     )
-    columns = batch.past.columns
-    sizes = [Size(len(tokens), columns + len(tokens), len(tokens)) for _, tokens in branches]
-    for part in cut_batches(branches, sizes, budget):
-        rows, tokens = zip(*part, strict=True)
-        past = batch.past.select(torch.tensor(rows, device=model.device))
-        logits = model.extend(past, tokens)
+    columns = [batches[branch.batch].past.columns for branch in branches]
+    sizes = [
+        Size(len(branch.tokens), before + len(branch.tokens), len(branch.tokens))
+        for branch, before in zip(branches, columns, strict=True)
+    ]
+    # A token here costs about twice as much as one of a stem: all have logits, rows are copied.
+    dearer = replace(budget, pass_cost=budget.pass_cost // 2)
+    for part in cut_batches(branches, sizes, dearer):
+        # Rows of one batch of stems are copied together.
+        ordered = sorted(part, key=lambda branch: branch.batch)
+        logits = model.extend(_join(batches, ordered), [branch.tokens for branch in ordered])
         reads = [
             (position + number * logits.shape[1], token, request)
-            for number, (row, branch) in enumerate(part)
-            for position, token, request in contexts[row].branch_reads[branch]
+            for number, branch in enumerate(ordered)
+            for position, token, request in _context(contexts, batches, branch).branch_reads[
+                branch.tokens
+            ]
         ]
         tally.add(logits.flatten(0, 1), reads)
+    return sum(contexts[stem.key].requests for batch in batches for stem in batch.stems)
+
+
+def _context(contexts: Sequence[Context], batches: Sequence[StemBatch], branch: Branch) -> Context:
+    return contexts[batches[branch.batch].stems[branch.row].key]
+
+
+def _join(batches: Sequence[StemBatch], branches: Sequence[Branch]) -> Past:
+    """Copy what comes before branches, which are in the order of their batches."""
+    used = list(dict.fromkeys(branch.batch for branch in branches))
+    rows = [torch.tensor([b.row for b in branches if b.batch == number]) for number in used]
+    pasts = [batches[number].past for number in used]
+    device = pasts[0].lengths.device
+    room = max(len(branch.tokens) for branch in branches)
+    return join(pasts, [part.to(device) for part in rows], room)

@@ -22,21 +22,28 @@ class GrowingLayer(DynamicLayer):
         self.buffers: tuple[torch.Tensor, ...] = ()
         self.views: tuple[torch.Tensor | None, ...] = (None, None)
 
+    def hold(self, buffers: Sequence[torch.Tensor], columns: int) -> None:
+        """Take buffers (B, heads, S + room, d) whose first S ``columns`` are filled."""
+        self.buffers = tuple(buffers)
+        self.keys, self.values = (buffer[..., :columns, :] for buffer in self.buffers)
+        self.views = (self.keys, self.values)
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append (B, heads, T, d) and return everything, (B, heads, S + T, d)."""
-        if key_states.shape[-2] > 1 or not self.is_initialized:
-            return super().update(key_states, value_states, *args, **kwargs)
-        end = self.get_seq_length() + 1
+        new = key_states.shape[-2]
         # Whoever selects rows puts other tensors in the place of those that lie in the buffers.
         ours = self.keys is self.views[0] and self.values is self.views[1]
-        if not ours or end > self.buffers[0].shape[-2]:
+        roomy = self.is_initialized and ours and bool(self.buffers)
+        end = self.get_seq_length() + new
+        if not roomy or end > self.buffers[0].shape[-2]:
+            if new > 1 or not self.is_initialized:
+                return super().update(key_states, value_states, *args, **kwargs)
             self.buffers = tuple(_widened(part, end + ROOM) for part in (self.keys, self.values))
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[..., end - 1 : end, :] = new
-        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
-        self.views = (self.keys, self.values)
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[..., end - new : end, :] = states
+        self.hold(self.buffers, end)
         return self.keys, self.values
 
 
@@ -54,15 +61,49 @@ def new_cache() -> Cache:
     return cache
 
 
-def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
-    """Return a copy with the given rows, (B',), in which a row may occur several times."""
-    other = _shallow(cache)
-    for layer in other.layers:
-        if layer.get_seq_length() > 0:
-            # Twice as fast as the indexing of ``batch_select_indices``.
-            layer.keys = layer.keys.index_select(0, rows)
-            layer.values = layer.values.index_select(0, rows)
+def gather_rows(caches: Sequence[Cache], rows: Sequence[torch.Tensor], room: int) -> Cache:
+    """Return a cache with copies of chosen rows of several caches, all ending in one column.
+
+    Rows of a shorter cache get zeros before them.
+
+    Args:
+        caches: of one model.
+        rows: (B',) for each of them; a row may occur several times.
+        room: columns that will be appended, for which no further copy is made.
+    """
+    other = _shallow(caches[0])
+    columns = max(cache.get_seq_length() for cache in caches)
+    for index, layer in enumerate(other.layers):
+        if layer.get_seq_length() == 0:
+            continue
+        grows = isinstance(layer, GrowingLayer)
+        width = columns + room if grows else columns
+        keys, values = (
+            _gathered([getattr(c.layers[index], kind) for c in caches], rows, columns, width)
+            for kind in ("keys", "values")
+        )
+        if grows:
+            layer.hold((keys, values), columns)
+        else:
+            layer.keys, layer.values = keys, values
     return other
+
+
+def _gathered(
+    parts: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], columns: int, width: int
+) -> torch.Tensor:
+    """Copy rows of (B, heads, S, d) into one (B', heads, width, d), ending in ``columns``."""
+    count = sum(map(len, rows))
+    _, heads, _, size = parts[0].shape
+    found = parts[0].new_empty(count, heads, width, size)
+    last = 0
+    for part, chosen in zip(parts, rows, strict=True):
+        first, last = last, last + len(chosen)
+        start = columns - part.shape[-2]
+        found[first:last, :, :start] = 0
+        # Straight into its place: a copy less than by indexing.
+        torch.index_select(part, 0, chosen, out=found[first:last, :, start:columns])
+    return found
 
 
 def cut_windows(cache: Cache, starts: Sequence[int], width: int) -> Cache:
