@@ -1,15 +1,17 @@
 """``engram-eval bench probe``: what each analysis costs, in forward passes over its tokens."""
 
+import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.adapters.load import open_model
 from engram_eval.config import CorpusConfig, EntityDials, ProbeConfig
 from engram_eval.corpus.build import build_corpus
@@ -38,6 +40,8 @@ SHAPE: dict[str, Any] = {
     "engram_row_dim": 16,
     "initializer_range": 0.06,
 }
+# Of each task; and the name under which reading with hooks stands.
+ITEMS, CAPTURE = 8, "capture"
 TEXT = CorpusConfig(
     vocab_size=1024, train_bytes=400_000, entities=EntityDials(n_entities=60, max_exposures=20)
 )
@@ -52,30 +56,46 @@ def bench_probe(seconds: float, report: Reporter) -> list[dict[str, Any]]:
         report: shows progress.
 
     Returns:
-        One row per probe: name, tokens, cpu_seconds, and ``forward_passes``: these over those of
-        one forward pass with logits over the same tokens.
+        A row for ``capture`` (one pass that keeps the residual stream and all that is written to
+        it) and one per probe: name, tokens, cpu_seconds, and ``forward_passes``: these over those
+        of plain forward passes with logits over as many tokens.
     """
-    with tempfile.TemporaryDirectory() as folder, report.task("bench probe", len(PROBES)) as task:
+    names = [CAPTURE, *PROBES]
+    with tempfile.TemporaryDirectory() as folder, report.task("bench probe", len(names)) as task:
         corpus = _corpus(Path(folder))
-        tokens = 4096 if seconds >= 60 else 1024
-        sample = draw_sample(corpus, ProbeConfig(tokens=tokens, seq_len=128))
+        sample = draw_sample(
+            corpus, ProbeConfig(tokens=4096 if seconds >= 60 else 1024, seq_len=128)
+        )
         models = [_model(corpus, seed) for seed in (0, 1)]
-        forward = min(_timed(lambda: _forward(models[0], sample)) for _ in range(2))
-        rows, deadline = [], time.process_time() + seconds
+        plain, hooked = _with_and_without_hooks(models[0], sample)
+        per_token = plain / sample.inputs.token.size
+        rows, deadline = [_row(CAPTURE, sample.inputs.token.size, hooked, per_token)], seconds
+        deadline += time.process_time()
         for name, entry in PROBES.items():
-            spent = None
+            tokens, spent = sample.inputs.token.size, None
             if time.process_time() < deadline:
-                spent = _timed(_job(entry, models, corpus, sample))
-            rows.append(
-                {
-                    "name": name,
-                    "tokens": sample.inputs.token.size,
-                    "cpu_seconds": spent,
-                    "forward_passes": None if spent is None else spent / forward,
-                }
-            )
+                job = _job(entry, models, corpus, sample)
+                tokens, spent = job.tokens, _timed(job.run)
+            rows.append(_row(name, tokens, spent, per_token))
             task.advance()
     return rows
+
+
+def _row(name: str, tokens: int, spent: float | None, per_token: float) -> dict[str, Any]:
+    passes = None if spent is None else spent / (tokens * per_token)
+    return {"name": name, "tokens": tokens, "cpu_seconds": spent, "forward_passes": passes}
+
+
+def _with_and_without_hooks(adapter: Adapter, sample: Sample) -> tuple[float, float]:
+    """Return the processor time of reading a sample, plainly and with every layer's outputs kept.
+
+    The least of several turns each, taken in turn.
+    """
+    sites = ("resid_post", "attn_out", "mlp_out", "memory_out")
+    taps = [tap for tap in adapter.places if tap.site in sites]
+    turns = [[_timed(lambda t=t: _forward(adapter, sample, t)) for t in ([], taps)] for _ in "abc"]
+    plain, hooked = (min(times) for times in zip(*turns, strict=True))
+    return plain, hooked
 
 
 def _corpus(folder: Path) -> Corpus:
@@ -91,18 +111,34 @@ def _model(corpus: Corpus, seed: int) -> Adapter:
     return open_model(model)
 
 
-def _forward(adapter: Adapter, sample: Sample) -> None:
-    for _ in batches(adapter, sample, logits=True):
+def _forward(adapter: Adapter, sample: Sample, taps: Sequence[Tap] = ()) -> None:
+    for _ in batches(adapter, sample, taps, logits=True):
         pass
 
 
-def _job(
-    entry: Probe, models: list[Adapter], corpus: Corpus, sample: Sample
-) -> Callable[[], object]:
-    material = resolve_name(entry.reads)(corpus, sample) if entry.reads else sample
+class _Job(NamedTuple):
+    """What is timed, and how many tokens it is about."""
+
+    run: Callable[[], object]
+    tokens: int
+
+
+def _job(entry: Probe, models: list[Adapter], corpus: Corpus, sample: Sample) -> _Job:
     chosen = models if entry.kind == "pair" else models[:1]
-    function = resolve_name(entry.function)
-    return lambda: function(*chosen, material, None)
+    function, tokens = resolve_name(entry.function), sample.inputs.token.size
+    if entry.items:
+        asked = _solved(resolve_name(entry.reads)(corpus, sample, None, ITEMS), models[0])
+        texts = asked.questions.tokenizer([a + b for a, b in asked.questions.pairs])["input_ids"]
+        return _Job(lambda: function(*chosen, asked, None), sum(map(len, texts)))
+    material = resolve_name(entry.reads)(corpus, sample) if entry.reads else sample
+    return _Job(lambda: function(*chosen, material, None), tokens)
+
+
+def _solved(asked: Any, adapter: Adapter) -> Any:
+    """Declare an untrained model's own choices right: what is at chance would not be cut."""
+    questions = asked.questions
+    chosen = questions.asker(adapter.model)(np.ones(len(questions.gold), dtype=bool))
+    return asked._replace(questions=dataclasses.replace(questions, gold=chosen))
 
 
 def _timed(job: Callable[[], object]) -> float:

@@ -91,7 +91,7 @@ def task_knockout(adapter: Adapter, asked: Asked, report: Reporter | None = None
     everything = np.ones(len(questions.gold), dtype=bool)
     ask = questions.asker(adapter.model)
     with (report or Reporter(quiet=True)).task(NAME, 1 + len(cuts)) as progress, torch.no_grad():
-        intact = ask(everything)
+        intact = questions.right(ask(everything))
         progress.advance()
         rows = _score_rows(questions, intact, everything)
         above = above_chance(questions, intact)
@@ -99,7 +99,7 @@ def task_knockout(adapter: Adapter, asked: Asked, report: Reporter | None = None
             means, others = memory_means(adapter, asked.sample), other_rows(adapter, asked.sample)
             for cut in cuts:
                 with cut_out(adapter, cut, others, means, asked.sample.seed):
-                    found = ask(above)
+                    found = questions.right(ask(above))
                 rows += _cut_rows(questions, cut, intact, found, above)
                 progress.advance()
     return Findings(rows, {})

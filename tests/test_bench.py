@@ -138,8 +138,10 @@ def test_registry_points_at_functions() -> None:
 
 def test_bench_probe_lists_every_probe_and_stops_in_time() -> None:
     rows = resolve(BENCHES["probe"])(0.01, Reporter(quiet=True))
-    assert [row["name"] for row in rows] == list(PROBES)
-    first, *rest = rows
+    assert [row["name"] for row in rows] == ["capture", *PROBES]
+    capture, first, *rest = rows
+    # Less than a tenth on an idle machine; a busy one is noisier than that.
+    assert 0.7 < capture["forward_passes"] < 1.3
     assert first["forward_passes"] > 1 and first["tokens"] == 1024
     assert all(row["cpu_seconds"] is None for row in rest)
 

@@ -63,14 +63,16 @@ def likelihoods(model: PreTrainedModel, questions: Questions) -> np.ndarray:
 
 def test_scores_equal_a_slow_pass_per_choice(corpus: Corpus, questions: Questions) -> None:
     model = engram(vocab_size=corpus.vocab_size)
-    expected = questions.right(likelihoods(model, questions))
+    expected = questions.likeliest(likelihoods(model, questions))
     ask = questions.asker(model)
     assert np.array_equal(ask(np.ones(ITEMS, dtype=bool)), expected)
     some = np.arange(ITEMS) % 3 == 0
     found = ask(some)
-    assert np.array_equal(found[some], expected[some]) and np.isnan(found[~some]).all()
+    assert np.array_equal(found[some], expected[some]) and (found[~some] == -1).all()
+    assert np.array_equal(questions.right(found)[some], expected[some] == questions.gold[some])
+    assert np.isnan(questions.right(found)[~some]).all()
     with open_model(model).memory_off():
-        cut = questions.right(likelihoods(model, questions))
+        cut = questions.likeliest(likelihoods(model, questions))
         assert np.array_equal(ask(np.ones(ITEMS, dtype=bool)), cut) and not np.array_equal(
             cut, expected
         )

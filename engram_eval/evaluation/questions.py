@@ -47,11 +47,11 @@ class Questions:
     pairs: tuple[tuple[str, str], ...]
     tokenizer: Any
 
-    def asker(self, model: Any) -> Callable[[Mask], Floats]:
+    def asker(self, model: Any) -> Callable[[Mask], Ints]:
         """Return what asks a model as it is at the time, hooks included.
 
-        Called with the items that are wanted, (n,), it returns 1 where the gold choice is the
-        likeliest (the first of equals counts), 0 where another one is, NaN where nobody asked.
+        Called with the items that are wanted, (n,), it returns the number of the likeliest choice,
+        the first of equals, and -1 where nobody asked.
         """
         # lm-eval is heavy, and probes that ask nothing do not need it.
         from engram_eval.evaluation.encode import encode_pairs
@@ -61,21 +61,24 @@ class Questions:
         lm = fast_lm(model, self.tokenizer, BATCH_SIZE)
         requests = [(None, list(c), list(d)) for c, d in encode_pairs(lm, self.pairs)]
 
-        def ask(wanted: Mask) -> Floats:
+        def ask(wanted: Mask) -> Ints:
             chosen = np.flatnonzero(wanted[self.item])
             nats = np.full(len(self.item), -np.inf)
             with quiet_lm_eval():
                 answers = lm._loglikelihood_tokens([requests[i] for i in chosen], True)
             nats[chosen] = [likelihood for likelihood, _ in answers]
-            return np.where(wanted, self.right(nats), np.nan)
+            return np.where(wanted, self.likeliest(nats), -1)
 
         return ask
 
-    def right(self, nats: Floats) -> Floats:
-        """Return which items are answered rightly, (n,), given log-likelihoods of choices, (c,)."""
+    def likeliest(self, nats: Floats) -> Ints:
+        """Return the likeliest choice of each item, (n,), given log-likelihoods of all, (c,)."""
         first = np.searchsorted(self.item, np.arange(len(self.gold)))
-        best = [part.argmax() for part in np.split(nats, first[1:])]
-        return np.asarray(best == self.gold, dtype=np.float64)
+        return np.array([part.argmax() for part in np.split(nats, first[1:])], dtype=np.int64)
+
+    def right(self, chosen: Ints) -> Floats:
+        """Return 1 where the gold choice was taken, 0 where another one was, (n,); NaN for -1."""
+        return np.where(chosen < 0, np.nan, chosen == self.gold)
 
 
 def read_questions(corpus: Corpus, folder: Path | None = None, most: int = 0) -> Questions:
