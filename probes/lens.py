@@ -17,7 +17,7 @@ itself but what the blocks made of it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,8 @@ from probes.settling import early_weights, fall_bounds, prediction_depth
 NAME = "logit_lens"
 SUBTRACTED = "memory_subtracted"
 KEPT = ("kl_bits", "cross_entropy_bits")
+# Places inside blocks are many: they are read on every second batch of the text.
+INSIDE, STRIDE = ("resid_memory", "resid_mid"), 2
 
 # Cells of one temporary matrix (tokens, V): a few of them fit into a core's cache.
 CELLS = 262_144
@@ -185,12 +187,19 @@ def measure(
     report: Reporter | None = None,
     title: str = NAME,
 ) -> Floats:
-    """Return all divergences as an array (measures, views, tokens)."""
-    count, length = sample.shape
-    values = np.empty((len(Divergence._fields), len(wanted), count * length), dtype=np.float32)
-    taps = view_taps(adapter, wanted)
-    for batch in batches(adapter, sample, taps, logits=True, report=report, title=title):
-        values[:, :, batch.part] = _measure_batch(adapter, batch, wanted, readout).cpu().numpy()
+    """Return all divergences as an array (measures, views, tokens).
+
+    What lies inside blocks is NaN on every second batch.
+    """
+    shape = (len(Divergence._fields), len(wanted), sample.inputs.token.size)
+    values = np.full(shape, np.nan, dtype=np.float32)
+    taps, outside = view_taps(adapter, wanted), [v for v in wanted if v.site not in INSIDE]
+    read = batches(adapter, sample, taps, logits=True, report=report, title=title)
+    for turn, batch in enumerate(read):
+        here = outside if turn % STRIDE else wanted
+        places = np.array([wanted.index(view) for view in here])
+        found = _measure_batch(adapter, batch, here, readout).cpu().numpy()
+        values[:, places, batch.part] = found
     return values.astype(np.float64)
 
 
@@ -214,7 +223,7 @@ def logit_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None)
     """Measure every view on every slice; see the module for what it shows and does not.
 
     Rows: the fields of ``Divergence`` per view, and the curve's numbers of ``curve_rows``, all
-    with errors or intervals over documents.
+    with errors or intervals over documents; those inside blocks on half of the text (see ``n``).
     """
     wanted = views(adapter)
     values = measure(adapter, sample, wanted, lambda _, x: adapter.unembed(x), report)
@@ -242,24 +251,21 @@ def lens_findings(
     return Findings(rows, {**arrays, **sample.index()})
 
 
-def _nearest(place: Mapping[View, int], view: View) -> int:
-    """Return where a view lies; before the first memory the plain one serves for both."""
-    return place[view] if view in place else place[view._replace(condition=None)]
-
-
 def view_rows(
     name: str, wanted: list[View], values: Floats, documents: Ints, slices: list[Slice]
 ) -> list[MetricRow]:
     """Return the mean of every measure at every view; secondary ones on the main slices only."""
-    main = [part for part in slices if not part.labels or "static_out" in part.labels]
+    main = [part.labels for part in slices if not part.labels or "static_out" in part.labels]
     rows = []
     for place, view in enumerate(wanted):
+        seen = ~np.isnan(values[0, place])
+        read = [Slice(part.labels, part.mask & seen) for part in slices]
         for metric, per_token in zip(Divergence._fields, values[:, place], strict=True):
             kept = metric in KEPT and view.site in ("resid_pre", "resid_post")
             rows += mean_rows(
                 per_token,
                 documents,
-                slices if kept else main,
+                [part for part in read if part.mask.any() and (kept or part.labels in main)],
                 name=name,
                 metric=metric,
                 artifact={"key": metric} if kept and view.condition is None else None,

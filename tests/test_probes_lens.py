@@ -237,3 +237,19 @@ def test_depths_are_in_order() -> None:
         Tap("resid_post", 1),
         Tap("resid_post", 2),
     ]
+
+
+def test_places_inside_blocks_are_read_on_half_of_the_text() -> None:
+    adapter, found = open_model(engram()), noise_sample(windows=300)
+    rows = logit_lens(adapter, found).rows
+    inside = {r.n for r in rows if r.site in ("resid_memory", "resid_mid") and not r.slice}
+    assert inside == {found.inputs.token.size - 4096}
+    assert {r.n for r in rows if r.site == "resid_post" and not r.slice} == {9600}
+    wanted = lens.views(adapter)
+    thin = lens.measure(adapter, found, wanted, lambda _, x: adapter.unembed(x))
+    part = found.windows(np.arange(300) < 128)
+    first = lens.measure(adapter, part, wanted, lambda _, x: adapter.unembed(x))
+    np.testing.assert_allclose(thin[:, :, :4096], first, atol=1e-4)
+    outside = [v.site not in lens.INSIDE for v in wanted]
+    assert np.isnan(thin[:, ~np.array(outside), 4096:8192]).all()
+    assert not np.isnan(thin[:, outside]).any()

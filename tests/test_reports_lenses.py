@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from reports_fixture import SMALL, read_metrics, write_metrics, write_study
 
+from engram_eval.analyze import analyze
 from reports.blocks import Block
 from reports.load import load_study
 from reports.sections.mechanism import section
@@ -56,8 +57,35 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Block]:
             "value": 2.5,
             "slice": {"task": "entity"},
         },
+        *(
+            {**early, "name": "linear", "metric": "code_length_bits", "value": bits, **more}
+            for bits, more in (
+                (0.75, {"slice": {"task": "entity"}, "layer": 1}),
+                (1.5, {"slice": {"task": "entity"}, "layer": 0}),
+                (2.25, {"slice": {"task": "entity"}, "layer": 0, "condition": "control_task"}),
+            )
+        ),
+        *(
+            {**early, "name": "task_knockout", "metric": "retained", "split": "test", **more}
+            for more in (
+                {"condition": "memory_zeroed", "value": 0.35, "stderr": 0.1},
+                {"condition": "experts_removed", "value": 0.95},
+                {"condition": "memory_zeroed", "value": 0.1, "slice": {"domain": "code"}},
+                {
+                    "condition": "memory_zeroed",
+                    "value": 0.2,
+                    "slice": {"domain": "code", "task": "code_names"},
+                },
+            )
+        ),
     ]
-    write_metrics(folder, [*rows, *new])
+    deeper = [
+        {**row, "model": "moe_plus2", "value": row["value"] - 0.1}
+        for row in rows
+        if (row["name"], row["model"], row["metric"]) == ("heldout", "moe", "bits_per_byte")
+    ]
+    write_metrics(folder, [*rows, *new, *deeper])
+    analyze(folder)
     found = section(load_study(folder)).blocks
     return {block.ident: block for block in found if isinstance(block, Block)}
 
@@ -82,3 +110,30 @@ def test_cka_and_probes_quote_their_numbers(blocks: dict[str, Block]) -> None:
     assert "1.50 [1.00, 2.00]" in blocks["cka"].finding
     assert [view.label for view in blocks["cka"].views] == ["all tokens", "last tokens of names"]
     assert "entity: engram 2.5" in blocks["linear-probe"].finding
+
+
+def test_code_lengths_stand_beside_the_controls(blocks: dict[str, Block]) -> None:
+    (view,) = [v for v in blocks["linear-probe"].views if v.label == "code length"]
+    tips = view.panels[0].canvas.tips
+    assert tips == ["engram, seed 0: 0.75", "engram, seed 0: 2.25"], "the shortest of each"
+
+
+def test_what_is_left_of_scores_is_drawn_by_domain_and_task(blocks: dict[str, Block]) -> None:
+    block = blocks["task-knock-out"]
+    assert "without memory: engram 0.35" in block.finding
+    assert "experts removed, memory's size: engram 0.95" in block.finding
+    assert "not where knowledge lies" in block.key
+    assert [view.label for view in block.views] == ["by domain", "task by task"]
+    titles = [panel.title for panel in block.views[0].panels]
+    assert titles == ["without memory", "experts removed, memory's size"]
+    tips = block.views[0].panels[0].canvas.tips
+    assert set(tips) == {"engram, seed 0, all: 0.35 ± 0.10", "engram, seed 0, code: 0.10 ± –"}
+
+
+def test_a_memory_is_priced_in_blocks(blocks: dict[str, Block]) -> None:
+    block = blocks["equivalent-layers"]
+    assert block.finding.startswith("Blocks that a MoE would need more")
+    worth = {tip.split(":")[0] for tip in block.views[0].panels[0].canvas.tips}
+    assert {"engram, seed 0", "engram, seed 1", "dense, seed 0"} <= worth
+    curves = block.views[1].panels[0].canvas.tips
+    assert "MoE with more blocks, seed 0" in curves and "engram, seed 1" in curves
