@@ -189,7 +189,7 @@ class ProbeConfig:
     equal_loss: tuple[str, ...] = ("logit_lens", "linear", "cka")
     tokens: int = 16_384
     seq_len: int = 256
-    items: int = 200
+    items: int = 100
     seed: int = 0
 
 

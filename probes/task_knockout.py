@@ -36,7 +36,7 @@ from probes.findings import Findings, mean_rows, ratio_rows
 from probes.sample import Floats, Mask, Sample, Slice
 
 NAME = "task_knockout"
-MOST_ITEMS = 200
+MOST_ITEMS = 100
 ALPHA = 0.05
 # Rows of so many tokens of text are what a memory reads in place of its own.
 OTHER_TOKENS = 4096
