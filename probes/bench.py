@@ -1,6 +1,7 @@
 """``engram-eval bench probe``: what each analysis costs, in forward passes over its tokens."""
 
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -40,8 +41,8 @@ SHAPE: dict[str, Any] = {
     "engram_row_dim": 16,
     "initializer_range": 0.06,
 }
-# Of each task; and the name under which reading with hooks stands.
-ITEMS, CAPTURE = 8, "capture"
+# Items of each task; how often hooks are timed, and the name under which that stands.
+ITEMS, TURNS, CAPTURE = 8, 3, "capture"
 TEXT = CorpusConfig(
     vocab_size=1024, train_bytes=400_000, entities=EntityDials(n_entities=60, max_exposures=20)
 )
@@ -93,7 +94,10 @@ def _with_and_without_hooks(adapter: Adapter, sample: Sample) -> tuple[float, fl
     """
     sites = ("resid_post", "attn_out", "mlp_out", "memory_out")
     taps = [tap for tap in adapter.places if tap.site in sites]
-    turns = [[_timed(lambda t=t: _forward(adapter, sample, t)) for t in ([], taps)] for _ in "abc"]
+    turns = [
+        [_timed(functools.partial(_forward, adapter, sample, kept)) for kept in ([], taps)]
+        for _ in range(TURNS)
+    ]
     plain, hooked = (min(times) for times in zip(*turns, strict=True))
     return plain, hooked
 
