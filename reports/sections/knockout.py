@@ -40,7 +40,8 @@ def knockout_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         key="By domain: the memory beside attention and feed-forward of the same block, the "
         "control of equal place, and beside experts with as many parameters. By block: solid "
         "feed-forward, dashed attention, dotted the whole block, single points "
-        "the memory. Dependence at inference does not show where knowledge lies.",
+        "the memory. Parts of single blocks are cut on half of the text (n in the data). "
+        "Dependence at inference does not show where knowledge lies.",
     )
 
 
