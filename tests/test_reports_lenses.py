@@ -7,9 +7,11 @@ import pytest
 from reports_fixture import SMALL, read_metrics, write_metrics, write_study
 
 from engram_eval.analyze import analyze
-from reports.blocks import Block
+from engram_eval.records import MetricRow
+from reports.blocks import Block, Note
 from reports.load import load_study
 from reports.sections.mechanism import section
+from reports.sections.task_knockout import task_knockout_block
 
 
 def copies(rows: list[dict[str, Any]], name: str, **changes: Any) -> list[dict[str, Any]]:
@@ -137,3 +139,10 @@ def test_a_memory_is_priced_in_blocks(blocks: dict[str, Block]) -> None:
     assert {"engram, seed 0", "engram, seed 1", "dense, seed 0"} <= worth
     curves = block.views[1].panels[0].canvas.tips
     assert "MoE with more blocks, seed 0" in curves and "engram, seed 1" in curves
+
+
+def test_where_nothing_is_above_chance_the_report_says_so(tmp_path: Path) -> None:
+    study = load_study(write_study(tmp_path / "main", SMALL))
+    intact = MetricRow("task_knockout", "acc", 0.25, model="moe", seed=0, baseline=0.25)
+    note = task_knockout_block(study, [intact])
+    assert isinstance(note, Note) and "no model scores above chance" in note.text

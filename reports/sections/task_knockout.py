@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Panel, View, flat_rows
+from reports.blocks import Block, Note, Panel, View, flat_rows
 from reports.draw import Canvas, Dot, dots, share_axis, zero_line
 from reports.load import Study
 from reports.numbers import fixed
@@ -18,9 +18,11 @@ FIRST = ("memory_zeroed", "memory_mean", "memory_shuffled", "attn_zeroed", "mlp_
 OF_BLOCK = ("attn_zeroed", "mlp_zeroed")
 
 
-def task_knockout_block(study: Study, rows: Sequence[MetricRow]) -> Block:
+def task_knockout_block(study: Study, rows: Sequence[MetricRow]) -> Block | Note:
     """Draw the retained share by domain and by task, one panel per part that is cut."""
     kept, look = pick(rows, metric="retained"), looks(study)
+    if not kept:
+        return Note("Knock-outs on tasks: no model scores above chance, so there is none to lose.")
     kinds = (
         ("by domain", [row for row in kept if "task" not in row.slice]),
         ("task by task", [row for row in kept if "task" in row.slice]),
@@ -84,5 +86,5 @@ def _finding(study: Study, rows: Sequence[MetricRow]) -> str:
         if (found := by_model(models, pick(whole, condition=condition)))
     ]
     if not told:
-        return "No model is above chance on any task, or none has a part that can be cut."
+        return "No model has a memory or experts that can be cut."
     return f"What is left of the score above chance over all such tasks, {'; '.join(told)}."
