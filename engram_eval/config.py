@@ -158,6 +158,8 @@ class EvalConfig:
             models with another one are compared on tasks alone.
         heldout_sequences: most windows of held-out text (0: all).
         mirror: folder of an offline mirror that lm-eval's tasks read; "" means the hub.
+        lengths: of the tasks whose contexts are made at any length, in tokens; none means theirs.
+        tokenizer: folder of the one that counts these tokens; "" means the corpus's.
         unsafe_code: run generated code without the sandbox.
     """
 
@@ -168,6 +170,8 @@ class EvalConfig:
     heldout: bool = True
     heldout_sequences: int = 0
     mirror: str = ""
+    lengths: tuple[int, ...] = ()
+    tokenizer: str = ""
     unsafe_code: bool = False
 
 

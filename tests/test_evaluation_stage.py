@@ -128,6 +128,22 @@ def test_held_out_text_can_be_left_out(inputs: Mapping[str, Path], tmp_path: Pat
     assert not (tmp_path / "out" / "heldout.jsonl").exists()
 
 
+def test_contexts_are_made_for_a_model_that_came_without_its_text(
+    inputs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    alone = {"train": inputs["train"]}
+    config = EvalConfig(tasks=("needle_single",), limit=2, heldout=False, lengths=(300,))
+    with pytest.raises(UserError, match="name a tokenizer"):
+        evaluate(alone, config, 0, tmp_path / "a", QUIET)
+    config = dataclasses.replace(config, tokenizer=str(inputs["train"] / "model"))
+    rows = evaluate(alone, config, 0, tmp_path / "b", QUIET)
+    assert {row.metric for row in rows} == {"acc", "acc_centered", "bits_per_byte"}
+    (sample, _) = read_jsonl(tmp_path / "b" / "samples" / "needle_single.jsonl")
+    assert sample["doc"]["slices"] == {"length": "300", "load": "1"}
+    with pytest.raises(UserError, match="lengths"):
+        evaluate(alone, dataclasses.replace(config, lengths=(0,)), 0, tmp_path / "c", QUIET)
+
+
 def test_the_batch_size_does_not_matter(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     alone = dataclasses.replace(CONFIG, batch_size=1)
     rows = [evaluate(inputs, c, 0, tmp_path / str(c.batch_size), QUIET) for c in (CONFIG, alone)]

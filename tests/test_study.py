@@ -240,7 +240,10 @@ def test_models_can_be_loaded_instead_of_trained(tmp_path: Path) -> None:
     assert [model.name for model in config.models] == ["a/seed0", "b/seed0"]
     assert config.baselines == ("ngram", "a/seed0+ngram", "b/seed0+ngram", "b/seed0+knn")
     assert config.corpus.paths == ("text.txt",) and not config.evaluate.heldout
-    config = loaded_study(folders, ["pocket"], 5, [])
+    assert config.evaluate.tokenizer == "" and config.evaluate.lengths == ()
+    config = loaded_study(folders, ["pocket"], 5, [], lengths=[64])
+    # Nobody's text is known, so contexts are measured in the first model's tokens.
+    assert (config.evaluate.tokenizer, config.evaluate.lengths) == (folders[0], (64,))
     nodes = graph(solve(config))
     assert [n.stage for n in nodes].count("load") == 2
     assert not {"train", "probe"} & {n.stage for n in nodes}
@@ -278,7 +281,7 @@ def test_a_comparison_takes_the_text_that_its_models_have_read(
         folders.append(str(tmp_path / "one/models" / name / "seed0"))
     config = loaded_study(folders, ["pocket"], 5, ["knn"])
     assert config.corpus == smoke.corpus and config.evaluate.heldout
-    assert config.evaluate.seq_len == smoke.train.seq_len
+    assert config.evaluate.seq_len == smoke.train.seq_len and config.evaluate.tokenizer == ""
     assert config.baselines == ("moe/seed0+knn", "engram/seed0+knn")
     nodes = graph(solve(config))
     around = [node for node in nodes if node.stage == "baseline"]

@@ -64,6 +64,8 @@ def load_tasks(
     data_dir: Path | None = None,
     mirror: Path | None = None,
     unsafe_code: bool = False,
+    lengths: Sequence[int] = (),
+    tokenizer: str = "",
 ) -> dict[str, Any]:
     """Load tasks with their items; groups are expanded.
 
@@ -72,6 +74,8 @@ def load_tasks(
         data_dir: items of our own tasks; None means the committed ones.
         mirror: folder that lm-eval's datasets are read from; None means the hub.
         unsafe_code: run generated code without the sandbox.
+        lengths: of contexts that are made, in tokens; none means the tasks' own.
+        tokenizer: folder of the one that counts them; "" means that of ``data_dir``.
 
     Returns:
         The form that lm-eval's ``evaluate`` takes: ``tasks`` and ``groups``, keyed as asked for
@@ -83,7 +87,8 @@ def load_tasks(
     """
     check_tasks(names)
     requests = [parse_request(name) for name in expand(names)]
-    sources = Sources(data_dir, open_mirror(mirror) if mirror else None, unsafe_code)
+    opened = open_mirror(mirror) if mirror else None
+    sources = Sources(data_dir, opened, unsafe_code, lengths=tuple(lengths), tokenizer=tokenizer)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "pooled": {}}
     with quiet_lm_eval():
         manager = SuiteTaskManager([request.name for request in requests], sources)

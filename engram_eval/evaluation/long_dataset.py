@@ -49,7 +49,8 @@ def load_long(
     named = tokenizer or pretrained
     if corpus is None and not isinstance(named, str):
         raise UserError(
-            f"task {task!r}: name a tokenizer, e.g. --metadata '{{\"tokenizer\": ...}}'"
+            f"task {task!r}: name a tokenizer (evaluate.tokenizer; with lm-eval itself "
+            f"--metadata '{{\"tokenizer\": ...}}')"
         )
     size = _sizer(corpus.tokenizer() if corpus else _open(str(named)))
     if task == REPEATED:

@@ -142,14 +142,18 @@ def evaluate_equal_loss(
 
 def _baseline_identity(config: BaselineStage, setting: Setting) -> str:
     """Hash what a baseline's answers depend on: text, model, and how both are scored."""
-    manner = dataclasses.replace(config.evaluate, tasks=(), limit=0, mirror="", unsafe_code=False)
+    manner = {
+        name: value
+        for name, value in dataclasses.asdict(config.evaluate).items()
+        if name in ("batch_size", "seq_len", "heldout", "heldout_sequences")
+    }
     return identity(
         baseline=config.name,
         version=STAGES["baseline"].version,
         corpus=file_sha256(setting.corpus.folder / MANIFEST),
         read_tokens=config.read_tokens,
         model=model_sha256(setting.model) if setting.model else None,
-        manner=dataclasses.asdict(manner),
+        manner=manner,
         device=device(),
     )
 
@@ -159,11 +163,20 @@ def _tasks(config: EvalConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     if not config.tasks:
         return {"tasks": {}, "pooled": {}}
     mirror = Path(config.mirror) if config.mirror else None
-    return load_tasks(config.tasks, inputs.get("items"), mirror, config.unsafe_code)
+    return load_tasks(
+        config.tasks,
+        inputs.get("items"),
+        mirror,
+        config.unsafe_code,
+        config.lengths,
+        config.tokenizer,
+    )
 
 
 def _check(config: EvalConfig) -> None:
     least = {"limit": 0, "batch_size": 1, "seq_len": 1, "heldout_sequences": 0}
+    if any(length < 1 for length in config.lengths):
+        raise UserError(f"evaluate.lengths {list(config.lengths)}: each must be at least 1")
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise UserError(f"evaluate.{name} {getattr(config, name)}: must be at least {bound}")

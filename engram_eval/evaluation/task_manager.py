@@ -25,12 +25,16 @@ class Sources(NamedTuple):
         mirror: None lets lm-eval read its datasets from the Hugging Face hub.
         unsafe_code: run generated code without the sandbox.
         run_code: False where only questions and answers are wanted; no sandbox is needed then.
+        lengths: of contexts that are made; none means the tasks' own.
+        tokenizer: folder of the one that counts them; "" means the one that ``items`` have.
     """
 
     items: Path | None = None
     mirror: Mirror | None = None
     unsafe_code: bool = False
     run_code: bool = True
+    lengths: tuple[int, ...] = ()
+    tokenizer: str = ""
 
     def metadata(self) -> dict[str, Any]:
         """Return what lm-eval hands on to functions that make a task's data."""
@@ -40,6 +44,8 @@ class Sources(NamedTuple):
                 ("data_dir", str(self.items) if self.items else None),
                 ("mirror", str(self.mirror.folder) if self.mirror else None),
                 ("unsafe_code", self.unsafe_code or None),
+                ("lengths", list(self.lengths) or None),
+                ("tokenizer", self.tokenizer or None),
             )
             if value is not None
         }

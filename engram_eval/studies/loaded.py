@@ -34,6 +34,7 @@ def loaded_study(
     limit: int,
     baselines: Sequence[str],
     corpus: Sequence[str] = (),
+    lengths: Sequence[int] = (),
 ) -> StudyConfig:
     """Return the study that compares model folders.
 
@@ -47,6 +48,8 @@ def loaded_study(
         baselines: keys of ``baselines.registry``, each alone where it can be and around every
             model; or ``MODEL+KEY``, around this one.
         corpus: text for the baselines instead of the models' own.
+        lengths: of contexts that are made, in tokens; none means the tasks' own. The tokens are
+            those of the models' corpus; where it is unknown, those of the first model.
 
     Raises:
         UserError: nothing to compare, the same folder twice, no model in one, or baselines and no
@@ -67,7 +70,13 @@ def loaded_study(
             "same; give the text with --corpus"
         )
     text = CorpusConfig(paths=tuple(corpus), train_bytes=0) if corpus else CorpusConfig()
-    evaluate = EvalConfig(tasks=tuple(tasks), limit=limit, heldout=known is not None)
+    evaluate = EvalConfig(
+        tasks=tuple(tasks),
+        limit=limit,
+        heldout=known is not None,
+        lengths=tuple(lengths),
+        tokenizer="" if known or corpus else str(paths[0]),
+    )
     if known:
         evaluate = dataclasses.replace(evaluate, seq_len=known.seq_len)
     return StudyConfig(

@@ -208,6 +208,9 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
         "--corpus", nargs="+", default=[], metavar="PATH", help="their text, if not the models' own"
     )
     parser.add_argument("--limit", type=int, default=0, help="most items of a task (0: all)")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[], metavar="N", help="of the context suite"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder to fill")
     _data_arguments(parser)
     _process_arguments(parser)
@@ -218,9 +221,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     tasks = [name for name in arguments.tasks.split(",") if name]
     beside = [name for name in arguments.beside.split(",") if name]
-    study = _with_data(
-        loaded_study(arguments.models, tasks, arguments.limit, beside, arguments.corpus), arguments
+    study = loaded_study(
+        arguments.models, tasks, arguments.limit, beside, arguments.corpus, arguments.lengths
     )
+    study = _with_data(study, arguments)
     return _run_study(study, arguments.out, _every_stage(), arguments, table=True)
 
 
