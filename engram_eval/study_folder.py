@@ -35,8 +35,10 @@ def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, o
         for row in record.metrics
     ]
     write_jsonl(out / "metrics.jsonl", sorted(rows, key=sort_key))
-    for link in (out / "corpus", *(out / "models").glob("*/seed*")):
-        link.unlink(missing_ok=True)
+    # A model's name may have several parts, as moe/seed0.
+    for link in (out / "corpus", *(out / "models").rglob("seed*")):
+        if link.is_symlink():
+            link.unlink()
     for node in nodes:
         record = records[node.key]
         if record is not None and record.status == "ok":

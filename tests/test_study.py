@@ -289,6 +289,9 @@ def test_a_comparison_takes_the_text_that_its_models_have_read(
         ("moe/seed0+knn", "load"),
         ("engram/seed0+knn", "load"),
     ]
+    for _ in range(2):
+        assert run_study(config, tmp_path / "two", QUIET, ("load",)) == []
+        assert (tmp_path / "two/models/moe/seed0/seed0").is_symlink()
     # One model and a memory are a comparison.
     assert len(loaded_study(folders[:1], ["pocket"], 5, ["rag"]).baselines) == 2
 
