@@ -17,19 +17,25 @@ SHOWN: Mapping[str, tuple[str, float, int]] = {
 
 
 def interval_table(study: Study) -> str:
-    """Return one line for each task and metric of each pair of models; "" without any.
+    """Return one line for each task and metric, of each model beside the first one; "" without any.
 
-    The difference is turned so that more is better for the second model. Held-out text and slices
-    are left out.
+    The difference is turned so that more is better for the other model. Held-out text, slices and
+    tasks that tell nobody apart are left out where there are more than two models.
     """
-    found = [c for c in study.comparisons if _is_whole_task(c)]
+    models = study.config.get("models") or [{}]
+    first = str(models[0].get("name"))
+    seen = [c.seen_from(first) for c in study.comparisons if _is_whole_task(c)]
+    found = [c for c in seen if c is not None]
+    others = list(dict.fromkeys(c.model_b for c in found))
+    if len(others) > 1:
+        found = [c for c in found if c.informative is not False]
     if not found:
         return ""
     order = list(SHOWN)
-    found.sort(key=lambda c: (c.model_a, c.model_b, c.name, order.index(c.metric)))
-    head = ["task", "measure", "first", "second", "better by", "95 % interval", "p (Holm)", "items"]
-    lines = [_line(head), _line(["---", "---", *["---:"] * 6])]
-    return "\n".join([*lines, *(_line(_cells(study, c)) for c in found)]) + "\n"
+    found.sort(key=lambda c: (others.index(c.model_b), c.name, order.index(c.metric)))
+    head = ["task", "measure", first, "other", "better by", "95 % interval", "p (Holm)", "items"]
+    lines = [_line(["other model", *head]), _line(["---"] * 3 + ["---:"] * 6)]
+    return "\n".join([*lines, *(_line([c.model_b, *_cells(study, c)]) for c in found)]) + "\n"
 
 
 def _is_whole_task(found: Comparison) -> bool:
