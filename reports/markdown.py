@@ -75,6 +75,8 @@ def _ledger_lines(models: Mapping[str, Mapping[str, Any]], columns: Sequence[str
     return [
         _line([label, *(count(models[c][key]) if c in models else "" for c in columns)])
         for label, key in kinds.items()
+        # Of models that were only loaded nothing is counted.
+        if any(costs[key] is not None for costs in models.values())
     ]
 
 
