@@ -5,6 +5,7 @@ from typing import Any
 
 from engram_eval.config import EvalConfig, StudyConfig, TrainConfig, TuneConfig, arm_training
 from engram_eval.errors import UserError, unknown
+from engram_eval.scales import OWN_TEXT
 from engram_eval.stages import resolve
 
 
@@ -23,6 +24,8 @@ def check_study(study: StudyConfig) -> None:
                 f"models.{model.name}.seeds={list(model.seeds)}: at least one is needed, each once"
             )
     _check_names(study)
+    if study.scale in OWN_TEXT and not study.corpus.paths and not all(m.path for m in study.models):
+        raise UserError(f"scale {study.scale} trains on your own text: give --corpus PATH")
     if study.evaluate.tasks:
         check_data = resolve("engram_eval.evaluation.loading:check_data")
         check_data(study.evaluate.tasks, study.evaluate.mirror, study.evaluate.unsafe_code)

@@ -21,12 +21,23 @@ COLUMNS = {
 }
 
 
-def plan(study: StudyConfig, measure: bool = True) -> dict[str, Any]:
+RANK_COLUMNS = {
+    "MB/process": "memory",
+    "MB/step": "backbone_moved",
+    "rows MB/step": "table_moved",
+}
+
+
+def plan(study: StudyConfig, measure: bool = True, ranks: int = 0) -> dict[str, Any]:
     """Return the ledger of a solved study with what training each model takes.
 
     Args:
         study: solved; models that are loaded cost nothing and are left out.
         measure: take a few training steps here to estimate the time; else it is None.
+        ranks: also count what each of so many processes needs, in ``ranks``; 0 leaves it out.
+
+    Raises:
+        UserError: processes that cannot share the batch.
     """
     ledger = study_ledger(study)
     footprint = resolve("engram_eval.footprint:training_footprint")
@@ -41,6 +52,10 @@ def plan(study: StudyConfig, measure: bool = True) -> dict[str, Any]:
         if measure:
             rate = resolve("engram_eval.bench.rate:seconds_per_token")
             row["training_seconds"] = rate(row["architecture"], train) * row["tokens"]
+        if ranks:
+            costs = resolve("engram_eval.rank_costs:rank_costs")
+            found = costs(row["architecture"], train, ranks)
+            row["ranks"] = {"world": ranks, **found._asdict()}
     runs = len(study.tune.lr_factors) * len(study.tune.table_factors)
     tuning = {"runs": runs, "fraction": study.tune.fraction}
     return {"study": study.name, "scale": study.scale, "tuning": tuning, "models": ledger}
@@ -57,6 +72,7 @@ def plan_table(planned: dict[str, Any]) -> str:
         )
     lines.append("P_tot, P_act: total and active parameters without embedding and head")
     rows = list(planned["models"].values())
+    lines += _rank_lines(planned["models"])
     if rows and None not in [row["training_seconds"] for row in rows]:
         training = sum(row["training_seconds"] * len(row["seeds"]) for row in rows)
         tuning = planned["tuning"]["runs"] * planned["tuning"]["fraction"]
@@ -64,6 +80,20 @@ def plan_table(planned: dict[str, Any]) -> str:
         extra = f" and tuning {_time(tuned)}" if tuned else ""
         lines.append(f"training takes about {_time(training)}{extra} on one core of this machine")
     return "\n".join(lines)
+
+
+def _rank_lines(models: dict[str, Any]) -> list[str]:
+    """Lay out what each process needs and receives, where that was counted."""
+    counted = {name: row["ranks"] for name, row in models.items() if "ranks" in row}
+    if not counted:
+        return []
+    world = next(iter(counted.values()))["world"]
+    head = "".join(f"{name:>14}" for name in RANK_COLUMNS)
+    lines = [f"each of {world} processes needs, and receives in a step:", f"{'':10}{head}"]
+    for name, costs in counted.items():
+        cells = "".join(f"{costs[key] / 1e6:14,.1f}" for key in RANK_COLUMNS.values())
+        lines.append(f"{name:10}{cells}")
+    return lines
 
 
 def _time(seconds: float | None) -> str:

@@ -132,4 +132,19 @@ SCALES: dict[str, Scale] = {
         train=TrainConfig(tokens=8_388_608, batch_size=32, lr=2e-3),
         probe=ProbeConfig(tokens=32_768),
     ),
+    # About 100 million active parameters, for a GPU; one pass over text that the user brings.
+    "wiki": Scale(
+        backbone=_backbone(768, 12, 12, 4, 2048),
+        experts=_experts(32, 2, 512, 1024),
+        fine_experts=_experts(64, 4, 256, 1024),
+        memory=_memory(row_dim=96, rows=130_000),
+        engram_experts=24,
+        corpus=CorpusConfig(vocab_size=16_384, train_bytes=0),
+        train=TrainConfig(tokens=24_576_000, seq_len=1024, batch_size=32, lr=1e-3),
+        evaluate=EvalConfig(tasks=(), seq_len=1024),
+        probe=ProbeConfig(tokens=32_768, seq_len=1024),
+    ),
 }
+
+OWN_TEXT = ("wiki",)
+"""Scales that need ``--corpus``: the pocket corpus is too small for them."""

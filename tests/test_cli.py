@@ -41,6 +41,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "quick", "--set", "train.tokenz=1"], "unknown key 'train.tokenz'"),
         (["train", "smoke", "--model", "mow"], "unknown model 'mow' (did you mean 'moe'?)"),
         (["list", "probs"], "unknown list 'probs' (did you mean 'probes'?)"),
+        (["run", "main", "--scale", "wiki"], "scale wiki trains on your own text: give --corpus"),
         (["bench", "trian"], "unknown bench 'trian' (did you mean 'train'?)"),
         (["plan"], "plan needs either a study or --paper"),
         (["plan", "smoke", "--paper"], "plan needs either a study or --paper"),

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.evaluation.result_cache import FOLDER, ResultCache, identity
 from engram_eval.evaluation.runner import run_tasks
 from engram_eval.evaluation.scores import task_rows
+from engram_eval.evaluation.shared_lm import SharedLM, own_folder, shared_cost
+from engram_eval.parallel.launched import launched
+from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
 from engram_eval.records import EQUAL_LOSS, MetricRow, file_sha256, write_jsonl
 from engram_eval.stages import STAGES
@@ -66,6 +70,9 @@ def evaluate(
         out: the folder to fill.
         report: where progress goes.
 
+    Started by ``torchrun``, each process scores a part of every task's requests and of the
+    held-out text; the first one writes.
+
     Raises:
         UserError: an impossible setting or an unknown task (before the model is loaded), or no
             model.
@@ -73,17 +80,26 @@ def evaluate(
     _check(config)
     loaded = _tasks(config, inputs)
     model = inputs["train"] / "model"
-    lm = functools.cache(lambda: hf_lm(model, config.batch_size))
-
-    def cost(tokens: npt.NDArray[np.int64]) -> Floats:
-        # As many tokens per pass as a batch of requests of moderate length has.
-        batch = max(1, config.batch_size // 4)
-        return token_bits(lm().model, tokens, config.seq_len, batch, lm().device)
-
     corpus = load_corpus(inputs["corpus"]) if "corpus" in inputs else None
-    who = identity(model=model_sha256(model), batch_size=config.batch_size, device=device())
-    cache = ResultCache(out.parent / FOLDER, who)
-    return _score(lm, cost, loaded, corpus, config, out, report, cache)
+    # As many tokens per pass as a batch of requests of moderate length has.
+    batch = max(1, config.batch_size // 4)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined()) if launched() else None
+        lm = functools.cache(lambda: hf_lm(model, config.batch_size, ranks))
+
+        def cost(tokens: npt.NDArray[np.int64], before: int = 0) -> Floats:
+            opened = lm()
+            return token_bits(opened.model, tokens, config.seq_len, batch, opened.device, before)
+
+        if ranks is None:
+            who = identity(model=model_sha256(model), batch_size=config.batch_size, device=device())
+            cache = ResultCache(out.parent / FOLDER, who)
+            return _score(lm, cost, loaded, corpus, config, out, report, cache)
+        unit = batch * config.seq_len
+        mine = stack.enter_context(own_folder(out, ranks))
+        shared = functools.partial(shared_cost, cost, unit=unit, ranks=ranks)
+        # What one process found in a cache while another did not, the other would wait for.
+        return _score(lm, shared, loaded, corpus, config, mine, report, None)
 
 
 def evaluate_baseline(
@@ -182,23 +198,28 @@ def _check(config: EvalConfig) -> None:
             raise UserError(f"evaluate.{name} {getattr(config, name)}: must be at least {bound}")
 
 
-def hf_lm(folder: Path, batch_size: int) -> FastLM:
+def hf_lm(folder: Path, batch_size: int, ranks: Ranks | None = None) -> FastLM:
     """Load a model folder for lm-eval.
 
     Args:
         folder: in Hugging Face form, with its tokenizer.
         batch_size: requests of moderate length that are scored at once.
+        ranks: the processes that share the requests, each on its device; None for one alone.
 
     Raises:
         UserError: the folder holds no model.
     """
-    return fast_lm(load_model(folder), AutoTokenizer.from_pretrained(str(folder)), batch_size)
+    model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(str(folder))
+    if ranks is None:
+        return fast_lm(model, tokenizer, batch_size)
+    return fast_lm(model.to(ranks.device), tokenizer, batch_size, ranks)
 
 
-def fast_lm(model: Any, tokenizer: Any, batch_size: int) -> FastLM:
+def fast_lm(model: Any, tokenizer: Any, batch_size: int, ranks: Ranks | None = None) -> FastLM:
     """Wrap a loaded model for lm-eval; see ``hf_lm``."""
+    make = FastLM if ranks is None else functools.partial(SharedLM, ranks=ranks)
     with quiet_lm_eval():
-        return FastLM(
+        return make(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=batch_size,
@@ -214,7 +235,7 @@ def _score(
     config: EvalConfig,
     out: Path,
     report: Reporter,
-    cache: ResultCache,
+    cache: ResultCache | None,
 ) -> list[MetricRow]:
     """Run the tasks, then the held-out text; ``cost`` gives the bits of each of its tokens."""
     keep_freed_memory()

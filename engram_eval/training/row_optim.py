@@ -1,10 +1,11 @@
 """AdamW that touches only the rows that a step reads, and still equals AdamW on all of them.
 
-AdamW moves every row at every step: moments decay, and what is left of them moves the row on. A row
-that has never been read has no moments and stays. All others can wait: what a row has missed is
-made up for, step by step and with each step's own rate, when it is read again or saved. The same
-kernel does the same arithmetic, so that nothing differs, not even in the last bit, as long as a
-row is a whole number of the processor's vectors (else now and then in the last bit).
+AdamW moves every row at every step: moments decay, and what is left of them moves the row on. A
+row that has never been read has no moments and, without weight decay, stays. All others can wait:
+what a row has missed is made up for, step by step and with each step's own rate, when it is read
+again or saved. The same kernel does the same arithmetic, so that nothing differs, not even in the
+last bit, as long as a row is a whole number of the processor's vectors (else now and then in the
+last bit).
 """
 
 import math
@@ -27,6 +28,8 @@ class RowAdamW:
     Args:
         table: its ``refresh`` is set, so that rows are up to date when they are read.
         betas: of both moments.
+        decay: weight decay; with it rows that were never read wait, too, and nothing is left out
+            of what is made up for.
 
     Attributes:
         moments: exp_avg and exp_avg_sq, (rows, row_dim) each, where the table lies.
@@ -34,21 +37,22 @@ class RowAdamW:
         rates: the rate of each step so far.
     """
 
-    def __init__(self, table: HostTable, betas: tuple[float, float]) -> None:
-        self.table, self.betas = table, betas
+    def __init__(self, table: HostTable, betas: tuple[float, float], decay: float = 0.0) -> None:
+        self.table, self.betas, self.decay = table, betas, decay
         self.moments = (table.zeros(), table.zeros())
         self.last = torch.zeros(len(table.weight), dtype=torch.int32)
         self.rates: list[float] = []
         # Updates shrink at least by this factor a step: m by beta1, the root of v by sqrt(beta2).
         shrink = betas[0] / math.sqrt(betas[1])
-        self.settled = math.ceil(math.log(NOTHING) / math.log(shrink)) if 0 < shrink < 1 else None
+        ends = 0 < shrink < 1 and not decay
+        self.settled = math.ceil(math.log(NOTHING) / math.log(shrink)) if ends else None
         table.refresh = self.refresh
 
     @torch.no_grad()
     def refresh(self, rows: Tensor) -> None:
         """Bring distinct ``rows`` (U,) up to date."""
         last = self.last[rows]
-        due = (last > 0) & (last < len(self.rates))
+        due = (last < len(self.rates)) & (last >= (0 if self.decay else 1))
         if bool(due.any()):
             self._make_up(rows[due], last[due])
 
@@ -106,7 +110,7 @@ class RowAdamW:
             lr=self.rates[step - 1],
             beta1=self.betas[0],
             beta2=self.betas[1],
-            weight_decay=0.0,
+            weight_decay=self.decay,
             eps=1e-8,
             amsgrad=False,
             maximize=False,
@@ -141,7 +145,8 @@ class AdamWWithRows(torch.optim.AdamW):
         betas = (config.beta1, config.beta2)
         super().__init__(groups, lr=config.lr, betas=betas, fused=True)
         self.table_scale = config.table_lr_multiplier
-        self.rows = {name: RowAdamW(table, betas) for name, table in tables.items()}
+        decay = config.table_weight_decay
+        self.rows = {name: RowAdamW(table, betas, decay) for name, table in tables.items()}
 
     def step(self, closure: Any = None) -> Any:
         """Take a step on all parameters and on the rows that were read."""

@@ -24,7 +24,7 @@ STAGE_VERBS = {
     "report": ("analyze", "report"),
 }
 
-SHARED_VERBS = {"train": ("train",)}
+SHARED_VERBS = {"train": ("train",), "evaluate": ("evaluate",)}
 """What several processes can do together, and which stages that is."""
 
 
@@ -34,7 +34,7 @@ def _study_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _change_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scale", help="smoke, tiny, quick (default) or small")
+    parser.add_argument("--scale", help="smoke, tiny, quick (default), small or wiki")
     parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
     parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
@@ -232,6 +232,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", nargs="?", help=STUDY_HELP)
     parser.add_argument("--paper", action="store_true", help="count the paper's models instead")
     _change_arguments(parser)
+    parser.add_argument("--ranks", type=int, default=0, metavar="N", help="costs of N processes")
     parser.add_argument("--no-time", action="store_true", help="do not measure this machine")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
@@ -245,7 +246,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     from engram_eval.study import solve
 
     study, _ = find(arguments)
-    planned = plan(solve(study), measure=not arguments.no_time)
+    if arguments.ranks < 0:
+        raise UserError(f"--ranks {arguments.ranks}: at least 1 is needed")
+    planned = plan(solve(study), not arguments.no_time, arguments.ranks)
     print(json.dumps(planned, indent=1) if arguments.json else plan_table(planned))
     return 0
 
