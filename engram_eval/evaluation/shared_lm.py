@@ -85,7 +85,7 @@ def shared_cost(
     part = parts(len(tokens), ranks.world, unit)[ranks.rank]
     mine = tokens[part]
     before = int(tokens[part.start - 1]) if 0 < part.start < len(tokens) else 0
-    found = cost(mine, before) if len(mine) else []
+    found = cost(mine, before) if len(mine) else np.empty(0)
     return np.asarray(gathered(found, ranks), dtype=np.float64)
 
 

@@ -61,20 +61,24 @@ class RowAdamW:
         last, order = last.sort()
         rows = rows[order]
         values, *moments = self._read(rows)
-        now = len(self.rates)
+        now, first = len(self.rates), int(last[0]) + 1
+        steps = torch.arange(first, now + 1)
+        # The longest ago comes first: those that still move at a step stand side by side.
+        waiting = torch.searchsorted(last, steps).tolist()
+        still = [0] * len(steps)
+        if self.settled is not None:
+            still = torch.searchsorted(last + self.settled, steps).tolist()
+        nothing = torch.zeros_like(values)
+        for step, begin, end in zip(steps.tolist(), still, waiting, strict=True):
+            if begin < end:
+                some = slice(begin, end)
+                self._update(values[some], nothing[some], [each[some] for each in moments], step)
         if self.settled is not None:
             self._decay(moments, (now - self.settled - last).clamp_min(0))
-        # The longest ago comes first: at each step those that wait for it are the first few.
-        starts = last if self.settled is None else last.clamp_min(now - self.settled)
-        waiting = torch.searchsorted(starts, torch.arange(int(starts[0]) + 1, now + 1))
-        nothing = torch.zeros_like(values)
-        for step, count in enumerate(waiting.tolist(), start=int(starts[0]) + 1):
-            few = slice(count)
-            self._update(values[few], nothing[few], [each[few] for each in moments], step)
         self._write(rows, values, moments)
 
     def _decay(self, moments: list[Tensor], skipped: Tensor) -> None:
-        """Shrink moments by as many steps as are left out because they would move nothing."""
+        """Shrink moments by the steps that are left out because they move nothing any more."""
         for moment, beta in zip(moments, self.betas, strict=True):
             moment *= torch.pow(beta, skipped.double()).to(moment.dtype).unsqueeze(1)
 
