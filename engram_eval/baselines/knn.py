@@ -164,7 +164,13 @@ def states(
     padded[1 : len(tokens)] = tokens[:-1]
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     kept: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _module, args: kept.append(args[0]))
+
+    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        kept.append(args[0])
+        # Nobody asks for the logits, which are a quarter of a small model's work.
+        return (args[0][:, -1:],)
+
+    handle = head.register_forward_pre_hook(keep)
     device = next(model.parameters()).device
     try:
         left = len(tokens)

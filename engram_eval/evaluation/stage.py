@@ -78,6 +78,7 @@ def evaluate(
             model.
     """
     _check(config)
+    keep_freed_memory()
     loaded = _tasks(config, inputs)
     model = inputs["train"] / "model"
     corpus = load_corpus(inputs["corpus"]) if "corpus" in inputs else None
@@ -119,6 +120,7 @@ def evaluate_baseline(
         report: where progress goes.
     """
     _check(config.evaluate)
+    keep_freed_memory()
     loaded = _tasks(config.evaluate, inputs)
     corpus = load_corpus(inputs["corpus"])
     model = inputs["train"] / "model" if "train" in inputs else None
@@ -238,7 +240,6 @@ def _score(
     cache: ResultCache | None,
 ) -> list[MetricRow]:
     """Run the tasks, then the held-out text; ``cost`` gives the bits of each of its tokens."""
-    keep_freed_memory()
     samples = run_tasks(lm, loaded, out, report, config.limit, cache)
     first = {name: loaded["tasks"][tasks[0]] for name, tasks in benchmarks(loaded).items()}
     rows = [
