@@ -263,6 +263,10 @@ def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
         loaded_study([str(tmp_path)] * 2, ["pocket"], 0, [])
     with pytest.raises(UserError, match="no model here"):
         loaded_study([str(tmp_path), str(tmp_path / "b")], ["pocket"], 0, [])
+    (tmp_path / "engram/seed0").mkdir(parents=True)
+    for wrong, right in (("engrm/seed0", "engram"), ("engram/sed0", "seed0")):
+        with pytest.raises(UserError, match=rf"{wrong}: no such folder.*{right}'"):
+            loaded_study([str(tmp_path / wrong), str(tmp_path)], ["pocket"], 0, [])
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="give the text with --corpus"):

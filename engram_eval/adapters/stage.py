@@ -21,12 +21,19 @@ def model_sha256(folder: Path) -> str:
     """
     weights = sorted(folder.glob("*.safetensors"))
     if not folder.is_dir():
-        names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UserError(f"{folder}: no such folder{nearest(folder.name, names)}")
+        raise UserError(f"{folder}: no such folder{_nearest(folder)}")
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{folder}: no model here; expected config.json and *.safetensors")
     files = sorted(path for path in folder.iterdir() if path.suffix in _DEFINING)
     return content_hash({path.name: _sha256(path, path.stat().st_mtime_ns) for path in files})
+
+
+def _nearest(folder: Path) -> str:
+    """Suggest a name for the first part of a path that does not exist."""
+    while not folder.parent.exists():
+        folder = folder.parent
+    there = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    return nearest(folder.name, [entry.name for entry in there])
 
 
 @functools.cache
