@@ -1,21 +1,24 @@
 """Keeps what a finished study found: small, whole, and enough to check its verdicts.
 
 Of the metric rows those stay that a verdict rests on, and held-out text, tasks and costs at the end
-of training; of the comparisons those over all seeds. The verdicts follow from the kept rows.
+of training; of the comparisons those over all seeds. The verdicts follow from the kept rows. The
+report is drawn anew from all rows, by the code that publishes.
 """
 
 import gzip
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.claims.verdicts import read_verdicts
+from engram_eval.claims.verdicts import read_verdicts, write_verdicts
 from engram_eval.config import StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError
 from engram_eval.records import read_jsonl, write_json, write_jsonl
+from engram_eval.stages import REPORT, resolve
 from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.study import solve
 
@@ -24,16 +27,20 @@ MOST_BYTES = 1_000_000
 
 MOST_COMPARISONS = 500
 
-WHOLE = ("study.json", "ledger.json", "summary.json", "verdicts.json")
+WHOLE = ("study.json", "ledger.json")
+NEEDED = (*WHOLE, "metrics.jsonl", "comparisons.jsonl", "stages.json", "verdicts.json")
 
 
 def publish(study_dir: Path, out: Path) -> Path:
-    """Copy a study's findings to ``out``, with ``provenance.json``; return ``out``.
+    """Write a study's findings to ``out``, with its report and ``provenance.json``; return ``out``.
+
+    Claims are judged anew, by what they say now. ``verdicts.json`` is left out where none could be
+    tested, as with fewer than three seeds.
 
     Raises:
-        UserError: the study is not analysed and reported yet, or does not fit.
+        UserError: the study is not analysed yet, or does not fit.
     """
-    for name in (*WHOLE, "metrics.jsonl", "comparisons.jsonl", "stages.json"):
+    for name in NEEDED:
         if not (study_dir / name).exists():
             raise UserError(
                 f"{study_dir}: no {name} here; finish the study first (`engram-eval run`)"
@@ -41,14 +48,23 @@ def publish(study_dir: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for name in WHOLE:
         shutil.copyfile(study_dir / name, out / name)
+    write_verdicts(study_dir)
     verdicts = read_verdicts(study_dir)
-    write_jsonl(out / "metrics.jsonl", kept_rows(read_jsonl(study_dir / "metrics.jsonl"), verdicts))
-    write_jsonl(
-        out / "comparisons.jsonl", kept_comparisons(read_jsonl(study_dir / "comparisons.jsonl"))
-    )
+    rows = kept_rows(read_jsonl(study_dir / "metrics.jsonl"), verdicts)
+    write_jsonl(out / "metrics.jsonl", map(slim, rows))
+    found = kept_comparisons(read_jsonl(study_dir / "comparisons.jsonl"))
+    write_jsonl(out / "comparisons.jsonl", found)
     write_json(out / "provenance.json", provenance(study_dir))
-    _keep_report(study_dir / "report.html", out / "report.html")
+    (out / "verdicts.json").unlink(missing_ok=True)
+    if any(entry["effect"] is not None for entry in verdicts):
+        shutil.copyfile(study_dir / "verdicts.json", out / "verdicts.json")
+    _draw_report(study_dir, out)
     return out
+
+
+def slim(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a row what does not apply, and the array behind it, which is not published."""
+    return {k: v for k, v in row.items() if v is not None and v != {} and k != "artifact"}
 
 
 def kept_rows(
@@ -123,17 +139,26 @@ def _distinct(values: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys(value for value in values if value))
 
 
-def _keep_report(source: Path, target: Path) -> None:
-    """Copy the report; compressed where all files together would not stay below ``MOST_BYTES``."""
+def _draw_report(study_dir: Path, out: Path) -> None:
+    """Draw the report and ``summary.json`` from all that the study recorded."""
+    with tempfile.TemporaryDirectory() as place:
+        page = resolve(REPORT)(study_dir, Path(place) / "report.html")
+        shutil.copyfile(page.with_name("summary.json"), out / "summary.json")
+        keep_report(page.read_bytes(), out / "report.html")
+
+
+def keep_report(whole: bytes, target: Path) -> None:
+    """Write the report; compressed where all files together would not stay below ``MOST_BYTES``.
+
+    Raises:
+        UserError: the other files alone are too large.
+    """
     packed = target.with_name(f"{target.name}.gz")
     for old in (target, packed):
         old.unlink(missing_ok=True)
     left = MOST_BYTES - sum(path.stat().st_size for path in target.parent.iterdir())
     if left < 0:
         raise UserError(f"{target.parent}: {-left:,} bytes more than {MOST_BYTES:,}")
-    if not source.exists():
-        return
-    whole = source.read_bytes()
     small = gzip.compress(whole, mtime=0)
     if len(whole) <= left:
         target.write_bytes(whole)

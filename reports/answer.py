@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from engram_eval.records import MetricRow
 from reports.load import Model, Study
-from reports.numbers import count, fixed, listing
+from reports.numbers import count, listing, quoted
 from reports.query import (
     asked,
     domain_of,
@@ -127,7 +127,7 @@ def _example(a: str, b: str, found: Mapping[str, Mapping[str, Sequence[float]]])
     """Quote the points of one domain: all text where that is recorded, else the first."""
     domain = "all" if "all" in found else next(iter(found))
     where = "all text" if domain == "all" else domain
-    both = [listing([fixed(v) for v in found[domain][name]]) for name in (b, a)]
+    both = [quoted(found[domain][name]) for name in (b, a)]
     return f"{both[0]} against {both[1]} bits per byte on {where}"
 
 
@@ -171,5 +171,6 @@ def seeds_text(models: Sequence[Model]) -> str:
     counts = sorted({len(model.seeds) for model in models})
     number = listing([str(c) for c in counts], "or")
     noun = "seed" if counts == [1] else "seeds"
-    caution = " (every point is shown; no interval over seeds)" if counts[0] < 3 else ""
+    few = " (every point is shown; no interval over seeds)"
+    caution = few if counts[0] < 3 else " (the middle one is quoted, and the range)"
     return f"{number} {noun} per model{caution}"

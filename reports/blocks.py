@@ -2,9 +2,10 @@
 
 import base64
 import csv
+import gzip
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 from markupsafe import Markup
@@ -63,7 +64,7 @@ class Block:
         return to_svg(drawn.figure, ident, clean(label, 600), drawn.tips)
 
     def csv_href(self) -> str:
-        """Return the rows as a ``data:`` link."""
+        """Return the rows as a link to a file."""
         return csv_link(self.rows)
 
 
@@ -74,6 +75,7 @@ class Cell:
     Attributes:
         link: id of a figure or table of this page; without effect where there is none.
         tag: a class that sets the text as a label, such as ``supported``.
+        small: a second line, such as a range.
     """
 
     text: str
@@ -84,25 +86,24 @@ class Cell:
     title: str = ""
     link: str = ""
     tag: str = ""
+    small: str = ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's header; neighbours of one ``group``, or ``band``, share a header above."""
+    """A column's header; neighbours of one ``band`` share a header above."""
 
     label: str
-    group: str = ""
     numeric: bool = True
     chip: int | None = None
     band: str = ""
 
 
 class Span(NamedTuple):
-    """A header over several columns; ``chip`` is its model's number."""
+    """A header over several columns."""
 
     label: str
     columns: int
-    chip: int | None
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Table:
 
     Attributes:
         chips: number of the model whose sign stands before a row's header, by its text.
+        data: the rows behind it, for the CSV file; what is shown where there are none.
     """
 
     caption: str
@@ -120,11 +122,14 @@ class Table:
     note: str = ""
     sortable: bool = True
     chips: Mapping[str, int] = field(default_factory=dict)
+    data: Sequence[Mapping[str, Any]] = ()
     kind: ClassVar[str] = "table"
 
     def csv_href(self) -> str:
-        """Return what the table shows as a ``data:`` link; numbers as they sort."""
-        names = [" ".join(filter(None, (c.band, c.group, c.label))) or "row" for c in self.columns]
+        """Return the rows behind it, or what it shows (numbers as they sort), as a link."""
+        if self.data:
+            return csv_link(self.data)
+        names = [" ".join(filter(None, (c.band, c.label))) or "row" for c in self.columns]
         return csv_link(
             [
                 {
@@ -135,26 +140,15 @@ class Table:
             ]
         )
 
-    def groups(self) -> list[Span]:
-        """Return the upper header, or [] where no column names a group."""
-        return _spans([(c.group, c.band, c.chip) for c in self.columns])
-
     def bands(self) -> list[Span]:
-        """Return the header above the groups, or [] where no column names a band."""
-        return _spans([(c.band, "", None) for c in self.columns])
-
-
-def _spans(headers: Sequence[tuple[str, str, int | None]]) -> list[Span]:
-    """Merge equal neighbours of (label, what it belongs to, chip)."""
-    merged: list[Span] = []
-    before = None
-    for label, owner, chip in headers:
-        if label and before == (label, owner):
-            merged[-1] = merged[-1]._replace(columns=merged[-1].columns + 1)
-        else:
-            merged.append(Span(label, 1, chip))
-        before = (label, owner)
-    return merged if any(span.label for span in merged) else []
+        """Return the header above the columns, or [] where no column names a band."""
+        merged: list[Span] = []
+        for column in self.columns:
+            if column.band and merged and merged[-1].label == column.band:
+                merged[-1] = Span(column.band, merged[-1].columns + 1)
+            else:
+                merged.append(Span(column.band, 1))
+        return merged if any(span.label for span in merged) else []
 
 
 @dataclass(frozen=True)
@@ -202,7 +196,7 @@ class TextMap:
     kind: ClassVar[str] = "text-map"
 
     def csv_href(self) -> str:
-        """Return the rows as a ``data:`` link."""
+        """Return the rows as a link to a file."""
         return csv_link(self.rows)
 
 
@@ -249,13 +243,17 @@ class Section:
         ]
 
 
+_NESTED = ("slice", "other", "artifact")
+_PLAIN = tuple(f.name for f in fields(MetricRow) if f.name not in (*_NESTED, "schema"))
+
+
 def flat_row(row: MetricRow) -> dict[str, Any]:
     """Return a metric row for a CSV file: slices and partner as columns of their own."""
-    flat = {k: v for k, v in asdict(row).items() if not isinstance(v, Mapping)}
+    flat = {name: getattr(row, name) for name in _PLAIN}
     for name in ("slice", "other"):
         for key, value in (getattr(row, name) or {}).items():
             flat[f"{name}.{key}"] = value
-    return {key: value for key, value in flat.items() if value is not None and key != "schema"}
+    return {key: value for key, value in flat.items() if value is not None}
 
 
 def flat_rows(rows: Iterable[MetricRow]) -> list[dict[str, Any]]:
@@ -264,9 +262,12 @@ def flat_rows(rows: Iterable[MetricRow]) -> list[dict[str, Any]]:
 
 
 def csv_link(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as a ``data:`` link to a CSV file."""
-    raw = to_csv(rows).encode(errors="replace")
-    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(raw).decode()
+    """Return rows as a ``data:`` link to a gzipped CSV file, a tenth of the plain one.
+
+    ``report.js`` unpacks it on the way; without it the file is one that pandas reads as well.
+    """
+    packed = gzip.compress(to_csv(rows).encode(errors="replace"), mtime=0)
+    return "data:application/gzip;base64," + base64.b64encode(packed).decode()
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

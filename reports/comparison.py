@@ -4,7 +4,8 @@
 that a study recorded, beside those of the others.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,14 +35,21 @@ class Run(NamedTuple):
     @property
     def status(self) -> str:
         """Say in a few words how far the study came."""
-        stages = self.study.stages
-        if not stages:
+        counts = self._counts()
+        total = sum(counts.values())
+        if not total:
             return "nothing has run"
-        failed = [s for s in stages if s.status == "failed"]
-        waiting = [s for s in stages if not s.finished and s.status != "failed"]
-        parts = [f"{len(failed)} failed"] if failed else []
-        parts += [f"{len(waiting)} not run"] if waiting else []
-        return f"unfinished: {', '.join(parts)} of {len(stages)} stages" if parts else "complete"
+        failed, fine = counts.get("failed", 0), counts.get("ok", 0)
+        parts = [f"{failed} failed"] if failed else []
+        parts += [f"{total - failed - fine} not run"] if total > failed + fine else []
+        return f"unfinished: {', '.join(parts)} of {total} stages" if parts else "complete"
+
+    def _counts(self) -> Mapping[str, int]:
+        """Count the stages by status; a published study keeps the counts alone."""
+        published = self.study.published
+        if published is not None and not self.study.stages:
+            return published.stages
+        return Counter(stage.status for stage in self.study.stages)
 
 
 def build_comparison(study_dirs: Sequence[Path], out_file: Path) -> Path:
@@ -252,25 +260,46 @@ def stage_table(runs: Sequence[Run]) -> Table:
     """List per study what it ran on, how long it took, and what did not finish."""
     body = []
     for run in runs:
-        stages = run.study.stages
-        left = [
-            f"{s.label}: {s.status}{f' ({s.error})' if s.error else ''}"
-            for s in stages
-            if not s.finished
-        ]
-        seconds = sum(s.seconds or 0 for s in stages)
+        seconds, devices, commits, left = _provenance(run.study)
         body.append(
             [
                 Cell(run.name),
-                Cell(duration(seconds) if stages else MISSING, seconds),
-                Cell(", ".join(ordered(s.device for s in stages if s.device)) or MISSING),
-                Cell(", ".join(ordered(s.commit for s in stages if s.commit)) or MISSING),
+                Cell(duration(seconds), seconds),
+                Cell(", ".join(devices) or MISSING),
+                Cell(", ".join(commits) or MISSING),
                 Cell("; ".join(left[:20]) or "nothing"),
             ]
         )
     columns = [Column("Study", numeric=False), Column("Time in all stages")]
     columns += [Column(h, numeric=False) for h in ("Device", "Commit", "Did not finish")]
     return Table("Where and how long", columns, body, ident="stages")
+
+
+class _Made(NamedTuple):
+    """Seconds in all stages, where, from which code, and what did not finish."""
+
+    seconds: float | None
+    devices: Sequence[str]
+    commits: Sequence[str]
+    left: Sequence[str]
+
+
+def _provenance(study: Study) -> _Made:
+    stages, published = study.stages, study.published
+    if published is not None and not stages:
+        made = published.seconds, published.machines, published.commits, published.unfinished
+        return _Made(*made)
+    left = [
+        f"{s.label}: {s.status}{f' ({s.error})' if s.error else ''}"
+        for s in stages
+        if not s.finished
+    ]
+    return _Made(
+        sum(s.seconds or 0 for s in stages) if stages else None,
+        ordered(s.device for s in stages if s.device),
+        ordered(s.commit for s in stages if s.commit),
+        left,
+    )
 
 
 def _bad(runs: Sequence[Run]) -> list[str]:

@@ -36,12 +36,12 @@ def _checker(hint: Any) -> Callable[[Any], bool]:
         return lambda value: True
     if origin is typing.Literal:
         return lambda value: value in args
+    exact = _exact(hint)
+    if exact:
+        return lambda value: type(value) in exact
     if origin in (typing.Union, types.UnionType):
         checks = [_checker(arg) for arg in args]
         return lambda value: any(check(value) for check in checks)
-    if hint in (int, float):
-        allowed = (int, float) if hint is float else (int,)
-        return lambda value: isinstance(value, allowed) and not isinstance(value, bool)
     if origin is None:
         return lambda value: isinstance(value, hint)
     inner = [_checker(arg) for arg in args]
@@ -51,6 +51,16 @@ def _checker(hint: Any) -> Callable[[Any], bool]:
             and all(inner[0](k) and inner[1](v) for k, v in value.items())
         )
     return lambda value: isinstance(value, list | tuple) and all(map(inner[0], value))
+
+
+def _exact(hint: Any) -> frozenset[type]:
+    """Return the types of JSON values that a hint of plain types allows; empty for others."""
+    args = typing.get_args(hint) or (hint,)
+    if typing.get_origin(hint) not in (None, typing.Union, types.UnionType):
+        return frozenset()
+    if not set(args) <= {bool, int, float, str, types.NoneType}:
+        return frozenset()
+    return frozenset(args) | ({int} if float in args else frozenset())
 
 
 @cache

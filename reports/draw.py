@@ -31,7 +31,10 @@ class Dot(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One curve; ``dash`` is a matplotlib line style, ``marked`` shows the points."""
+    """One curve; ``dash`` is a matplotlib line style, ``marked`` shows the points.
+
+    ``low`` and ``high`` bound a band around it.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
@@ -40,6 +43,8 @@ class Line(NamedTuple):
     dash: str = "-"
     marked: bool = True
     faint: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass
@@ -95,9 +100,9 @@ def dots(
     axes.set_xlabel(xlabel, color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(5 if width > PANEL_WIDTH else 4))
     axes.margins(x=0.06)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.grid(axis="x", color=GRID, linewidth=0.8, clip_on=False)
     for y in range(1, len(names)):
-        axes.axhline(y - 0.5, color=GRID, linewidth=0.8)
+        axes.axhline(y - 0.5, color=GRID, linewidth=0.8, clip_on=False)
     return result
 
 
@@ -123,7 +128,8 @@ def _lanes(values: Sequence[Dot]) -> dict[Look, float]:
 
 def _dot(target: Canvas, dot: Dot, y: float) -> None:
     if dot.low is not None and dot.high is not None:
-        target.axes.plot([dot.low, dot.high], [y, y], color=dot.look.color, linewidth=1.6)
+        ends = [dot.low, dot.high]
+        target.axes.plot(ends, [y, y], color=dot.look.color, linewidth=1.6, clip_on=False)
     target.axes.plot(
         [dot.value],
         [y],
@@ -133,6 +139,7 @@ def _dot(target: Canvas, dot: Dot, y: float) -> None:
         markeredgewidth=2 if dot.look.marker == "|" else 1.2,
         markeredgecolor=dot.look.color,
         markerfacecolor=PAPER if dot.hollow else dot.look.color,
+        clip_on=False,
         gid=target.tip(dot.tip),
     )
 
@@ -152,7 +159,7 @@ def lines(
         _curve(result, curve)
     axes.set_xlabel(xlabel, color=MUTED)
     axes.set_title(ylabel, loc="left", x=-0.02, fontsize=11, color=MUTED, pad=9)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8, clip_on=False)
     axes.spines["bottom"].set(visible=True, color=GRID)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=integer_x))
     if not integer_x:
@@ -163,6 +170,10 @@ def lines(
 
 
 def _curve(target: Canvas, curve: Line) -> None:
+    if curve.low:
+        around = [*curve.low, *reversed(curve.high)]
+        there_and_back = [*curve.x, *reversed(curve.x)]
+        target.axes.fill(there_and_back, around, color=curve.look.color, alpha=0.17, linewidth=0)
     target.axes.plot(
         curve.x,
         curve.y,
@@ -200,6 +211,7 @@ def heat_map(
 def _cell(target: Canvas, x: int, y: int, value: float, colors: Colormap, numbered: bool) -> None:
     shade = min(max(value, 0.0), 1.0)
     patch = matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colors(shade), linewidth=0)
+    patch.set_clip_on(False)
     patch.set_gid(target.tip(f"block {y} against block {x}: {fixed(value, 3)}"))
     target.axes.add_patch(patch)
     if numbered:

@@ -2,9 +2,10 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.colors import to_hex
@@ -13,8 +14,9 @@ from matplotlib.lines import Line2D
 
 from engram_eval.errors import unknown
 from engram_eval.records import write_atomic
-from reports.blocks import Block, TextMap, to_csv
+from reports.blocks import Block, Panel, TextMap, to_csv
 from reports.build import SECTIONS
+from reports.fonts import use_font, write_small_sans
 from reports.load import Study, load_study
 from reports.svg import RC, clean
 from reports.theme import Look, looks, print_colors
@@ -24,12 +26,24 @@ _PROPERTIES = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredge
 _NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
+Watch = Callable[[Sequence["Picture"]], Iterable["Picture"]]
+
+
+class Picture(NamedTuple):
+    """One file name without its ending, and what is drawn into it."""
+
+    stem: str
+    panel: Panel
+    models: Mapping[str, Look]
+
+
 def save_figures(
     study_dir: Path,
     folder: Path,
     formats: Sequence[str] = FORMATS,
     dpi: int = 200,
     only: str | None = None,
+    watch: Watch = iter,
 ) -> list[Path]:
     """Draw all figures of a study's report into ``folder`` and return the files.
 
@@ -39,6 +53,7 @@ def save_figures(
         formats: endings that matplotlib can write.
         dpi: resolution of bitmaps.
         only: the name of one figure, such as ``logit-lens``; None saves all.
+        watch: hands the pictures on one by one, and may tell how far it is.
 
     Raises:
         UserError: the report has no figure of that name.
@@ -52,8 +67,12 @@ def save_figures(
             path = folder / f"{item.ident}.csv"
             write_atomic(path, to_csv(item.rows).encode(errors="replace"))
             written.append(path)
-            if isinstance(item, Block):
-                written += _save_block(study, item, folder, formats, dpi)
+        blocks = [item for item in chosen if isinstance(item, Block)]
+        pictures = [picture for block in blocks for picture in _pictures(block, looks(study))]
+        with tempfile.TemporaryDirectory() as place:
+            font = write_small_sans(Path(place) / "sans.ttf")
+            for picture in watch(pictures):
+                written += _save(picture, folder, formats, dpi, font)
     return written
 
 
@@ -67,26 +86,34 @@ def _chosen(study: Study, only: str | None) -> list[Block | TextMap]:
     return [figures[only]]
 
 
-def _save_block(
-    study: Study, block: Block, folder: Path, formats: Sequence[str], dpi: int
-) -> list[Path]:
-    look = looks(study)
-    written = []
+def _pictures(block: Block, look: Mapping[str, Look]) -> list[Picture]:
+    models = {name: look[name] for name in block.legend if name in look}
+    found = []
     for view in block.views:
         for panel in view.panels:
             parts = [view.label] if len(block.views) > 1 else []
             parts += [panel.title] if panel.title else []
-            stem = "-".join([block.ident, *map(slug, parts)])
-            figure = panel.canvas.figure
-            _legend(figure, {name: look[name] for name in block.legend if name in look})
-            recolor(figure)
-            for ending in formats:
-                path = folder / f"{stem}.{ending}"
-                options: dict[str, Any] = {"metadata": _NO_DATES.get(ending)}
-                raw = io.BytesIO()
-                figure.savefig(raw, format=ending, dpi=dpi, bbox_inches="tight", **options)
-                write_atomic(path, raw.getvalue())
-                written.append(path)
+            found.append(Picture("-".join([block.ident, *map(slug, parts)]), panel, models))
+    return found
+
+
+def _save(
+    picture: Picture, folder: Path, formats: Sequence[str], dpi: int, font: Path
+) -> list[Path]:
+    """Write one picture in each format; what is outside the axes is measured once for all."""
+    figure, written = picture.panel.canvas.figure, []
+    _legend(figure, picture.models)
+    # Ticks and their labels exist only after a first layout.
+    frame = figure.get_tightbbox().padded(0.1)
+    use_font(figure, font)
+    recolor(figure)
+    for ending in formats:
+        path = folder / f"{picture.stem}.{ending}"
+        options: dict[str, Any] = {"metadata": _NO_DATES.get(ending)}
+        raw = io.BytesIO()
+        figure.savefig(raw, format=ending, dpi=dpi, bbox_inches=frame, **options)
+        write_atomic(path, raw.getvalue())
+        written.append(path)
     return written
 
 
@@ -95,7 +122,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "figure"
 
 
-def _legend(figure: Figure, models: dict[str, Look]) -> None:
+def _legend(figure: Figure, models: Mapping[str, Look]) -> None:
     """Name the models below the axes; on the page HTML does that."""
     handles = [
         Line2D([], [], linestyle="none", marker=look.marker, color=look.color, label=clean(name))
@@ -108,10 +135,8 @@ def _legend(figure: Figure, models: dict[str, Look]) -> None:
 
 
 def recolor(figure: Figure) -> None:
-    """Replace the stand-in colours by those of the light theme."""
+    """Replace the stand-in colours of a figure that is laid out by those of the light theme."""
     table = print_colors()
-    # Ticks and their labels exist only after a first layout.
-    figure.draw_without_rendering()
     for artist in figure.findobj():
         for name in _PROPERTIES:
             getter: Callable[[], Any] | None = getattr(artist, f"get_{name}", None)

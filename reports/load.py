@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """How a published study was made: ``provenance.json`` stands in for its stages."""
+
+    command: str = ""
+    commits: list[str] = field(default_factory=list)
+    machines: list[str] = field(default_factory=list)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    started: str | None = None
+    stages: Mapping[str, int] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Study:
     """A study folder in memory.
 
@@ -142,6 +156,7 @@ class Study:
         config: ``study.json`` as it is.
         verdicts: None where no ``verdicts.json`` was written.
         problems: what could not be read, in the order in which it was met.
+        published: of a published folder, which keeps findings without the stages behind them.
     """
 
     folder: Path
@@ -152,16 +167,44 @@ class Study:
     stages: tuple[Stage, ...]
     problems: list[Problem]
     verdicts: tuple[Verdict, ...] | None = None
+    published: Provenance | None = None
 
     def text(self, key: str) -> str:
         """Return a text of ``study.json``, or "" where there is none."""
         value = self.config.get(key)
         return value if isinstance(value, str) else ""
 
+    @property
+    def unfinished(self) -> list[Stage]:
+        """The stages that did not end well."""
+        if self.published is not None and not self.stages:
+            return [Stage("", label, "did not finish") for label in self.published.unfinished]
+        return [stage for stage in self.stages if not stage.finished]
+
+    @property
+    def stage_count(self) -> int:
+        """How many stages the study has, finished or not."""
+        kept = self.published.stages.values() if self.published is not None else ()
+        return len(self.stages) or sum(kept)
+
+    @property
+    def abridged(self) -> str:
+        """Why a published folder lacks something; "" where all stages are at hand."""
+        if self.published is None or self.stages:
+            return ""
+        return (
+            "Not kept in this published folder, which holds what verdicts rest on; report.html or "
+            "report.html.gz beside it was drawn from everything."
+        )
+
+    @cached_property
+    def _references(self) -> tuple[str, ...]:
+        known = {model.name for model in self.models}
+        return tuple(sorted({r.model for r in self.rows if r.model is not None} - known))
+
     def baselines(self) -> list[str]:
         """Return the names that have rows but no line in the ledger, such as ``ngram``."""
-        known = {model.name for model in self.models}
-        return sorted({r.model for r in self.rows if r.model is not None} - known)
+        return list(self._references)
 
     def path_of(self, stage: Stage) -> Path:
         """Return the folder of a stage."""
@@ -173,7 +216,9 @@ def load_study(folder: Path) -> Study:
     problems: list[Problem] = []
     config = read_json(folder / "study.json", dict, problems)
     ledger = read_json(folder / "ledger.json", dict, problems)
-    stages = read_json(folder / "stages.json", list, problems)
+    published = _provenance(folder / "provenance.json", problems)
+    kept = published is None or (folder / "stages.json").exists()
+    stages = read_json(folder / "stages.json", list, problems) if kept else []
     rows = read_lines(folder / "metrics.jsonl", metric_row, problems)
     comparisons = read_lines(
         folder / "comparisons.jsonl", partial(decode, Comparison), problems, needed=False
@@ -187,7 +232,19 @@ def load_study(folder: Path) -> Study:
         stages=_stages(stages, problems),
         problems=problems,
         verdicts=_verdicts(folder / "verdicts.json", problems),
+        published=published,
     )
+
+
+def _provenance(path: Path, problems: list[Problem]) -> Provenance | None:
+    """Read how a published study was made; a damaged file becomes a problem."""
+    if not path.exists():
+        return None
+    try:
+        return decode(Provenance, read_json(path, dict, problems))
+    except ValueError as error:
+        problems.append(Problem(path.name, str(error)))
+        return Provenance()
 
 
 def _verdicts(path: Path, problems: list[Problem]) -> tuple[Verdict, ...] | None:

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+from collections.abc import Callable, Sequence
+
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 MISSING = "–"
@@ -47,6 +49,15 @@ def p_value(p: float | None) -> str:
     if p is None:
         return MISSING
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def quoted(found: Sequence[float], write: Callable[[float], str] = fixed) -> str:
+    """Write the seeds of one model in a sentence: each, or the middle one with the range."""
+    if len(found) < 3:
+        return listing([write(value) for value in found])
+    ranked = sorted(found)
+    middle = ranked[(len(ranked) - 1) // 2]
+    return f"{write(middle)} ({write(ranked[0])} to {write(ranked[-1])})"
 
 
 def listing(items: list[str], last: str = "and") -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from reports.compact import SVG, XLINK, compact
 from reports.theme import variables
 
 # Any, because the keys of matplotlib are typed as literals.
@@ -23,11 +24,8 @@ RC: Any = {
     "lines.solid_capstyle": "round",
 }
 
-_SVG = "http://www.w3.org/2000/svg"
-_XLINK = "{http://www.w3.org/1999/xlink}href"
 _COLOR = re.compile(r"#[0-9a-f]{6}")
 _FONT_FAMILY = re.compile(r"font-family:[^;]*;?\s*")
-_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
 def clean(text: str, limit: int = 60) -> str:
@@ -55,52 +53,48 @@ def to_svg(figure: Figure, ident: str, label: str, tips: Sequence[str] = ()) -> 
         figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
     root = ET.fromstring(text.getvalue())
     _strip(root)
+    _link(root, ident, tips)
+    for element in root.iter():
+        if "style" in element.attrib:
+            element.set("style", _restyle(element.attrib["style"]))
+    compact(root)
     root.set("role", "img")
     root.set("aria-label", label)
-    for element in root.iter():
-        _rewrite(element, ident, tips)
-    ET.register_namespace("", _SVG)
-    ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    ET.register_namespace("", SVG.strip("{}"))
     return Markup(ET.tostring(root, encoding="unicode"))
 
 
 def _strip(root: ET.Element) -> None:
     """Drop what a page does not need: metadata, the global style, the fixed size."""
-    for size in ("width", "height"):
-        root.attrib.pop(size, None)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+            if child.tag in (f"{SVG}metadata", f"{SVG}style"):
                 parent.remove(child)
 
 
-def _rewrite(element: ET.Element, ident: str, tips: Sequence[str]) -> None:
-    """Give one element page-wide ids, theme colours, short numbers and its tooltip."""
-    name = element.get("id", "")
-    if name.startswith("tip"):
-        title = ET.Element(f"{{{_SVG}}}title")
-        title.text = tips[int(name[3:])]
-        element.insert(0, title)
-    if element.tag == f"{{{_SVG}}}g":
-        element.attrib.pop("id", None)
-    elif name:
-        element.set("id", f"{ident}-{name}")
-    if _XLINK in element.attrib:
-        element.set(_XLINK, f"#{ident}-{element.attrib[_XLINK][1:]}")
-    if "clip-path" in element.attrib:
-        element.set("clip-path", element.attrib["clip-path"].replace("url(#", f"url(#{ident}-"))
-    if "style" in element.attrib:
-        element.set("style", _restyle(element.attrib["style"]))
-    for key in ("d", "x", "y", "transform"):
-        if key in element.attrib:
-            element.set(key, _LONG_NUMBER.sub(_shorten, element.attrib[key]))
+def _link(root: ET.Element, ident: str, tips: Sequence[str]) -> None:
+    """Give ids that hold in the whole page, and each artist with a tooltip its title."""
+    numbers: dict[str, str] = {}
+    for element in root.iter():
+        name = element.attrib.pop("id", "")
+        if name.startswith("tip"):
+            title = ET.Element(f"{SVG}title")
+            title.text = tips[int(name[3:])]
+            element.insert(0, title)
+        elif name and element.tag != f"{SVG}g":
+            numbers[name] = f"{ident}-{len(numbers)}"
+            element.set("id", numbers[name])
+    for element in root.iter():
+        if XLINK in element.attrib:
+            element.set(XLINK, f"#{numbers[element.attrib[XLINK][1:]]}")
+        if "clip-path" in element.attrib:
+            name = element.attrib["clip-path"].removeprefix("url(#").removesuffix(")")
+            element.set("clip-path", f"url(#{numbers[name]})")
 
 
 def _restyle(style: str) -> str:
     names = variables()
     themed = _COLOR.sub(lambda match: names.get(match[0], match[0]), style)
     return _FONT_FAMILY.sub("", themed)
-
-
-def _shorten(match: re.Match[str]) -> str:
-    return f"{float(match[0]):.2f}"

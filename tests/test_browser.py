@@ -1,6 +1,7 @@
 """The report in a real browser: quiet, offline, responsive, legible, and it reacts."""
 
 import re
+from pathlib import Path
 
 import pytest
 from chromium import browser
@@ -135,6 +136,15 @@ def test_an_axis_is_switched_by_mouse_and_by_keyboard(page, report):
         page.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight",
                   windowsVirtualKeyCode=39)  # fmt: skip
     assert page.js(shown) == [False, False, True, False, False]
+
+
+def test_the_data_of_a_figure_is_saved_as_csv(page, report):
+    page.open(report)
+    with page.page.expect_download() as saved:
+        page.click("#heldout-by-domain a.csv")
+    assert saved.value.suggested_filename == "heldout-by-domain.csv"
+    lines = Path(saved.value.path()).read_text().splitlines()
+    assert lines[0].startswith("name,metric,") and len(lines) > 10
 
 
 def test_samples_open_and_are_searched(page, report):

@@ -1,4 +1,8 @@
-"""Every command that the documentation shows is run: here or in a test that is named."""
+"""Every command that the documentation shows is run.
+
+What answers at once runs here; the verbs of all others are run by the tests that are named, and by
+``make test-slow`` each line is typed as it stands (test_docs_typed.py).
+"""
 
 import ast
 import re
@@ -31,7 +35,7 @@ ELSEWHERE = {
     "verify": "test_cli.py",
 }
 # What no test of this machine can run says so in the comment behind it.
-NEEDS = ("network", "GPU", "Slurm", "trained models", "after the line above")
+NEEDS = ("network", "GPU", "Slurm", "hours", "data sets", "trained models", "after the line above")
 
 
 class Shown(NamedTuple):

@@ -12,13 +12,15 @@ from engram_eval.claims.table import markdown
 from engram_eval.claims.verdicts import read_verdicts, write_verdicts
 from engram_eval.cli import main
 from engram_eval.config import StudyConfig, from_dict, to_dict
-from engram_eval.publish import MOST_BYTES, command, kept_rows
-from engram_eval.records import write_json, write_jsonl
+from engram_eval.errors import UserError
+from engram_eval.publish import MOST_BYTES, command, keep_report, kept_rows, slim
+from engram_eval.records import row_from_dict, write_json, write_jsonl
 from engram_eval.studies.registry import find_study
 from engram_eval.study import solve
 
 ROOT = Path(__file__).resolve().parent.parent / "reports" / "published"
 STUDIES = sorted(path.parent for path in ROOT.glob("*/verdicts.json"))
+FOLDERS = sorted(path.parent for path in ROOT.glob("*/provenance.json"))
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
@@ -36,7 +38,7 @@ def test_published_verdicts_follow_from_published_rows(folder: Path, tmp_path: P
         assert mine["verdict"] != "inconclusive" or "power" in mine["reason"] or mine["power"] == 0
 
 
-@pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_a_published_study_is_small_and_can_be_run_again(folder: Path) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MOST_BYTES
     facts = json.loads((folder / "provenance.json").read_text())
@@ -74,17 +76,16 @@ def study(tmp_path: Path) -> Path:
     solved = to_dict(solve(find_study("placement", "tiny")))
     write_json(folder / "study.json", solved)
     write_json(folder / "ledger.json", {})
-    write_json(folder / "summary.json", {})
     write_jsonl(folder / "metrics.jsonl", [ROW | {"schema": 1}])
     pooled = {"slice": {}, "units": "seeds", "seeds_a": [0, 1, 2], "seeds_b": [0, 1, 2]}
     single = {**pooled, "units": "items", "seeds_a": [0], "seeds_b": [0]}
     write_jsonl(folder / "comparisons.jsonl", [pooled, single])
-    stage = {"status": "ok", "label": "train moe seed 0", "device": "cpu: x", "commit": "abc",
+    stage = {"stage": "train", "status": "ok", "label": "train moe seed 0",
+             "device": "cpu: x", "commit": "abc",
              "versions": {"torch": "2"}, "started": "2026-01-02", "seconds": 2.4}  # fmt: skip
     failed = {**stage, "status": "failed", "label": "train moe seed 1", "started": "2026-01-03"}
     write_json(folder / "stages.json", [stage, failed])
     write_verdicts(folder)
-    (folder / "report.html").write_text("<html>")
     return folder
 
 
@@ -100,17 +101,50 @@ def test_publishing_keeps_findings_and_how_they_were_made(
     assert facts["unfinished"] == ["train moe seed 1"]
     assert (facts["seconds"], facts["machines"], facts["commits"]) == (2, ["cpu: x"], ["abc"])
     assert len((out / "comparisons.jsonl").read_text().splitlines()) == 1
-    assert (out / "report.html").exists()
-    (study / "report.html").write_text("x" * MOST_BYTES)
-    assert main(["publish", str(study), str(out)]) == 0
-    assert not (out / "report.html").exists()
-    assert gzip.decompress((out / "report.html.gz").read_bytes()) == b"x" * MOST_BYTES
-    (study / "report.html").write_bytes(os.urandom(MOST_BYTES))
-    assert main(["publish", str(study), str(out)]) == 0
-    assert not list(out.glob("report*"))
-    (study / "summary.json").unlink()
+    assert "Rendered from the records of" in (out / "report.html").read_text()
+    assert json.loads((out / "summary.json").read_text())["complete"] is False
+    assert not (out / "verdicts.json").exists()  # two rows test no claim
+    assert (out / "metrics.jsonl").read_text().count("null") == 0
+    (study / "stages.json").unlink()
     assert main(["publish", str(study), str(out)]) == 2
-    assert "no summary.json here" in capsys.readouterr().err
+    assert "no stages.json here" in capsys.readouterr().err
+
+
+def test_a_row_keeps_what_applies() -> None:
+    row = {**ROW, "artifact": {"file": "x"}}
+    short = slim(row)
+    assert short == {k: v for k, v in ROW.items() if v is not None and k != "slice"}
+    assert row_from_dict(short) == row_from_dict(ROW)
+
+
+def test_a_report_is_compressed_or_left_out_where_it_does_not_fit(tmp_path: Path) -> None:
+    page, packed = tmp_path / "report.html", tmp_path / "report.html.gz"
+    keep_report(b"<html>", page)
+    assert page.exists() and not packed.exists()
+    keep_report(b"x" * (MOST_BYTES + 1), page)
+    assert not page.exists()
+    assert gzip.decompress(packed.read_bytes()) == b"x" * (MOST_BYTES + 1)
+    keep_report(os.urandom(MOST_BYTES + 1), page)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "metrics.jsonl").write_bytes(b"x" * (MOST_BYTES + 1))
+    with pytest.raises(UserError, match="1 bytes more than"):
+        keep_report(b"<html>", page)
+
+
+def test_a_published_folder_is_drawn_as_what_it_is(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "published", tmp_path / "again.html"
+    assert main(["publish", str(study), str(out)]) == 0
+    assert main(["report", str(out), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert "Not kept in this published folder" in text and "train moe seed 1" in text
+    assert "1 of 2 stages did not finish" in text and "stages.json" not in text
+    assert main(["report", str(out), str(study), "--out", str(page)]) == 0
+    assert page.read_text().count("unfinished: 1 failed of 2 stages") == 4
+    (out / "provenance.json").write_text('{"seconds": "long"}')
+    assert main(["report", str(out), "--out", str(page)]) == 0
+    assert "provenance.json</strong>: seconds: unexpected" in page.read_text()
 
 
 def test_the_markdown_table_has_a_row_per_claim(

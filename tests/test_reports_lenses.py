@@ -8,7 +8,7 @@ from reports_fixture import SMALL, read_metrics, write_metrics, write_study
 
 from engram_eval.analyze import analyze
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Note
+from reports.blocks import Block, Note, Table
 from reports.load import load_study
 from reports.sections.mechanism import section
 from reports.sections.task_knockout import task_knockout_block
@@ -19,7 +19,7 @@ def copies(rows: list[dict[str, Any]], name: str, **changes: Any) -> list[dict[s
 
 
 @pytest.fixture(scope="module")
-def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Block]:
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Block | Table]:
     folder: Path = write_study(tmp_path_factory.mktemp("runs") / "main", SMALL)
     rows = read_metrics(folder)
     lens = [r for r in copies(rows, "logit_lens") if r["metric"] == "kl_bits"]
@@ -57,7 +57,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Block]:
             "name": "linear",
             "metric": "decodable_depth_layers",
             "value": 2.5,
-            "slice": {"task": "entity"},
+            "slice": {"task": "next_token_kind"},
         },
         *(
             {**early, "name": "linear", "metric": "code_length_bits", "value": bits, **more}
@@ -89,10 +89,10 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Block]:
     write_metrics(folder, [*rows, *new, *deeper])
     analyze(folder)
     found = section(load_study(folder)).blocks
-    return {block.ident: block for block in found if isinstance(block, Block)}
+    return {item.ident: item for item in found if not isinstance(item, Note)}
 
 
-def test_lenses_stand_beside_their_controls(blocks: dict[str, Block]) -> None:
+def test_lenses_stand_beside_their_controls(blocks: dict[str, Block | Table]) -> None:
     assert list(blocks)[:2] == ["logit-lens", "tuned-lens"]
     finding = blocks["logit-lens"].finding
     assert "engram 1.25" in finding
@@ -101,17 +101,39 @@ def test_lenses_stand_beside_their_controls(blocks: dict[str, Block]) -> None:
     assert steps == {None}, "what is read at equal loss is drawn apart"
 
 
-def test_equal_loss_says_what_was_met(blocks: dict[str, Block]) -> None:
+def test_equal_loss_says_what_was_met(blocks: dict[str, Block | Table]) -> None:
     finding = blocks["equal-loss"].finding
     assert "engram, seed 0 at step 256 (2.31 nats per token) beside moe, seed 0" in finding
     assert "at its end (2.34)" in finding and "1.35" in finding
     assert {row["model"] for row in blocks["equal-loss"].rows} == {"moe", "engram"}
 
 
-def test_cka_and_probes_quote_their_numbers(blocks: dict[str, Block]) -> None:
-    assert "1.50 [1.00, 2.00]" in blocks["cka"].finding
+def cells(table: Table, row: int) -> list[str]:
+    return [cell.text for cell in table.rows[row]]
+
+
+def test_cka_quotes_its_shifts(blocks: dict[str, Block | Table]) -> None:
     assert [view.label for view in blocks["cka"].views] == ["all tokens", "last tokens of names"]
-    assert "entity: engram 2.5" in blocks["linear-probe"].finding
+    assert cells(blocks["cka-shifts"], 0)[1:] == ["+1.50", "+1.00 to +2.00"]
+
+
+def test_probes_quote_accuracy_and_depth(blocks: dict[str, Block | Table]) -> None:
+    table = blocks["linear-table"]
+    labels = [(column.band, column.label) for column in table.columns[2:]]
+    assert labels[2] == ("highest accuracy of any block, %", "engram")
+    assert labels[5] == ("blocks until 90 % of it", "engram")
+    rows = {row[0].text: [cell.text for cell in row] for row in table.rows}
+    assert set(rows) == {"previous token kind", "next token kind"}
+    assert rows["next token kind"][1] == "36.0" and rows["next token kind"][7] == "2.5"
+    plain = [
+        float(row["value"])
+        for row in blocks["linear-probe"].rows
+        if row.get("condition") is None
+        and row["metric"] == "acc"
+        and (row["model"], row.get("slice.task")) == ("dense", "next_token_kind")
+    ]
+    assert rows["next token kind"][2] == f"{100 * max(plain):.1f}"
+    assert " of 2 tasks the best block" in blocks["linear-probe"].finding
 
 
 def test_code_lengths_stand_beside_the_controls(blocks: dict[str, Block]) -> None:

@@ -5,11 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports_fixture import SMALL, write_study
 
+from engram_eval.records import MetricRow
 from reports.blocks import Cell, Column, Table
+from reports.draw import Line
 from reports.load import Comparison, load_study
+from reports.numbers import fixed, quoted
 from reports.query import widest
 from reports.sections.benchmarks import against
+from reports.sections.columns import _alike, seed_cells, seeds_cell, seeds_note
 from reports.sections.training import thinned
+from reports.seeds import bundled
+from reports.theme import Look
 
 
 def comparison(**fields):
@@ -65,12 +71,62 @@ def test_thinned_curves_keep_their_end_and_their_order(length, most):
 def test_headers_merge_within_their_band_only():
     columns = [Column("task")]
     for band in ("accuracy", "bits"):
-        columns += [Column(f"seed {seed}", "moe", chip=1, band=band) for seed in (0, 1)]
+        columns += [Column(model, chip=1, band=band) for model in ("moe", "engram")]
     table = Table("t", columns, [[Cell("x"), *[Cell("1", 1)] * 4]])
-    assert [tuple(span) for span in table.bands()] == [
-        ("", 1, None),
-        ("accuracy", 2, None),
-        ("bits", 2, None),
-    ]
-    assert [tuple(span) for span in table.groups()] == [("", 1, None), ("moe", 2, 1), ("moe", 2, 1)]
+    assert [tuple(span) for span in table.bands()] == [("", 1), ("accuracy", 2), ("bits", 2)]
     assert Table("t", [Column("a")], []).bands() == []
+
+
+@pytest.mark.parametrize(
+    ("found", "text", "small", "sort"),
+    [
+        ([], "–", "", None),
+        ([2.0], "2.000", "", 2.0),
+        ([3.0, 1.0], "3.000 / 1.000", "", 1.0),
+        ([3.0, 1.0, 2.0], "2.000", "1.000 to 3.000", 2.0),
+    ],
+)
+def test_seeds_share_a_cell(found, text, small, sort):
+    cell = seeds_cell(found, fixed)
+    assert (cell.text, cell.small, cell.sort) == (text, small, sort)
+
+
+def test_bold_needs_every_seed_ahead_of_all_others():
+    values = {"a": (1.0, 1.2), "b": (1.3, 1.4), "c": (1.35,)}
+    rows = [
+        MetricRow("heldout", "bits_per_byte", value, model=model, seed=seed)
+        for model, found in values.items()
+        for seed, value in enumerate(found)
+    ]
+    low = seed_cells(rows, ["a", "b", "c"], fixed, "low")
+    assert [cell.strong for cell in low] == [True, False, False]
+    high = seed_cells(rows, ["a", "b", "c"], fixed, "high")
+    assert not any(cell.strong for cell in high)
+    assert not any(cell.strong for cell in seed_cells(rows[:2], ["a"], fixed, "low"))
+    assert seeds_note(rows).startswith("Several numbers") and "Bold" in seeds_note(rows)
+
+
+def test_tests_that_differ_in_a_number_are_told_once():
+    texts = ["bootstrap over 40 sources", "bootstrap over 23 sources", "t-test", "over 3 items"]
+    assert _alike(texts) == ["bootstrap over 23 to 40 sources", "t-test", "over 3 items"]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ([1.0], "1.000"),
+        ([2.0, 1.0], "2.000 and 1.000"),
+        ([3.0, 1.0, 2.5, 9.0], "2.500 (1.000 to 9.000)"),
+    ],
+)
+def test_seeds_in_a_sentence(found, text):
+    assert quoted(found) == text
+
+
+def test_from_three_seeds_on_curves_share_a_band():
+    seeds = [Line([0, 1], y, Look(0, "#000000", "o"), "") for y in ([3, 1], [1, 5], [2, 3])]
+    (one,) = bundled(seeds, "moe")
+    assert (one.y, one.low, one.high) == ([2, 3], [1, 1], [3, 5])
+    assert bundled(seeds[:2], "moe") == seeds[:2]
+    moved = [*seeds[:2], seeds[2]._replace(x=[0, 2])]
+    assert bundled(moved, "moe") == moved

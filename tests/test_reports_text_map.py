@@ -1,10 +1,8 @@
 """The heat map on text: HTML that is read, pointed at and downloaded."""
 
-import base64
-
 import pytest
 from chromium import browser
-from test_reports import Page
+from test_reports import Page, unpacked
 
 from reports.blocks import Note, Passage, Section, TextMap, Token
 from reports.build import page
@@ -40,8 +38,8 @@ def test_it_shades_by_value_and_escapes(html: str) -> None:
 
 
 def test_its_rows_can_be_downloaded(html: str) -> None:
-    (link,) = [a for a in Page(html).all("a") if a.get("download") == "gates.csv"]
-    raw = base64.b64decode(str(link["href"]).partition("base64,")[2]).decode()
+    (link,) = [a for a in Page(html).all("a") if a.get("download") == "gates.csv.gz"]
+    raw = unpacked(link["href"])
     assert raw.splitlines()[1] == "Alexander,0.125"
 
 

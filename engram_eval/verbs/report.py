@@ -1,7 +1,10 @@
 """``engram-eval report``: one study's report, or several studies side by side."""
 
 import argparse
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engram_eval.errors import UserError
 from engram_eval.verbs.study import STUDY_HELP, find, one_stage, stage_arguments
@@ -48,10 +51,21 @@ def _extras(folder: Path, arguments: argparse.Namespace) -> None:
     from engram_eval.stages import FIGURES, MARKDOWN, resolve
 
     if arguments.figures is not None:
-        resolve(FIGURES)(folder, arguments.figures, only=arguments.figure)
+        watch = partial(_watched, arguments.quiet)
+        resolve(FIGURES)(folder, arguments.figures, only=arguments.figure, watch=watch)
         print(arguments.figures)
     if arguments.markdown:
         print(resolve(MARKDOWN)(folder), end="")
+
+
+def _watched(quiet: bool, pictures: Sequence[Any]) -> Iterator[Any]:
+    """Hand pictures on, and tell how many are drawn."""
+    from engram_eval.progress import Reporter
+
+    with Reporter(quiet=quiet).task("figures", len(pictures)) as task:
+        for picture in pictures:
+            yield picture
+            task.advance(info=picture.stem)
 
 
 def _side_by_side(arguments: argparse.Namespace) -> int:

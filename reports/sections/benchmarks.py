@@ -6,7 +6,7 @@ from reports.blocks import Cell, Column, Item, Section, Table
 from reports.load import Comparison, Study
 from reports.numbers import fixed, percent
 from reports.query import headline_pair, ordered, widest
-from reports.sections.columns import difference_note, effect_cell
+from reports.sections.columns import comparison_row, difference_note, effect_cell
 from reports.sections.heldout import heldout_items
 from reports.sections.scores import DOMAINS, task_items, uninformative_items
 from reports.theme import looks
@@ -62,6 +62,7 @@ def reference_table(study: Study) -> list[Item]:
             ident="against-reference",
             note=f"Better than {reference} by: held-out text in bits per byte, tasks as the mean "
             f"accuracy of the informative ones in percentage points. {difference_note(shown)}",
+            data=[comparison_row(c) for c in shown],
         )
     ]
 

@@ -1,10 +1,11 @@
 """Dots by category for analyses that have no depth: what was done, or to which tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from engram_eval.records import MetricRow
 from reports.draw import Canvas, Dot, dots
-from reports.numbers import fixed, listing
+from reports.numbers import fixed, quoted
 from reports.query import ordered, pick, value_of, values
 from reports.sections.overview import who
 from reports.theme import Look
@@ -33,7 +34,7 @@ def category_dots(
 def by_model(models: Sequence[str], rows: Sequence[MetricRow], digits: int = 2) -> str:
     """Quote every seed of every model: ``moe 0.31 and 0.29; engram 0.12``."""
     told = [
-        f"{model} {listing([fixed(value, digits) for value in values(pick(rows, model=model))])}"
+        f"{model} {quoted(values(pick(rows, model=model)), partial(fixed, digits=digits))}"
         for model in models
         if pick(rows, model=model)
     ]

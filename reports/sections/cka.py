@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Panel, View, flat_rows
+from reports.blocks import Block, Cell, Column, Item, Panel, Table, View, flat_rows
 from reports.draw import Canvas, heat_map
 from reports.load import Study
-from reports.numbers import fixed
+from reports.numbers import MISSING, fixed
 from reports.query import ordered, pick, value_of
 from reports.sections.overview import who
 
 CHOICES = {"": "all tokens", "name_end": "last tokens of names"}
 
 
-def cka_block(study: Study, rows: Sequence[MetricRow]) -> Block:
+def cka_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
     """Draw one map per pair of trained models; two seeds of one model are the yardstick."""
     kept = [row for row in pick(rows, metric="cka") if partner_layer(row) is not None]
     views = [
@@ -21,16 +21,18 @@ def cka_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         for part, words in CHOICES.items()
         if named(kept, part)
     ]
-    return Block(
+    block = Block(
         "cka",
         "CKA: which blocks resemble each other",
         "Bright cells are blocks with similar representations; 1 is equal up to rotation and "
         "scale. Two seeds of one model are the yardstick: only what differs from them counts. "
         "A bright band above the diagonal means that the model on the left needs more blocks "
-        f"for the same. {_shifts(rows)}".strip(),
+        "for the same.",
         views,
         flat_rows([*kept, *pick(rows, metric="aligned_layer")]),
     )
+    shifts = pick(named(pick(rows, metric="aligned_shift_layers"), ""), condition=None)
+    return [block, *([shift_table(shifts)] if shifts else [])]
 
 
 def named(rows: Sequence[MetricRow], part: str) -> list[MetricRow]:
@@ -47,20 +49,33 @@ def _panels(rows: Sequence[MetricRow]) -> list[Panel]:
     ]
 
 
-def _shifts(rows: Sequence[MetricRow]) -> str:
-    """Quote how much deeper a block's counterparts lie in the other model, the null first."""
-    shifts = named(pick(rows, metric="aligned_shift_layers"), "")
-    told = [
-        f"{pair_title(row)}{_yardstick(pair_title(row))} {with_interval(row)}"
-        for row in sorted(shifts, key=lambda row: not same_model(pair_title(row)))
-        if row.condition is None
+def shift_table(rows: Sequence[MetricRow]) -> Table:
+    """List how much deeper a block's counterparts lie in the other model, the yardsticks first."""
+    ranked = sorted(rows, key=lambda row: not same_model(pair_title(row)))
+    body = [
+        [
+            Cell(pair_title(row) + _yardstick(pair_title(row))),
+            Cell(fixed(value_of(row), 2, sign=True), value_of(row)),
+            Cell(_interval(row), row.ci_low),
+        ]
+        for row in ranked
     ]
-    if not told:
-        return ""
-    return (
-        "How many blocks deeper the counterpart of a block of the first model lies in the second, "
-        f"on average, with 95 % intervals over text: {'; '.join(told)}."
+    columns = [Column("Pair", numeric=False), Column("Blocks deeper"), Column("95 % interval")]
+    return Table(
+        "How many blocks deeper a block of the first model has its counterpart in the second",
+        columns,
+        body,
+        ident="cka-shifts",
+        note="The mean over blocks; intervals over text, not over seeds. A shift counts where it "
+        "is outside what two seeds of one model show.",
+        data=flat_rows(ranked),
     )
+
+
+def _interval(row: MetricRow) -> str:
+    if row.ci_low is None or row.ci_high is None:
+        return MISSING
+    return f"{fixed(row.ci_low, 2, sign=True)} to {fixed(row.ci_high, 2, sign=True)}"
 
 
 def _yardstick(pair: str) -> str:

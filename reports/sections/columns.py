@@ -1,59 +1,82 @@
 """Columns that several tables share: one per model and seed, and the paired difference."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 from engram_eval.records import MetricRow
 from reports.blocks import Cell, Column
 from reports.load import Comparison, Study
 from reports.numbers import MISSING, listing, p_value
-from reports.query import headline_pair, ordered, pick, value_of
+from reports.query import headline_pair, ordered, pick, values
 from reports.theme import looks
 
-
-class Entry(NamedTuple):
-    """One trained model: a column of a table."""
-
-    model: str
-    seed: int | None
+SEVERAL = "Several numbers in a cell are several seeds. "
+MANY = "Of three seeds and more: the middle one, and below it the lowest and the highest. "
+BOLD = "Bold: every seed of this model is ahead of every seed of all others."
 
 
-def seeds_of(rows: Iterable[MetricRow], study: Study) -> list[Entry]:
-    """Return every model and seed that has a row: references first, then the ledger's order."""
-    found = {Entry(str(row.model), row.seed) for row in rows if row.model}
+def models_of(rows: Iterable[MetricRow], study: Study) -> list[str]:
+    """Return every model that has a row: references first, then the ledger's order."""
+    found = {str(row.model) for row in rows if row.model}
     rank = {name: i for i, name in enumerate([*study.baselines(), *(m.name for m in study.models)])}
-    return sorted(found, key=lambda e: (rank.get(e.model, -1), e.seed is not None, e.seed or 0))
+    return sorted(found, key=lambda name: rank.get(name, -1))
 
 
-def model_columns(study: Study, entries: Sequence[Entry]) -> list[Column]:
-    """Return a column per model and seed, grouped by model."""
+def model_columns(study: Study, models: Sequence[str]) -> list[Column]:
+    """Return a column per model."""
     look = looks(study)
-    return [
-        Column(
-            "value" if e.seed is None else f"seed {e.seed}",
-            e.model,
-            chip=look[e.model].number if e.model in look else None,
-        )
-        for e in entries
-    ]
+    return [Column(name, chip=look[name].number if name in look else None) for name in models]
 
 
 def seed_cells(
     rows: Sequence[MetricRow],
-    entries: Sequence[Entry],
+    models: Sequence[str],
     write: Callable[[float | None], str],
     best: Literal["low", "high"],
 ) -> list[Cell]:
-    """Return one cell per model and seed; the best value is set in bold."""
-    found = [next(iter(pick(rows, model=e.model, seed=e.seed)), None) for e in entries]
-    known = [value_of(row) for row in found if row is not None]
-    top = (min if best == "low" else max)(known) if len(set(known)) > 1 else None
-    return [
-        Cell(MISSING)
-        if row is None
-        else Cell(write(row.value), value_of(row), strong=value_of(row) == top)
-        for row in found
-    ]
+    """Return one cell per model with all its seeds; bold where all are ahead of all others."""
+    found = [values(pick(rows, model=name)) for name in models]
+    ahead = {i for i, own in enumerate(found) if own and _leads(own, found, i, best)}
+    return [seeds_cell(own, write, strong=i in ahead) for i, own in enumerate(found)]
+
+
+def _leads(
+    own: Sequence[float], found: Sequence[Sequence[float]], place: int, best: Literal["low", "high"]
+) -> bool:
+    others = [value for i, some in enumerate(found) if i != place for value in some]
+    if not others:
+        return False
+    return max(own) < min(others) if best == "low" else min(own) > max(others)
+
+
+def seeds_cell(
+    found: Sequence[float], write: Callable[[float | None], str], strong: bool = False
+) -> Cell:
+    """Write the values of a model's seeds in one cell; it sorts by the middle one."""
+    if not found:
+        return Cell(MISSING)
+    ranked = sorted(found)
+    middle = ranked[(len(ranked) - 1) // 2]
+    every = " / ".join(write(value) for value in found)
+    if len(found) < 3:
+        return Cell(every, middle, strong=strong)
+    spread = f"{write(ranked[0])} to {write(ranked[-1])}"
+    return Cell(write(middle), middle, strong=strong, small=spread, title=f"seeds: {every}")
+
+
+def seeds_note(rows: Iterable[MetricRow], bold: bool = True) -> str:
+    """Say how the seeds of a model share its cell, and what is ``bold``."""
+    counts = [len({r.seed for r in part}) for part in _by_model(rows).values()]
+    several = SEVERAL if 2 in counts else ""
+    return several + (MANY if max(counts, default=0) > 2 else "") + (BOLD if bold else "")
+
+
+def _by_model(rows: Iterable[MetricRow]) -> dict[str | None, list[MetricRow]]:
+    found: dict[str | None, list[MetricRow]] = {}
+    for row in rows:
+        found.setdefault(row.model, []).append(row)
+    return found
 
 
 def difference_columns(study: Study, effects: Iterable[Comparison]) -> list[Column]:
@@ -61,31 +84,67 @@ def difference_columns(study: Study, effects: Iterable[Comparison]) -> list[Colu
     pair = headline_pair(study)
     if pair is None or not list(effects):
         return []
-    return [Column("better by", f"{pair[1].name} against {pair[0].name}")]
+    return [Column("better by")]
 
 
-def difference_note(effects: Iterable[Comparison]) -> str:
-    """Say what the brackets and the asterisk stand for, or that nothing was compared."""
+def headline_names(study: Study) -> str:
+    """Return ``engram against moe``, the pair that the study's question sets side by side."""
+    pair = headline_pair(study)
+    return "" if pair is None else f"{pair[1].name} against {pair[0].name}"
+
+
+def difference_note(effects: Iterable[Comparison], of: str = "") -> str:
+    """Say what the brackets and the asterisk stand for, or that nothing was compared.
+
+    Args:
+        effects: what the table shows.
+        of: whose differences a column "better by" lists.
+    """
     found = list(effects)
     if not found:
         return "Differences are not recorded (comparisons.jsonl)."
     units = listing(ordered(c.units for c in found if c.units)) or "items"
     caution = "" if units == "seeds" else ", not over seeds"
-    tests = listing(ordered(c.test for c in found if c.test))
-    note = f"Brackets: 95 % interval over {units}{caution}."
+    tests = listing(_alike(ordered(c.test for c in found if c.test)))
+    note = f"Better by: {of}, positive where the first is better. " if of else ""
+    note += f"Brackets: 95 % interval over {units}{caution}."
     note += f" Test: {tests}." if tests else ""
     if any(c.p_adjusted is not None for c in found):
         return note + " * p < 0.05, corrected for the number of rows (Holm)."
     return note + " * p < 0.05."
 
 
+def _alike(texts: Sequence[str]) -> list[str]:
+    """Join texts that differ in their first number: ``over 3 to 5 sources of items``."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for text in texts:
+        number = re.search(r"\d+", text)
+        around = (text[: number.start()], text[number.end() :]) if number else (text, "")
+        groups.setdefault(around, []).extend([int(number[0])] if number else [])
+    return [
+        " to ".join(map(str, sorted({min(found), max(found)}) if found else [])).join(around)
+        for around, found in groups.items()
+    ]
+
+
+def comparison_row(found: Comparison) -> dict[str, Any]:
+    """Return a comparison for a CSV file."""
+    flat = {k: v for k, v in vars(found).items() if not isinstance(v, dict | list)}
+    seeds = {
+        "seeds_a": " ".join(map(str, found.seeds_a)),
+        "seeds_b": " ".join(map(str, found.seeds_b)),
+    }
+    return flat | seeds | {f"slice.{key}": value for key, value in found.slice.items()}
+
+
 def effect_cell(found: Comparison | None, write: Callable[..., str]) -> Cell:
     """Write a paired difference with its interval over items and a mark where p < 0.05."""
     if found is None or found.effect is None:
         return Cell(MISSING)
-    text = write(found.effect, sign=True)
+    text, interval = write(found.effect, sign=True), ""
     if found.ci_low is not None and found.ci_high is not None:
-        text += f" [{write(found.ci_low, sign=True)}, {write(found.ci_high, sign=True)}]"
+        interval = f"[{write(found.ci_low, sign=True)}, {write(found.ci_high, sign=True)}]"
     p = found.p_adjusted if found.p_adjusted is not None else found.p
     mark = "*" if p is not None and p < 0.05 else ""
-    return Cell(text, found.effect, mark=mark, title=f"p {p_value(p)}" if p is not None else "")
+    title = f"p {p_value(p)}" if p is not None else ""
+    return Cell(text, found.effect, mark=mark, title=title, small=interval)

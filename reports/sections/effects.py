@@ -1,13 +1,13 @@
 """Forest plot: paired differences of the headline pair with their intervals."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from reports.blocks import Block, Panel, View
 from reports.draw import Canvas, Dot, dots, zero_line
 from reports.load import Comparison, Study
 from reports.numbers import fixed, listing, percent
 from reports.query import domain_of, headline_pair, heldout, ordered, pooled_comparisons
+from reports.sections.columns import comparison_row
 from reports.theme import looks
 
 
@@ -46,7 +46,7 @@ def _block(
         f"{pair[1].name} against {pair[0].name}, {told}",
         _finding(drawn[0][2], drawn[0][0], pair[1].name),
         [View(label, _panels(study, metric, found)) for label, metric, found in drawn],
-        [_csv(c) for c in shown],
+        [comparison_row(c) for c in shown],
         key=f"Right of the line {pair[1].name} is better. Bars: 95 % intervals over "
         f"{units}{caution}.",
     )
@@ -117,12 +117,3 @@ def _finding(found: Sequence[Comparison], label: str, name: str) -> str:
         f"On {label}, the interval lies wholly on the side of {name} in {better} of {len(found)} "
         f"rows and wholly on the other side in {worse}."
     )
-
-
-def _csv(found: Comparison) -> dict[str, Any]:
-    flat = {k: v for k, v in vars(found).items() if not isinstance(v, dict | list)}
-    seeds = {
-        "seeds_a": " ".join(map(str, found.seeds_a)),
-        "seeds_b": " ".join(map(str, found.seeds_b)),
-    }
-    return flat | seeds | {f"slice.{key}": value for key, value in found.slice.items()}

@@ -89,8 +89,8 @@ def _map(row: MetricRow, arrays: Arrays, tokenizer: Tokenizer) -> TextMap:
     return TextMap(
         f"gate-text-{row.model}",
         f"The gates of {row.model} on text",
-        f"Block {row.layer}, seed {row.seed}: the darker a token, the further its memory is let "
-        "in. The first held-out documents of the sample, not hand-picked.",
+        f"Block {row.layer}, seed {row.seed}: the stronger a token's colour, the further its "
+        "memory is let in. The first held-out documents of the sample, not hand-picked.",
         passages,
         listed,
         low="gate 0",

@@ -21,9 +21,11 @@ from reports.sections.columns import (
     difference_columns,
     difference_note,
     effect_cell,
+    headline_names,
     model_columns,
+    models_of,
     seed_cells,
-    seeds_of,
+    seeds_note,
 )
 from reports.sections.effects import heldout_differences
 from reports.sections.overview import who
@@ -46,27 +48,28 @@ def heldout_items(study: Study) -> list[Item]:
 
 
 def domain_table(study: Study, rows: Sequence[MetricRow]) -> Table:
-    """List bits per byte per domain and seed, with the difference of the headline pair."""
+    """List bits per byte per domain and model, with the difference of the headline pair."""
     effects = {
         c.slice.get("domain", "all"): c
         for c in pooled_comparisons(study, "bits_per_byte")
         if c.name == "heldout" and set(c.slice) <= {"domain"}
     }
-    seeds = seeds_of(rows, study)
-    columns = [Column("Domain", numeric=False), *model_columns(study, seeds)]
+    models = models_of(rows, study)
+    columns = [Column("Domain", numeric=False), *model_columns(study, models)]
     columns += difference_columns(study, effects.values())
     body = []
     for domain in ordered((domain_of(row) for row in rows), first=("all",)):
         here = [row for row in rows if domain_of(row) == domain]
-        cells = [Cell(domain), *seed_cells(here, seeds, fixed, best="low")]
+        cells = [Cell(domain), *seed_cells(here, models, fixed, best="low")]
         cells += [effect_cell(effects.get(domain), fixed)] if effects else []
         body.append(cells)
     return Table(
-        "Held-out bits per byte by domain and seed",
+        "Held-out bits per byte by domain",
         columns,
         body,
         ident="heldout-table",
-        note=difference_note(effects.values()),
+        note=f"{seeds_note(rows)} {difference_note(effects.values(), headline_names(study))}",
+        data=flat_rows(rows),
     )
 
 

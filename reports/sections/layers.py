@@ -8,6 +8,7 @@ from reports.draw import Canvas, Line, lines, share_axis
 from reports.load import Study
 from reports.query import pick, value_of
 from reports.sections.overview import who
+from reports.seeds import bundled
 from reports.theme import Look
 
 WORDS: dict[str | tuple[str, str], str] = {
@@ -56,7 +57,7 @@ def layer_panel(
     width: int,
     level: str = "",
 ) -> Canvas:
-    """Draw a value by block, one line per model, seed and condition.
+    """Draw a value by block, one line per model, seed and condition, or a band over seeds.
 
     Args:
         rows: of one metric and one slice.
@@ -71,20 +72,26 @@ def layer_panel(
     for condition in conditions_of(rows):
         for model in look:
             here = pick(rows, model=model, condition=condition)
-            for seed in sorted({row.seed or 0 for row in here}):
-                one = [row for row in here if (row.seed or 0) == seed]
-                span = depths if condition == level else None
-                drawn.append(_line(one, look[model], dashes.get(condition, ":"), span))
+            span, dash = depths if condition == level else None, dashes.get(condition, ":")
+            seeds = [
+                _line([row for row in here if (row.seed or 0) == seed], look[model], dash, span)
+                for seed in sorted({row.seed or 0 for row in here})
+            ]
+            drawn += bundled(seeds, model + _condition(condition))
     result = lines(drawn, "after block", ylabel, width, 330 if width > 400 else 250, integer_x=True)
     shown = depths if len(depths) <= 12 else depths[:: len(depths) // 8]
     result.axes.set_xticks(shown, ["emb." if depth < 0 else str(depth) for depth in shown])
     return result
 
 
+def _condition(condition: str | None) -> str:
+    return f", {condition.replace('_', ' ')}" if condition else ""
+
+
 def _line(rows: Sequence[MetricRow], look: Look, dash: str, span: Sequence[int] | None) -> Line:
     ranked = sorted(rows, key=depth_of)
     first = ranked[0]
-    tip = who(first) + (f", {first.condition.replace('_', ' ')}" if first.condition else "")
+    tip = who(first) + _condition(first.condition)
     if span:
         level = value_of(first)
         return Line([span[0], span[-1]], [level, level], look, tip, dash, marked=False)

@@ -1,23 +1,28 @@
 """Lenses: how far each block's readout is from the model's final prediction."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from engram_eval.records import MetricRow
 from reports.blocks import Block, flat_rows
 from reports.draw import Canvas
 from reports.load import Study
-from reports.numbers import fixed, listing
+from reports.numbers import fixed, quoted
 from reports.query import pick, values
 from reports.sections.layers import Draw, drawn_models, layer_panel, slice_views
+from reports.seeds import SEEDS
 from reports.theme import looks
 
 DASHES: dict[str | None, str] = {None: "-", "memory_subtracted": "--"}
 KEY = (
-    "One line per seed; “emb.” is the embedding. Solid: the lens of the stream after each block. "
+    f"{SEEDS} “emb.” is the embedding. Solid: the lens of the stream after each block. "
     "Dashed: with everything that the memory itself wrote up to there taken away again. A low "
     "divergence right where the memory writes shows its write; only what stays low without it "
     "can mean that depth was saved."
 )
+
+
+short = partial(fixed, digits=2)
 
 
 def lens_block(study: Study, rows: Sequence[MetricRow]) -> Block:
@@ -72,7 +77,7 @@ def _early(study: Study, rows: Sequence[MetricRow]) -> str:
     for condition, words in ((None, ""), ("memory_subtracted", " (without the memory’s write)")):
         here = pick(whole, condition=condition)
         told += [
-            f"{model}{words} {listing([fixed(v, 2) for v in values(pick(here, model=model))])}"
+            f"{model}{words} {quoted(values(pick(here, model=model)), short)}"
             for model in drawn_models(study, here)
         ]
     return f"Mean over the first third of the depth, in bits: {'; '.join(told)}." if told else ""
@@ -100,7 +105,7 @@ def _finding(study: Study, rows: Sequence[MetricRow]) -> str:
     layer = next((layer for layer in layers if layer in memory), layers[0])
     here = pick(whole, layer=layer)
     found = [
-        f"{model} {listing([fixed(v, 2) for v in values(pick(here, model=model))])}"
+        f"{model} {quoted(values(pick(here, model=model)), short)}"
         for model in drawn_models(study, here)
     ]
     where = ", where the memory writes" if layer in memory else ""

@@ -1,22 +1,25 @@
 """Linear probe: what a block holds in plain sight, beside its control task."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Panel, View, flat_rows
+from reports.blocks import Block, Cell, Column, Item, Panel, Table, View, flat_rows
 from reports.draw import Canvas, Dot, dots
 from reports.load import Study
-from reports.numbers import fixed, listing
+from reports.numbers import fixed, percent
 from reports.query import ordered, pick, value_of, values
+from reports.sections.columns import seeds_cell, seeds_note
 from reports.sections.layers import drawn_models, layer_panel, slice_views
 from reports.sections.overview import who
+from reports.seeds import SEEDS
 from reports.theme import looks
 
 DASHES: dict[str | None, str] = {None: "-", "control_task": "--", "last_three_tokens": ":"}
 
 
-def linear_block(study: Study, rows: Sequence[MetricRow]) -> Block:
-    """Draw probe accuracy by block with the control task and the local baseline."""
+def linear_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
+    """Draw probe accuracy by block beside its controls, and list what each task came to."""
     kept = [row for row in pick(rows, metric="acc") if row.layer is not None]
     kept = [row for row in kept if row.site in ("resid_pre", "resid_post")]
     look = looks(study)
@@ -24,35 +27,57 @@ def linear_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     def draw(part: Sequence[MetricRow], width: int) -> Canvas:
         return layer_panel(part, look, "accuracy", DASHES, width, level="last_three_tokens")
 
-    return Block(
+    block = Block(
         "linear-probe",
         "Linear probe: what a block holds in plain sight",
         "The gap between a solid line and its dashed control is what the block holds rather than "
-        f"what the probe can memorise. {_best(study, kept)} {_depths(study, rows)}".strip(),
+        f"what the probe can memorise. {_above(kept)}".strip(),
         [*slice_views(kept, draw, hide="task"), *_lengths(study, rows)],
         flat_rows(rows),
         legend=drawn_models(study, kept),
-        key="Solid: the probe, one line per seed. Dashed: its control task, random labels per "
+        key=f"{SEEDS} Solid: the probe. Dashed: its control task, random labels per "
         "token type. Dotted: a probe on the embeddings of the last three tokens, no computing. "
         "Code length: of the block whose code is shortest; hollow: the control task's.",
     )
+    table = linear_table(study, kept, pick(rows, metric="decodable_depth_layers"))
+    return [block, *([table] if table.rows else [])]
+
+
+def _above(rows: Sequence[MetricRow]) -> str:
+    """Count the tasks in which some block tells more than the last three embeddings do."""
+    plain = [row for row in pick(rows, condition=None) if set(row.slice) <= {"task"}]
+    local = pick(rows, condition="last_three_tokens")
+    tasks = [t for t in ordered(map(_task, plain)) if t in set(map(_task, local))]
+    if not tasks:
+        return ""
+    best = [max(value_of(row) for row in plain if _task(row) == task) for task in tasks]
+    bars = [max(value_of(row) for row in local if _task(row) == task) for task in tasks]
+    more = sum(top > bar for top, bar in zip(best, bars, strict=True))
+    return (
+        f"In {more} of {len(tasks)} tasks the best block tells more than the embeddings of the "
+        "last three tokens do."
+    )
+
+
+def _task(row: MetricRow) -> str:
+    return row.slice.get("task", "")
 
 
 def _lengths(study: Study, rows: Sequence[MetricRow]) -> list[View]:
     """Draw the shortest online code of any block per task, and the control's."""
     found = pick(rows, metric="code_length_bits")
     look, tasks = looks(study), ordered(row.slice.get("task", "") for row in found)
-    values = [
+    drawn = [
         Dot(place, best.value or 0.0, look[model], f"{who(best)}: {fixed(best.value, 2)}", hollow)
         for place, task in enumerate(tasks)
         for model in look
         for condition, hollow in ((None, False), ("control_task", True))
         for best in _shortest(pick(found, model=model, condition=condition), task)
     ]
-    if not values:
+    if not drawn:
         return []
     names = [task.replace("_", " ") for task in tasks]
-    return [View("code length", [Panel("", dots(names, values, "bits per example", 640))])]
+    return [View("code length", [Panel("", dots(names, drawn, "bits per example", 640))])]
 
 
 def _shortest(rows: Sequence[MetricRow], task: str) -> list[MetricRow]:
@@ -61,34 +86,38 @@ def _shortest(rows: Sequence[MetricRow], task: str) -> list[MetricRow]:
     return [min(pick(here, seed=seed), key=value_of) for seed in {row.seed for row in here}]
 
 
-def _best(study: Study, rows: Sequence[MetricRow]) -> str:
-    """Quote the highest accuracy of each model in each task over all tokens."""
+def linear_table(study: Study, rows: Sequence[MetricRow], depths: Sequence[MetricRow]) -> Table:
+    """List each task's highest accuracy of any block, and after how many blocks it has come up."""
     plain = [row for row in pick(rows, condition=None) if set(row.slice) <= {"task"}]
-    told = []
-    for task in ordered(row.slice.get("task", "") for row in plain):
-        here = [row for row in plain if row.slice.get("task", "") == task]
-        best = [
-            f"{model} {fixed(max(value_of(row) for row in pick(here, model=model)), 2)}"
-            for model in drawn_models(study, here)
-        ]
-        told.append(f"{task.replace('_', ' ') or 'the task'}: {', '.join(best)}")
-    return f"Highest accuracy of any block and seed, {'; '.join(told)}." if told else ""
-
-
-def _depths(study: Study, rows: Sequence[MetricRow]) -> str:
-    """Quote after how many blocks each task has come up, every seed."""
-    found = pick(rows, metric="decodable_depth_layers")
-    told = []
-    for task in ordered(row.slice.get("task", "") for row in found):
-        here = [row for row in found if row.slice.get("task", "") == task]
-        depths = [
-            f"{model} {listing([fixed(v, 1) for v in values(pick(here, model=model))])}"
-            for model in drawn_models(study, here)
-        ]
-        told.append(f"{task.replace('_', ' ')}: {', '.join(depths)}")
-    if not told:
-        return ""
-    return (
-        "Blocks after which accuracy above the commonest class has reached 90 % of its best: "
-        f"{'; '.join(told)}."
+    models, look = drawn_models(study, plain), looks(study)
+    bands = ["highest accuracy of any block, %", *(["blocks until 90 % of it"] if depths else [])]
+    body = []
+    for task in ordered(map(_task, plain)):
+        here = [row for row in plain if _task(row) == task]
+        known = next((row.baseline for row in here if row.baseline is not None), None)
+        cells = [Cell(task.replace("_", " ") or "the task"), Cell(percent(known), known)]
+        cells += [seeds_cell(_best(pick(here, model=model)), percent) for model in models]
+        if depths:
+            found = [row for row in depths if _task(row) == task]
+            cells += [
+                seeds_cell(values(pick(found, model=model)), partial(fixed, digits=1))
+                for model in models
+            ]
+        body.append(cells)
+    columns = [Column("Probe", numeric=False), Column("Commonest class, %")]
+    columns += [Column(m, chip=look[m].number, band=band) for band in bands for m in models]
+    return Table(
+        "Linear probes: how well, and after how many blocks",
+        columns,
+        body,
+        ident="linear-table",
+        note=f"{seeds_note(plain, bold=False)}Blocks are counted from the embedding, to 90 % of "
+        "the best accuracy above the commonest class.",
+        data=flat_rows([*plain, *depths]),
     )
+
+
+def _best(rows: Sequence[MetricRow]) -> list[float]:
+    """Return the highest accuracy of each seed."""
+    seeds = sorted({row.seed or 0 for row in rows})
+    return [max(value_of(row) for row in rows if (row.seed or 0) == seed) for seed in seeds]

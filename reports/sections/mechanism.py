@@ -7,7 +7,7 @@ from engram_eval.records import MetricRow
 from reports.blocks import Item, Section
 from reports.load import Study
 from reports.query import asked, pick
-from reports.sections.cka import cka_block
+from reports.sections.cka import cka_items
 from reports.sections.depth import depth_block
 from reports.sections.equal_loss import equal_loss_block
 from reports.sections.equivalent import equivalent_block
@@ -15,7 +15,7 @@ from reports.sections.gate_text import gate_text
 from reports.sections.gates import gates_block, router_block, usage_block
 from reports.sections.knockout import knockout_block
 from reports.sections.lens import lens_block, tuned_lens_block
-from reports.sections.linear import linear_block
+from reports.sections.linear import linear_items
 from reports.sections.offsets import offsets_block
 from reports.sections.patching import patching_block, surgery_block
 from reports.sections.task_knockout import task_knockout_block
@@ -35,8 +35,8 @@ OF_PEOPLE = "it asks about people of the pocket corpus, and of those about what 
 PARTS = (
     Part("logit_lens", lens_block, "LogitLens is not recorded."),
     Part("tuned_lens", tuned_lens_block, "The tuned lens is not recorded."),
-    Part("cka", cka_block, "CKA between models is not recorded."),
-    Part("linear", linear_block, "The linear probe is not recorded."),
+    Part("cka", cka_items, "CKA between models is not recorded."),
+    Part("linear", linear_items, "The linear probe is not recorded."),
     Part("knockout", knockout_block, "The knock-outs are not recorded."),
     Part("task_knockout", task_knockout_block, "No task was scored with a part cut out."),
     Part("offsets", offsets_block, "Attention by offset is not recorded."),
@@ -55,6 +55,8 @@ PARTS = (
 
 def section(study: Study) -> Section:
     """Build a block for every analysis that has rows, and a message for each that has none."""
+    if study.abridged:
+        return Section("mechanism", "Mechanism", lead=study.abridged)
     blocks: list[Item] = []
     missing: list[str] = []
     known = looks(study)

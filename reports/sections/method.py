@@ -5,14 +5,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from reports.blocks import Cell, Column, Section, Table
-from reports.load import Stage, Study
+from reports.load import Provenance, Stage, Study
 from reports.numbers import MISSING, duration
 from reports.query import asked
 
 
 def section(study: Study) -> Section:
     """Build the stage table, versions, configurations and the commands that reproduce it."""
-    missing = [] if study.stages else ["No stage is recorded (stages.json)."]
+    missing = [] if study.stages or study.published else ["No stage is recorded (stages.json)."]
     return Section(
         "method",
         "Method and provenance",
@@ -20,7 +20,7 @@ def section(study: Study) -> Section:
         missing=missing,
         template="method.html",
         content={
-            "failed": [s for s in study.stages if not s.finished],
+            "failed": study.unfinished,
             "commands": commands(study),
             "facts": facts(study),
             "configs": configs(study),
@@ -50,6 +50,8 @@ def stage_table(stages: Sequence[Stage]) -> Table:
 
 def commands(study: Study) -> list[tuple[str, str]]:
     """Return what to type to get the same numbers, and to draw this page again."""
+    if study.published is not None:
+        return [("Run the study again", study.published.command)]
     folder = f"runs/{study.folder.name}"
     return [
         ("Run the study again", shlex.join(["engram-eval", *_again(study)])),
@@ -67,8 +69,8 @@ def commands(study: Study) -> list[tuple[str, str]]:
 
 def citation(study: Study) -> str:
     """Return a BibTeX entry for this report, with the commit that its numbers come from."""
-    commits = ", ".join(sorted({s.commit for s in study.stages if s.commit})) or "unknown"
-    started = min((s.started for s in study.stages if s.started), default="")
+    made = _of_stages(study.stages) if study.published is None else study.published
+    commits, started = ", ".join(made.commits) or "unknown", made.started or ""
     year = started[:4] if started[:4].isdigit() else "n.d."
     title = f"engram-eval report: {study.text('name') or study.folder.name}"
     scale = f" at scale {study.text('scale')}" if study.text("scale") else ""
@@ -95,18 +97,30 @@ def _again(study: Study) -> list[str]:
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
-    """Return what all stages ran with; several values mean that it changed in between."""
-    stages = study.stages
-    versions = sorted({f"{k} {v}" for s in stages for k, v in s.versions.items()})
-    total = sum(s.seconds or 0 for s in stages)
+    """Return what all stages ran with."""
+    made = _of_stages(study.stages) if study.published is None else study.published
     listed = [
-        ("Commit", ", ".join(sorted({s.commit for s in stages if s.commit}))),
+        ("Commit", ", ".join(made.commits)),
         ("Seeds", "; ".join(_seeds(study))),
-        ("Machine", ", ".join(sorted({s.device for s in stages if s.device}))),
-        ("Versions", ", ".join(versions)),
-        ("Time in all stages", duration(total) if stages else ""),
+        ("Machine", ", ".join(made.machines)),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())),
+        ("Time in all stages", "" if made.seconds is None else duration(made.seconds)),
     ]
     return [(label, value or MISSING) for label, value in listed]
+
+
+def _of_stages(stages: Sequence[Stage]) -> Provenance:
+    """Gather what all stages ran with; several values mean that it changed in between."""
+    versions: dict[str, list[str]] = {}
+    for name, version in sorted({(k, v) for s in stages for k, v in s.versions.items()}):
+        versions.setdefault(name, []).append(version)
+    return Provenance(
+        commits=sorted({s.commit for s in stages if s.commit}),
+        machines=sorted({s.device for s in stages if s.device}),
+        versions={name: " and ".join(found) for name, found in versions.items()},
+        seconds=sum(s.seconds or 0 for s in stages) if stages else None,
+        started=min((s.started for s in stages if s.started), default=None),
+    )
 
 
 def _seeds(study: Study) -> list[str]:

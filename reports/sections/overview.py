@@ -30,8 +30,8 @@ def section(study: Study) -> Section:
         content={
             "question": study.text("question") or "Which model predicts text better?",
             "answer": told,
-            "unfinished": [s for s in study.stages if not s.finished],
-            "stages": len(study.stages),
+            "unfinished": study.unfinished,
+            "stages": study.stage_count,
             "verdicts": tally(study.verdicts) if study.verdicts else "",
         },
     )

@@ -6,10 +6,11 @@ from typing import Literal, NamedTuple
 
 from engram_eval.records import MetricRow
 from reports.blocks import Block, Cell, Column, Item, Note, Panel, Table, View, flat_rows
-from reports.draw import Canvas, Dot, dots
+from reports.draw import Canvas, Dot, dots, share_axis
 from reports.load import Comparison, Study
 from reports.numbers import MISSING, fixed, percent
 from reports.query import (
+    asked,
     domain_of,
     headline_pair,
     only_domain,
@@ -19,13 +20,14 @@ from reports.query import (
     value_of,
 )
 from reports.sections.columns import (
-    Entry,
     difference_columns,
     difference_note,
     effect_cell,
+    headline_names,
     model_columns,
+    models_of,
     seed_cells,
-    seeds_of,
+    seeds_note,
 )
 from reports.sections.effects import task_differences
 from reports.sections.overview import who
@@ -39,6 +41,8 @@ def task_items(study: Study) -> list[Item]:
     scored = [row for row in pick(study.rows, split="test") if row.name != "heldout"]
     # Probes ask some of the items again, with parts of the model cut out.
     rows = [row for row in scored if row.stage != "probe"]
+    if not rows and not asked(study, "evaluate", "tasks", True):
+        return [Note("This study scores held-out text alone, no tasks.")]
     if not rows:
         return [Note("No task has been scored yet.")]
     silent = uninformative(study)
@@ -70,6 +74,7 @@ def accuracy_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         Panel(domain, _panel([r for r in whole if domain_of(r) == domain], look))
         for domain in domains
     ]
+    share_axis([panel.canvas for panel in panels], "x")
     drawn = [*(m.name for m in study.models), *study.baselines()]
     return Block(
         "accuracy-by-task",
@@ -128,8 +133,7 @@ def _finding(study: Study, rows: Sequence[MetricRow]) -> str:
 def _tables(study: Study, rows: Sequence[MetricRow]) -> list[Table]:
     whole = [row for row in rows if only_domain(row)]
     local = [row for row in rows if set(row.slice) == {"domain", "local"}]
-    found = [task_table(study, whole), local_table(study, pick(local, metric="acc"))]
-    return [table for table in found if table is not None]
+    return [*task_tables(study, whole), *local_tables(study, pick(local, metric="acc"))]
 
 
 class Measure(NamedTuple):
@@ -153,33 +157,56 @@ class Shown(NamedTuple):
     columns: list[Column]
     cells: Callable[[str], list[Cell]]
     effects: Sequence[Comparison]
+    rows: Sequence[MetricRow]
 
 
-def task_table(study: Study, rows: Sequence[MetricRow]) -> Table | None:
-    """List accuracy and bits per byte per task and seed, with the headline pair's differences."""
+SIDE_BY_SIDE = 5
+"""So many models at most have all measures beside each other; with more, each has its table."""
+
+
+def task_tables(study: Study, rows: Sequence[MetricRow]) -> list[Table]:
+    """List accuracy and bits per byte per task and model, with the headline pair's differences."""
     shown = [_measure(study, rows, measure) for measure in MEASURES]
     shown = [part for part in shown if part.columns]
-    if not shown:
-        return None
-    columns = [Column("Task", numeric=False), Column("Domain", numeric=False), Column("Chance")]
+    if len(models_of(rows, study)) <= SIDE_BY_SIDE:
+        return [_task_table("Every task", "tasks-table", study, rows, shown)] if shown else []
+    return [
+        _task_table(
+            f"Every task: {part.columns[0].band}",
+            f"tasks-table{'' if position == 0 else f'-{position + 1}'}",
+            study,
+            rows,
+            [part._replace(columns=[replace(column, band="") for column in part.columns])],
+        )
+        for position, part in enumerate(shown)
+    ]
+
+
+def _task_table(
+    caption: str, ident: str, study: Study, rows: Sequence[MetricRow], shown: Sequence[Shown]
+) -> Table:
+    columns = [Column("Task", numeric=False), Column("Domain", numeric=False), Column("Chance, %")]
     body = []
     for domain in ordered((domain_of(row) for row in rows), first=DOMAINS):
         for task in ordered(r.name for r in rows if domain_of(r) == domain):
             cells = [Cell(task), Cell(domain), _chance(pick(rows, name=task, metric="acc"))]
             body.append([*cells, *(cell for part in shown for cell in part.cells(task))])
+    effects = [c for part in shown for c in part.effects]
+    told = difference_note(effects, headline_names(study))
     return Table(
-        "Every task, model and seed",
+        caption,
         [*columns, *(column for part in shown for column in part.columns)],
         body,
-        ident="tasks-table",
-        note=difference_note([c for part in shown for c in part.effects]),
+        ident=ident,
+        note=f"{seeds_note(rows)} {told}",
+        data=flat_rows([row for part in shown for row in part.rows]),
     )
 
 
 def _measure(study: Study, rows: Sequence[MetricRow], measure: Measure) -> Shown:
     """Lay out one measure; no columns where it is not recorded."""
     chosen = pick(rows, metric=measure.metric)
-    entries, names = seeds_of(chosen, study), {row.name for row in chosen}
+    models, names = models_of(chosen, study), {row.name for row in chosen}
     effects = {
         c.name: c
         for c in pooled_comparisons(study, measure.metric)
@@ -187,12 +214,12 @@ def _measure(study: Study, rows: Sequence[MetricRow], measure: Measure) -> Shown
     }
 
     def cells(task: str) -> list[Cell]:
-        found = seed_cells(pick(chosen, name=task), entries, measure.write, measure.best)
+        found = seed_cells(pick(chosen, name=task), models, measure.write, measure.best)
         return found + ([effect_cell(effects.get(task), measure.write)] if effects else [])
 
-    columns = model_columns(study, entries) + difference_columns(study, effects.values())
+    columns = model_columns(study, models) + difference_columns(study, effects.values())
     columns = [replace(column, band=measure.label) for column in columns]
-    return Shown(columns if chosen else [], cells, list(effects.values()))
+    return Shown(columns if chosen else [], cells, list(effects.values()), chosen)
 
 
 def _chance(rows: Sequence[MetricRow]) -> Cell:
@@ -200,38 +227,40 @@ def _chance(rows: Sequence[MetricRow]) -> Cell:
     return Cell(percent(known), known) if known is not None else Cell(MISSING)
 
 
-def local_table(study: Study, rows: Sequence[MetricRow]) -> Table | None:
+def local_tables(study: Study, rows: Sequence[MetricRow]) -> list[Table]:
     """Split accuracy by whether the last three tokens already give the answer away."""
     if not rows:
-        return None
-    entries = seeds_of(rows, study)
+        return []
+    models = models_of(rows, study)
     body = []
     for task in ordered(row.name for row in rows):
         for local in ("resolved", "unresolved"):
             here = [r for r in pick(rows, name=task) if r.slice["local"] == local]
             if here:
-                body.append(_local_row(task, local, here, entries))
-    return Table(
+                body.append(_local_row(task, local, here, models))
+    table = Table(
         "Accuracy in % by what the last three tokens give away",
         [
             Column("Task", numeric=False),
             Column("Last three tokens", numeric=False),
             Column("Items"),
-            *model_columns(study, entries),
+            *model_columns(study, models),
         ],
         body,
         ident="tasks-local",
         note="Resolved: an n-gram model that sees only the last three tokens picks the right "
-        "answer. Unresolved: it does not.",
+        f"answer. Unresolved: it does not. {seeds_note(rows)}",
+        data=flat_rows(rows),
     )
+    return [table]
 
 
 def _local_row(
-    task: str, local: str, rows: Sequence[MetricRow], entries: Sequence[Entry]
+    task: str, local: str, rows: Sequence[MetricRow], models: Sequence[str]
 ) -> list[Cell]:
     n = next((row.n for row in rows if row.n is not None), None)
     items = Cell(MISSING) if n is None else Cell(str(n), n)
-    return [Cell(task), Cell(local), items, *seed_cells(rows, entries, percent, "high")]
+    return [Cell(task), Cell(local), items, *seed_cells(rows, models, percent, "high")]
 
 
 def uninformative_items(study: Study) -> list[Item]:
@@ -241,11 +270,11 @@ def uninformative_items(study: Study) -> list[Item]:
     chosen = [r for r in rows if r.name in silent and only_domain(r)]
     if not chosen:
         return []
-    entries = seeds_of(chosen, study)
+    models = models_of(chosen, study)
     body = []
     for task in ordered(row.name for row in chosen):
         here = pick(chosen, name=task)
-        cells = seed_cells(here, entries, percent, "high")
+        cells = seed_cells(here, models, percent, "high")
         body.append([Cell(task), Cell(silent[task]), _chance(here), *cells])
     return [
         Table(
@@ -254,10 +283,11 @@ def uninformative_items(study: Study) -> list[Item]:
                 Column("Task", numeric=False),
                 Column("Why", numeric=False),
                 Column("Chance"),
-                *model_columns(study, entries),
+                *model_columns(study, models),
             ],
             body,
             ident="tasks-uninformative",
             note="They tell nobody apart and are kept out of every count above.",
+            data=flat_rows(chosen),
         )
     ]

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from reports.blocks import Block, Cell, Column, Panel, Section, Table, View
+from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, flat_rows
 from reports.decode import Problem, decode, read_lines
 from reports.draw import Canvas, Line, lines
 from reports.load import Model, Stage, Study
-from reports.numbers import count, duration, fixed, percent
-from reports.query import ordered, pick, value_of
-from reports.sections.columns import Entry
+from reports.numbers import count, duration, fixed, percent, quoted
+from reports.query import ordered, pick, value_of, values
+from reports.sections.columns import seeds_cell, seeds_note
+from reports.seeds import SEEDS, bundled
 from reports.theme import Look, looks
 
 T = TypeVar("T")
@@ -45,8 +47,8 @@ class Timing:
 class Run(NamedTuple):
     """The recorded course of one training: steps, and seconds and validation loss by step."""
 
-    entry: Entry
     model: Model
+    seed: int | None
     steps: Sequence[Step]
     seconds: Mapping[int, float]
     validation: Mapping[int, float]
@@ -54,6 +56,8 @@ class Run(NamedTuple):
 
 def section(study: Study) -> Section:
     """Build the curves and the table of what training cost."""
+    if study.abridged:
+        return Section("training", "Training", lead=study.abridged)
     stages = [s for s in study.stages if s.stage == "train"]
     if study.stages and not stages:
         return Section("training", "Training", lead="These models were loaded, not trained here.")
@@ -64,11 +68,17 @@ def section(study: Study) -> Section:
     return Section(
         "training",
         "Training",
-        lead="All models see the same tokens in the same order.",
+        lead=_lead(study),
         blocks=[curves_block(study, runs), *sparse_block(study, runs)],
         tables=[cost_table(study, runs)],
         missing=missing,
     )
+
+
+def _lead(study: Study) -> str:
+    if len({model.tokens for model in study.models}) > 1:
+        return "Models are trained on different numbers of tokens, which the ledger lists."
+    return "All models see the same tokens; of one seed, in the same order."
 
 
 def _why(stage: Stage) -> str:
@@ -91,7 +101,7 @@ def read_run(study: Study, stage: Stage) -> Run | None:
     if not steps and not found:
         return None
     seconds = {t.step: t.seconds for t in times}
-    return Run(Entry(model.name, stage.seed), model, steps, seconds, found)
+    return Run(model, stage.seed, steps, seconds, found)
 
 
 def _decoder(cls: type[Any]) -> Callable[[Any], Any]:
@@ -130,7 +140,7 @@ def curves_block(study: Study, runs: Sequence[Run]) -> Block:
     look = looks(study)
     views = []
     for axis in AXES:
-        drawn = [c for run in runs for c in _run_lines(run, axis, look[run.entry.model])]
+        drawn = _lines(runs, axis, look)
         if drawn:
             wide, narrow = (_draw(drawn, axis, width) for width in (720, 320))
             views.append(View(axis.label, [Panel("", wide, narrow)]))
@@ -141,10 +151,10 @@ def curves_block(study: Study, runs: Sequence[Run]) -> Block:
         _finding(runs),
         views,
         [row for run in runs for row in _csv(run)],
-        legend=ordered(run.entry.model for run in runs),
-        key="Points: validation loss at the checkpoints, one line per seed. "
-        "Faint: the training loss, at most 200 steps of it. Against parameters: the last "
-        "validation loss of each seed.",
+        legend=ordered(run.model.name for run in runs),
+        key=f"Points: validation loss at the checkpoints. {SEEDS} Faint: the training loss (where "
+        "there is a band, of the first seed), at most 200 steps of it. Against parameters: the "
+        "last validation loss of each seed.",
     )
 
 
@@ -154,8 +164,8 @@ def _by_parameters(runs: Sequence[Run], look: Mapping[str, Look]) -> list[View]:
         Line(
             [run.model.params_total],
             [run.validation[max(run.validation)]],
-            look[run.entry.model],
-            f"{run.entry.model}, seed {run.entry.seed}: {count(run.model.params_total)} parameters",
+            look[run.model.name],
+            f"{_who(run)}: {count(run.model.params_total)} parameters",
         )
         for run in runs
         if run.validation and run.model.params_total
@@ -192,7 +202,7 @@ def sparse_block(study: Study, runs: Sequence[Run]) -> list[Block]:
     """Draw router load, rows touched and gates by step; empty where nothing of it is recorded."""
     look, views = looks(study), []
     for kind in SPARSE:
-        drawn = [line for run in runs if (line := _course(run, kind.name, look)).x]
+        drawn = _courses(runs, kind.name, look)
         if drawn:
             wide, narrow = (
                 lines(drawn, "tokens", kind.ylabel, width, 330 if width > 400 else 260)
@@ -208,36 +218,54 @@ def sparse_block(study: Study, runs: Sequence[Run]) -> list[Block]:
         _sparse_finding(known),
         views,
         [row for run in known for row in _sparse_csv(run)],
-        legend=ordered(run.entry.model for run in known),
-        key="One line per seed, at most 200 steps of each. A fullest expert at 1 is perfect "
-        "balance.",
+        legend=ordered(run.model.name for run in known),
+        key=f"{SEEDS} At most 200 steps of each. A fullest expert at 1 is perfect balance.",
     )
     return [block]
+
+
+def _courses(runs: Sequence[Run], name: str, look: Mapping[str, Look]) -> list[Line]:
+    drawn: list[Line] = []
+    for model, seeds in _by_model(runs).items():
+        courses = [_course(run, name, look) for run in seeds]
+        drawn += bundled([course for course in courses if course.x], model)
+    return drawn
 
 
 def _course(run: Run, name: str, look: Mapping[str, Look]) -> Line:
     points = [(s.tokens, getattr(s, name)) for s in thinned(run.steps)]
     known = [(x, y) for x, y in points if y is not None]
-    tip = f"{run.entry.model}, seed {run.entry.seed}"
     x, y = [x for x, _ in known], [y for _, y in known]
-    return Line(x, y, look[run.entry.model], tip, marked=False)
+    return Line(x, y, look[run.model.name], _who(run), marked=False)
 
 
 def _sparse_finding(runs: Sequence[Run]) -> str:
     """Quote the last step of every seed."""
     told = []
     for kind in SPARSE[:-1]:
-        ends = [
-            f"{run.entry.model} seed {run.entry.seed} {fixed(value, 2)}"
-            for run in runs
-            if (value := getattr(run.steps[-1], kind.name)) is not None
-        ]
-        told += [f"{kind.label}: {', '.join(ends)}"] if ends else []
+        ends = _quoted(runs, partial(_last, kind.name), 2)
+        told += [f"{kind.label}: {ends}"] if ends else []
     return f"At the last step, {'; '.join(told)}." if told else "Only gradients are recorded."
 
 
+def _last(name: str, run: Run) -> float | None:
+    value: float | None = getattr(run.steps[-1], name)
+    return value
+
+
+def _quoted(
+    runs: Sequence[Run], value: Callable[[Run], float | None], digits: int, between: str = ", "
+) -> str:
+    """Write every seed of every model: ``moe 1.52 and 1.72, engram 1.63``."""
+    told = []
+    for name, seeds in _by_model(runs).items():
+        found = [x for run in seeds if (x := value(run)) is not None]
+        told += [f"{name} {quoted(found, partial(fixed, digits=digits))}"] if found else []
+    return between.join(told)
+
+
 def _sparse_csv(run: Run) -> list[dict[str, Any]]:
-    who = {"model": run.entry.model, "seed": run.entry.seed}
+    who = {"model": run.model.name, "seed": run.seed}
     names = ["step", "tokens", *(kind.name for kind in SPARSE)]
     return [{**who, **{name: getattr(s, name) for name in names}} for s in thinned(run.steps)]
 
@@ -256,23 +284,41 @@ def _draw(drawn: Sequence[Line], axis: Axis, width: int) -> Canvas:
 
 def _focus(target: Canvas, drawn: Sequence[Line]) -> None:
     """Cut off the first steps' very high loss, which would flatten all that follows."""
-    shown = [y for line in drawn if not line.faint for y in line.y]
+    shown = [y for line in drawn if not line.faint for y in (*line.y, *line.low, *line.high)]
     if shown:
         margin = 0.08 * (max(shown) - min(shown))
         target.axes.set_ylim(min(shown) - 2 * margin, max(shown) + margin)
 
 
-def _run_lines(run: Run, axis: Axis, look: Look) -> list[Line]:
-    name = f"{run.entry.model}, seed {run.entry.seed}"
-    train = {s.step: s.loss_nats for s in thinned(run.steps)}
-    return [
-        line
-        for line in (
-            _line(run, axis, train, Line([], [], look, f"{name}, training", "-", False, True)),
-            _line(run, axis, run.validation, Line([], [], look, f"{name}, validation")),
-        )
-        if line.x
-    ]
+def _lines(runs: Sequence[Run], axis: Axis, look: Mapping[str, Look]) -> list[Line]:
+    """Return the validation loss of all seeds, and the training loss behind it."""
+    drawn: list[Line] = []
+    for name, seeds in _by_model(runs).items():
+        courses = [
+            _line(r, axis, r.validation, Line([], [], look[name], f"{_who(r)}, validation"))
+            for r in seeds
+        ]
+        shown = bundled([course for course in courses if course.x], name)
+        behind = seeds[:1] if any(line.low for line in shown) else seeds
+        drawn += [c for r in behind if (c := _training(r, axis, look[name])).x] + shown
+    return drawn
+
+
+def _training(run: Run, axis: Axis, look: Look) -> Line:
+    losses = {s.step: s.loss_nats for s in thinned(run.steps)}
+    form = Line([], [], look, f"{_who(run)}, training", marked=False, faint=True)
+    return _line(run, axis, losses, form)
+
+
+def _by_model(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.model.name, []).append(run)
+    return found
+
+
+def _who(run: Run) -> str:
+    return f"{run.model.name}, seed {run.seed}"
 
 
 def _line(run: Run, axis: Axis, losses: Mapping[int, float], form: Line) -> Line:
@@ -282,7 +328,7 @@ def _line(run: Run, axis: Axis, losses: Mapping[int, float], form: Line) -> Line
 
 
 def _csv(run: Run) -> list[dict[str, Any]]:
-    who = {"model": run.entry.model, "seed": run.entry.seed}
+    who = {"model": run.model.name, "seed": run.seed}
     steps = sorted({s.step for s in run.steps} | set(run.validation))
     train = {s.step: s for s in run.steps}
     return [
@@ -299,14 +345,14 @@ def _csv(run: Run) -> list[dict[str, Any]]:
 
 
 def _finding(runs: Sequence[Run]) -> str:
-    ends = [
-        f"{run.entry.model} seed {run.entry.seed} {fixed(run.validation[max(run.validation)])}"
-        for run in runs
-        if run.validation
-    ]
+    ends = _quoted(runs, _end, 3, "; ")
     if not ends:
         return "No validation loss is recorded yet; the lines are training loss."
-    return f"Lower is better. At the end, in nats per token: {', '.join(ends)}."
+    return f"Lower is better. At the end, every seed, in nats per token: {ends}."
+
+
+def _end(run: Run) -> float | None:
+    return run.validation[max(run.validation)] if run.validation else None
 
 
 COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
@@ -324,23 +370,21 @@ def cost_table(study: Study, runs: Sequence[Run]) -> Table:
     rows = [row for row in pick(study.rows, name="train") if row.split is None]
     shown = [cost for cost in COSTS if pick(rows, metric=cost[1])]
     body = []
-    for run in runs:
-        here = pick(rows, model=run.entry.model, seed=run.entry.seed)
-        cells = [Cell(run.entry.model), Cell(str(run.entry.seed), run.entry.seed)]
-        for _, metric, write in shown:
-            found = pick(here, metric=metric)
-            value = value_of(found[-1]) if found else None
-            cells.append(Cell(write(value), value))
-        body.append(cells)
+    for name in _by_model(runs):
+        here = pick(rows, model=name)
+        cells = [seeds_cell(values(pick(here, metric=metric)), write) for _, metric, write in shown]
+        body.append([Cell(name), *cells])
     return Table(
         "What training cost here, and what it used",
         [
             Column("Model", numeric=False),
-            Column("Seed"),
             *(Column(label) for label, _, _ in shown),
         ],
         body,
         ident="training-cost",
-        note="Times and memory depend on the machine. Fullest expert: its share of the tokens at "
-        "the end, times the number of experts; 1 is perfect balance.",
+        chips={name: look.number for name, look in looks(study).items()},
+        data=flat_rows([row for _, metric, _ in shown for row in pick(rows, metric=metric)]),
+        note=f"{seeds_note(rows, bold=False)}Times and memory depend on the machine. Fullest "
+        "expert: its share of the tokens at the end, times the number of experts; 1 is perfect "
+        "balance.",
     )

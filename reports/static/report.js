@@ -66,7 +66,7 @@
     };
     input.addEventListener("input", update);
     select.addEventListener("input", update);
-    const caption = table.caption.textContent.trim();
+    const caption = table.parentElement.ariaLabel;
     input.setAttribute("aria-label", `Filter the rows of: ${caption}`);
     select.setAttribute("aria-label", `Domain of the rows of: ${caption}`);
     input.placeholder = "filter rows";
@@ -92,6 +92,24 @@
           else button.textContent = text;
         },
       );
+    });
+  }
+
+  // The data behind a figure travels packed; a click saves it as plain CSV.
+  const unpack = async (link) => {
+    const packed = Uint8Array.from(atob(link.href.split(",")[1]), (c) => c.charCodeAt(0));
+    const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const text = await new Response(plain, { headers: { "Content-Type": "text/csv" } }).blob();
+    link.href = URL.createObjectURL(text);
+    link.download = link.download.replace(/\.gz$/, "");
+    link.click();
+  };
+  for (const link of document.querySelectorAll("a.csv")) {
+    if (!("DecompressionStream" in window)) break;
+    link.addEventListener("click", (event) => {
+      if (link.href.startsWith("blob:")) return;
+      event.preventDefault();
+      unpack(link);
     });
   }
 
