@@ -53,7 +53,7 @@ def publish(study_dir: Path, out: Path) -> Path:
     rows = kept_rows(read_jsonl(study_dir / "metrics.jsonl"), verdicts)
     write_jsonl(out / "metrics.jsonl", map(slim, rows))
     found = kept_comparisons(read_jsonl(study_dir / "comparisons.jsonl"))
-    write_jsonl(out / "comparisons.jsonl", found)
+    write_jsonl(out / "comparisons.jsonl", map(slim, found))
     write_json(out / "provenance.json", provenance(study_dir))
     (out / "verdicts.json").unlink(missing_ok=True)
     if any(entry["effect"] is not None for entry in verdicts):
@@ -63,7 +63,7 @@ def publish(study_dir: Path, out: Path) -> Path:
 
 
 def slim(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a row what does not apply, and the array behind it, which is not published."""
+    """Leave out what does not apply to a row, and the array behind it, which is not published."""
     return {k: v for k, v in row.items() if v is not None and v != {} and k != "artifact"}
 
 
