@@ -11,23 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engram_eval.config import (
+from engram_eval.config import ModelSpec, ProbeConfig, StudyConfig, arm_training, key_dict
+from engram_eval.errors import UserError
+from engram_eval.records import content_hash, read_record
+from engram_eval.stage_config import (
     BaselineStage,
     EqualLossScores,
     EqualLossStage,
     LoadStage,
-    ModelSpec,
     PairStage,
-    ProbeConfig,
     ProbeStage,
-    StudyConfig,
     TrainStage,
     TuneStage,
-    arm_training,
-    key_dict,
 )
-from engram_eval.errors import UserError
-from engram_eval.records import content_hash, read_record
 from engram_eval.stages import STAGES, resolve
 
 # Configurations whose ``other`` is a name of this study's, and so no part of what is computed.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.config import LoadStage, StudyConfig, TrainStage, arm_training, to_dict
+from engram_eval.config import StudyConfig, arm_training, to_dict
 from engram_eval.records import (
     StageRecord,
     read_record,
@@ -18,6 +18,7 @@ from engram_eval.records import (
     write_json,
     write_jsonl,
 )
+from engram_eval.stage_config import LoadStage, TrainStage
 from engram_eval.stages import STAGES, resolve
 from engram_eval.study import NAMING, Node
 

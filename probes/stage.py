@@ -12,11 +12,12 @@ from safetensors.numpy import save
 
 from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.load import open_model
-from engram_eval.config import PairStage, ProbeConfig, ProbeStage
+from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, file_sha256, write_atomic
+from engram_eval.stage_config import PairStage, ProbeStage
 from probes.findings import Findings
 from probes.registry import Probe, find_probe
 from probes.sample import Sample, draw_sample

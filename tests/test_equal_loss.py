@@ -10,18 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probes_fixture import engram, llama, small_corpus
 
-from engram_eval.config import (
-    EqualLossScores,
-    EqualLossStage,
-    EvalConfig,
-    PairStage,
-    ProbeConfig,
-    ProbeStage,
-)
+from engram_eval.config import EvalConfig, ProbeConfig
 from engram_eval.errors import UserError
 from engram_eval.evaluation.stage import evaluate, evaluate_equal_loss
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, row_to_dict, write_jsonl
+from engram_eval.stage_config import EqualLossScores, EqualLossStage, PairStage, ProbeStage
 from engram_eval.studies.registry import find_study
 from engram_eval.study import graph, solve
 from engram_eval.training.equal_loss import equal_loss, losses, nearest

@@ -16,7 +16,7 @@ from evaluation_tools import QUIET, SMALL, VOCAB, small_corpus, tiny_llama
 
 from engram_eval.adapters.stage import model_sha256
 from engram_eval.baselines.kneser_ney import KneserNey
-from engram_eval.config import BaselineStage, EvalConfig, from_dict, to_dict
+from engram_eval.config import EvalConfig, from_dict, to_dict
 from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
@@ -26,6 +26,7 @@ from engram_eval.evaluation.stage import evaluate, evaluate_baseline
 from engram_eval.paths import tasks_dir
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl, row_to_dict
+from engram_eval.stage_config import BaselineStage
 
 CONFIG = EvalConfig(
     tasks=("math_comparison", "context_presence"),

@@ -20,6 +20,7 @@ PROBES_MAY = {
     "engram_eval.models",
     "engram_eval.progress",
     "engram_eval.records",
+    "engram_eval.stage_config",
     "engram_eval.stats",
 }
 REPORTS_MAY = {"engram_eval.errors", "engram_eval.records"}

@@ -19,7 +19,7 @@ from ranks_tools import in_ranks
 from safetensors.torch import load_file
 
 from engram_eval.cli import main
-from engram_eval.config import TrainConfig, TrainStage
+from engram_eval.config import TrainConfig
 from engram_eval.errors import UserError
 from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
@@ -28,6 +28,7 @@ from engram_eval.parallel.model import spread
 from engram_eval.parallel.ranks import Ranks
 from engram_eval.progress import Reporter, Task
 from engram_eval.rank_costs import rank_costs
+from engram_eval.stage_config import TrainStage
 from engram_eval.training.loop import Run
 from engram_eval.training.stage import train
 

@@ -12,11 +12,12 @@ import pytest
 from probes_fixture import engram, llama, small_corpus
 from safetensors.numpy import load_file
 
-from engram_eval.config import PairStage, ProbeConfig, ProbeStage
+from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import METRICS, MetricRow, file_sha256
+from engram_eval.stage_config import PairStage, ProbeStage
 from probes.registry import PROBES, find_probe
 from probes.stage import probe, probe_pair
 

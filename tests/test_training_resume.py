@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import training_tools as tools
 
-from engram_eval.config import TrainStage, to_dict
+from engram_eval.config import to_dict
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter, Task
+from engram_eval.stage_config import TrainStage
 from engram_eval.training.stage import train
 
 SAME = ("train.jsonl", "validation.jsonl", "model/model.safetensors")

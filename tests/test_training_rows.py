@@ -10,10 +10,11 @@ import torch
 import training_tools as tools
 from safetensors.torch import load_file
 
-from engram_eval.config import TrainConfig, TrainStage
+from engram_eval.config import TrainConfig
 from engram_eval.models.offload import HostTable, Used
 from engram_eval.models.table import RowTable
 from engram_eval.progress import Reporter
+from engram_eval.stage_config import TrainStage
 from engram_eval.training.optim import build_optimizer, learning_rate, set_learning_rate
 from engram_eval.training.row_optim import RowAdamW
 from engram_eval.training.stage import train

@@ -8,10 +8,11 @@ import pytest
 import training_tools as tools
 
 from engram_eval.check import check_study
-from engram_eval.config import TUNED, TrainStage, TuneConfig, TuneStage
+from engram_eval.config import TUNED, TuneConfig
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl
+from engram_eval.stage_config import TrainStage, TuneStage
 from engram_eval.studies.registry import find_study
 from engram_eval.study import graph, solve
 from engram_eval.study_folder import study_ledger

@@ -12,10 +12,10 @@ from training_tools import ARCHITECTURES, SETTINGS, make_corpus
 from transformers import AutoModelForCausalLM
 
 from engram_eval.api import load_model
-from engram_eval.config import TrainStage
 from engram_eval.corpus.store import load_corpus
 from engram_eval.models.register import register
 from engram_eval.progress import Reporter
+from engram_eval.stage_config import TrainStage
 from engram_eval.training.stage import build_model, train
 
 # Kinds of memory and of index that the memory itself is not, and other backbones.

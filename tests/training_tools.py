@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engram_eval.config import CorpusConfig, TrainConfig, TrainStage, from_dict
+from engram_eval.config import CorpusConfig, TrainConfig, from_dict
 from engram_eval.corpus.build import build_corpus
 from engram_eval.progress import Reporter
 from engram_eval.records import write_jsonl
+from engram_eval.stage_config import TrainStage
 from engram_eval.training.stage import train
 
 BACKBONE: dict[str, Any] = {

@@ -4,10 +4,10 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from engram_eval.config import LoadStage
 from engram_eval.errors import UserError, nearest
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, content_hash, file_sha256
+from engram_eval.stage_config import LoadStage
 
 # Weights, settings, vocabularies (merges.txt, tokenizer.model), remote code; not the model card.
 _DEFINING = {".safetensors", ".json", ".txt", ".model", ".jinja", ".py"}

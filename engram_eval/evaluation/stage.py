@@ -18,7 +18,7 @@ from engram_eval.allocator import keep_freed_memory
 from engram_eval.api import load_model
 from engram_eval.baselines.built import Setting
 from engram_eval.baselines.registry import build_baseline
-from engram_eval.config import BaselineStage, EqualLossScores, EvalConfig
+from engram_eval.config import EvalConfig
 from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
 from engram_eval.environment import device
@@ -41,6 +41,7 @@ from engram_eval.parallel.launched import launched
 from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
 from engram_eval.records import EQUAL_LOSS, MetricRow, file_sha256, write_jsonl
+from engram_eval.stage_config import BaselineStage, EqualLossScores
 from engram_eval.stages import STAGES
 from engram_eval.training.equal_loss import FACTS
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from engram_eval.config import EqualLossStage
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl, write_json
+from engram_eval.stage_config import EqualLossStage
 
 FACTS = "equal_loss.json"
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from engram_eval.allocator import keep_freed_memory
-from engram_eval.config import TrainConfig, TrainStage, key_dict
+from engram_eval.config import TrainConfig, key_dict
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import heldout_rows
@@ -35,6 +35,7 @@ from engram_eval.records import (
     row_from_dict,
     row_to_dict,
 )
+from engram_eval.stage_config import TrainStage
 from engram_eval.stages import resolve
 from engram_eval.training.checkpoint import delete_resume_points
 from engram_eval.training.data import Batches

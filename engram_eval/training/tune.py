@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from engram_eval.config import TrainConfig, TrainStage, TuneConfig, TuneStage
+from engram_eval.config import TrainConfig, TuneConfig
 from engram_eval.ledger import architecture_config
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl, row_from_dict, write_json
+from engram_eval.stage_config import TrainStage, TuneStage
 from engram_eval.training.stage import train
 
 FILE = "best.json"

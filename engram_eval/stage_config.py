@@ -1,0 +1,83 @@
+"""Configurations of single stages: what of a study each of them depends on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engram_eval.config import EvalConfig, ProbeConfig, TrainConfig, TuneConfig
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """Configuration of a training stage: what is built and how it is trained."""
+
+    architecture: Mapping[str, Any]
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class TuneStage:
+    """Configuration of an arm's tuning: what is built, how it is trained, what is tried."""
+
+    architecture: Mapping[str, Any]
+    train: TrainConfig
+    tune: TuneConfig
+
+
+@dataclass(frozen=True)
+class LoadStage:
+    """Configuration of opening a trained model; ``sha256`` is over what defines it."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BaselineStage:
+    """Configuration of a baseline's evaluation; ``name`` is a key of ``baselines.registry``.
+
+    Attributes:
+        read_tokens: training tokens that it may read (0: all).
+    """
+
+    name: str
+    evaluate: EvalConfig
+    read_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ProbeStage:
+    """Configuration of one probe on one model; ``other`` names whose loss its weights meet."""
+
+    probe: str
+    options: ProbeConfig
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PairStage:
+    """Configuration of one probe on two models; ``other`` names the second.
+
+    Attributes:
+        equal_loss: one of the two is a checkpoint that meets the other's loss.
+    """
+
+    probe: str
+    options: ProbeConfig
+    other: Mapping[str, Any]
+    equal_loss: bool = False
+
+
+@dataclass(frozen=True)
+class EqualLossScores:
+    """Configuration of scoring a chosen checkpoint; ``other`` names whose loss it meets."""
+
+    evaluate: EvalConfig
+    other: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EqualLossStage:
+    """Configuration of choosing a checkpoint; ``other`` names the model whose loss it meets."""
+
+    other: Mapping[str, Any]
