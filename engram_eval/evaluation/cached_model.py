@@ -6,7 +6,7 @@ last tokens stand side by side, which memories that look back by position need.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,20 +72,19 @@ class StemBatch(NamedTuple):
 
 
 @contextmanager
-def _grouped_heads(device: torch.device) -> Iterator[None]:
-    """Let torch's attention share keys among heads, also behind a mask, on processors.
+def _grouped_heads() -> Iterator[None]:
+    """Let torch's attention share keys among heads, also behind a mask.
 
-    transformers copies all keys and values to every head there, unless this variable is set; the
-    copies take longer than the attention. Other devices would fall back to a slower kernel.
+    transformers copies all keys and values to every head there, unless this variable is set; on
+    processors the copies take longer than the attention. Other devices would fall back to a slower
+    kernel, and for a single token transformers has a better way.
     """
     before = os.environ.get(_GROUPED)
-    if device.type == "cpu":
-        os.environ[_GROUPED] = "1"
+    os.environ[_GROUPED] = "1"
     try:
         yield
     finally:
-        if device.type == "cpu":
-            os.environ.pop(_GROUPED)
+        os.environ.pop(_GROUPED)
         if before is not None:
             os.environ[_GROUPED] = before
 
@@ -189,7 +188,8 @@ class CachedModel:
         autocast = torch.autocast(
             self.device.type, dtype=self.dtype, enabled=self.dtype is not None
         )
-        with autocast, _grouped_heads(self.device):
+        grouped = self.device.type == "cpu" and new > 1
+        with autocast, _grouped_heads() if grouped else nullcontext():
             known = {name: option for name, option in options.items() if name in self.accepts}
             output = self.model(input_ids=ids, past_key_values=past.cache, use_cache=True, **known)
         logits: torch.Tensor = output.logits[:, -keep:]
