@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models_fixture import full, tokens
 from safetensors.torch import load_file
@@ -107,6 +107,7 @@ def test_state_dicts_go_in_and_out() -> None:
         two.load_state_dict(short)
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.lists(st.lists(st.integers(0, 30), min_size=1), max_size=8))
 def test_a_cache_returns_what_its_source_holds(size: int, batches: list[list[int]]) -> None:
     source = torch.randn(31, 4, generator=torch.Generator().manual_seed(0))

@@ -20,7 +20,7 @@ from engram_eval.training.row_optim import RowAdamW
 from engram_eval.training.stage import train
 
 WIDE = {**tools.ARCHITECTURES["engram"], "engram_row_dim": 16}
-SETTINGS = dataclasses.replace(tools.SETTINGS, clip_norm=1e9, tokens=2_500)
+SETTINGS = dataclasses.replace(tools.SETTINGS, clip_norm=1e9, tokens=2_500, checkpoints=(1.0,))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_training_gives_the_bits_of_the_devices_table(
 
 
 def test_clipping_sums_in_another_order(corpus: Path, tmp_path: Path) -> None:
-    clipped = dataclasses.replace(SETTINGS, clip_norm=0.5)
+    clipped = dataclasses.replace(SETTINGS, clip_norm=0.5, tokens=1_000, checkpoints=(1.0,))
     _, expected = trained(corpus, tmp_path / "device", clipped)
     _, losses = trained(corpus, tmp_path / "disk", clipped, engram_storage="disk")
     assert losses == pytest.approx(expected, abs=1e-3)
@@ -144,8 +144,9 @@ def test_a_resume_point_holds_what_rows_have_missed() -> None:
 
 def test_frozen_rows_elsewhere_are_not_trained(corpus: Path, tmp_path: Path) -> None:
     frozen = {"engram_frozen_table": True}
-    weights, losses = trained(corpus, tmp_path / "disk", engram_storage="disk", **frozen)
-    expected, expected_losses = trained(corpus, tmp_path / "device", **frozen)
+    few = dataclasses.replace(SETTINGS, tokens=500, checkpoints=(1.0,))
+    weights, losses = trained(corpus, tmp_path / "disk", few, engram_storage="disk", **frozen)
+    expected, expected_losses = trained(corpus, tmp_path / "device", few, **frozen)
     assert losses == expected_losses
     name = "model.layers.1.engram.table.weight"
     assert torch.equal(weights[name], expected[name])
