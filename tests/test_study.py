@@ -297,7 +297,7 @@ def test_a_comparison_takes_the_text_that_its_models_have_read(
         assert run_study(config, tmp_path / "two", QUIET, ("load",)) == []
         assert (tmp_path / "two/models/moe/seed0/seed0").is_symlink()
     # One model and a memory are a comparison.
-    assert len(loaded_study(folders[:1], ["pocket"], 5, ["rag"]).baselines) == 2
+    assert loaded_study(folders[:1], ["pocket"], 5, ["rag"]).baselines == ("rag", "moe/seed0+rag")
 
 
 def test_results_carry_the_names_of_the_study_that_shows_them(

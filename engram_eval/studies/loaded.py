@@ -125,8 +125,12 @@ def upbringing(path: Path) -> Upbringing | None:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest endings of the paths, in whole parts, that tell them apart."""
-    for length in range(1, max(len(path.parts) for path in paths) + 1):
+    """Return the shortest endings of the paths, in whole parts, that tell them apart.
+
+    ``seed0`` alone is nobody's name.
+    """
+    least = 2 if any(path.name.startswith("seed") for path in paths) else 1
+    for length in range(least, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(names)) == len(names):
             return names
