@@ -130,9 +130,16 @@ def command(study: Mapping[str, Any]) -> str:
     name, scale = study["name"], study["scale"]
     if name in STUDIES:
         shipped = to_dict(solve(find_study(name, scale)))
-        if shipped == to_dict(from_dict(StudyConfig, study)):
+        if _what_runs(shipped) == _what_runs(to_dict(from_dict(StudyConfig, study))):
             return f"engram-eval run {name} --scale {scale}"
     return "engram-eval run study.json --out runs/again"
+
+
+def _what_runs(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study without the options of analyses where it runs none."""
+    probe = study["probe"]
+    left = probe if probe["probes"] or probe["equal_loss"] else None
+    return {**study, "probe": left}
 
 
 def _distinct(values: Iterable[str | None]) -> list[str]:

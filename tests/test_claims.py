@@ -408,6 +408,19 @@ def test_a_folder_without_verdicts_is_a_mistake(
     assert "damaged" in capsys.readouterr().err
 
 
+def test_a_study_without_verdicts_beside_others_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_verdicts(folder)
+    other = folder / "other"
+    other.mkdir()
+    (other / "study.json").write_text("{}")
+    assert main(["claims", str(folder), str(other)]) == 0
+    told = capsys.readouterr()
+    assert "controls.random_index" in told.out and f"{other}: no claim" in told.err
+    assert main(["claims", str(folder), str(folder / "nowhere")]) == 2
+
+
 def test_variants_that_controls_name_exist() -> None:
     names = {model.name for model in find_study("controls", "tiny").models}
     assert names - {"capacity_one_bare"} <= set(VARIANTS)

@@ -51,6 +51,8 @@ def test_a_published_study_is_small_and_can_be_run_again(folder: Path) -> None:
 def test_the_command_of_a_shipped_study_is_named_and_another_runs_from_its_file() -> None:
     study = to_dict(solve(find_study("placement", "tiny")))
     assert command(study) == "engram-eval run placement --scale tiny"
+    other = {**study, "probe": {**study["probe"], "tokens": 64}}
+    assert command(other) == "engram-eval run placement --scale tiny", "it analyses nothing"
     assert command({**study, "question": "mine"}) == "engram-eval run study.json --out runs/again"
     assert command({**study, "name": "own"}) == "engram-eval run study.json --out runs/again"
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from engram_eval.verbs.verb import Verb
@@ -16,9 +17,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _claims(arguments: argparse.Namespace) -> int:
     from engram_eval.claims.table import brief, markdown, table
-    from engram_eval.claims.verdicts import read_verdicts
+    from engram_eval.claims.verdicts import FILE, read_verdicts
 
-    found = [entry for folder in arguments.folders for entry in read_verdicts(folder)]
+    told = [folder for folder in arguments.folders if (folder / FILE).exists()]
+    for folder in arguments.folders:
+        # A published study whose claims could not be tested has none; others beside it do.
+        if folder not in told and (folder / "study.json").exists() and told:
+            print(f"{folder}: no claim of it could be tested", file=sys.stderr)
+        elif folder not in told:
+            told.append(folder)
+    found = [entry for folder in told for entry in read_verdicts(folder)]
     if arguments.json:
         print(json.dumps([brief(entry) for entry in found], indent=1))
     else:
