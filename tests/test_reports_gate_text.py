@@ -13,6 +13,7 @@ from engram_eval.records import MetricRow, row_to_dict
 from reports.build import build_report
 from reports.load import load_study
 from reports.sections.gate_text import gate_text
+from reports.sections.gates import gates_block
 
 WORDS = ("<end>", "Alexander", "the", "Great", "<script>alert(1)</script>")
 
@@ -83,3 +84,16 @@ def test_what_is_missing_is_said(study, loss):
         save_file({"gate1": np.zeros(3, np.float32)}, path)
     (note,) = drawn(study)
     assert note.text.startswith("The gates of engram on text cannot be shown: ")
+
+
+def test_counts_stand_in_their_own_order(study):
+    labels = ("2-7", "64+", "0", "8-63", "1")
+    rows = [
+        MetricRow("gates", "gate_mean", 0.1 * n, study="main", model="engram", seed=0, layer=1,
+                  stage="probe", site="memory_gate", split="val", slice={"trigram_count": label})
+        for n, label in enumerate(labels)
+    ]  # fmt: skip
+    (view,) = gates_block(load_study(study), rows).views
+    (axes,) = view.panels[0].canvas.figure.axes
+    told = [label.get_text() for label in axes.get_yticklabels()]
+    assert told == ["0", "1", "2-7", "8-63", "64+"]

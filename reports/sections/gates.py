@@ -1,5 +1,6 @@
 """Gates, routers and the table: what is used, by whom, and how often."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from engram_eval.records import MetricRow
@@ -27,7 +28,7 @@ def gates_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         ("domain", "by domain"),
         ("static_in", "by predictability"),
     ):
-        part = [row for row in kept if set(row.slice) == {label}]
+        part = sorted((row for row in kept if set(row.slice) == {label}), key=_least)
         if part:
             drawn = category_dots(part, _only_label, look, "gate")
             views.append(View(title, [Panel("", drawn)]))
@@ -49,6 +50,12 @@ def gates_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         legend=models,
         key="The mean over tokens; one point per seed and memory layer.",
     )
+
+
+def _least(row: MetricRow) -> int:
+    """Return the number that a label such as ``8-63`` begins with; 0 for words."""
+    found = re.match(r"\d+", _only_label(row))
+    return int(found[0]) if found else 0
 
 
 def _only_label(row: MetricRow) -> str:
