@@ -23,7 +23,7 @@ from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.study import solve
 
 MOST_BYTES = 1_000_000
-"""Of a published study; its report is compressed, or left out, where it does not fit."""
+"""Of a published study, its compressed report included."""
 
 MOST_COMPARISONS = 500
 
@@ -151,23 +151,20 @@ def _draw_report(study_dir: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         page = resolve(REPORT)(study_dir, Path(place) / "report.html")
         shutil.copyfile(page.with_name("summary.json"), out / "summary.json")
-        keep_report(page.read_bytes(), out / "report.html")
+        keep_report(page.read_bytes(), out / "report.html.gz")
 
 
 def keep_report(whole: bytes, target: Path) -> None:
-    """Write the report; compressed where all files together would not stay below ``MOST_BYTES``.
+    """Write the report, compressed; all files of the folder must stay below ``MOST_BYTES``.
 
     Raises:
-        UserError: the other files alone are too large.
+        UserError: together they are too large; the report is then not written.
     """
-    packed = target.with_name(f"{target.name}.gz")
-    for old in (target, packed):
-        old.unlink(missing_ok=True)
-    left = MOST_BYTES - sum(path.stat().st_size for path in target.parent.iterdir())
-    if left < 0:
-        raise UserError(f"{target.parent}: {-left:,} bytes more than {MOST_BYTES:,}")
+    target.unlink(missing_ok=True)
     small = gzip.compress(whole, mtime=0)
-    if len(whole) <= left:
-        target.write_bytes(whole)
-    elif len(small) <= left:
-        packed.write_bytes(small)
+    others = sum(path.stat().st_size for path in target.parent.iterdir())
+    if others + len(small) > MOST_BYTES:
+        raise UserError(
+            f"{target.parent}: {others + len(small) - MOST_BYTES:,} bytes more than {MOST_BYTES:,}"
+        )
+    target.write_bytes(small)

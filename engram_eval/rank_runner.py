@@ -1,5 +1,6 @@
 """One stage of a study by several processes, as ``torchrun`` starts them."""
 
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def _run(
         if node.key not in todo:
             continue
         if not ranks.first:
-            _take_part(node, store)
+            _take_part(node, store, ranks.rank)
         elif run_node(node, store, report) is not None:
             failed.append(node)
         ranks.wait()
@@ -70,14 +71,21 @@ def _run(
     return failed
 
 
-def _take_part(node: Node, store: Path) -> None:
-    """Do what the first process does in ``run_node``, without a record."""
+def _take_part(node: Node, store: Path, rank: int) -> None:
+    """Do what the first process does in ``run_node``, without a record.
+
+    A failure is told on stderr and kept in ``error.<rank>.txt``: usually the first process fails
+    alike and records it, but it cannot record what happened here alone.
+    """
     inputs = {name: source.folder(store) for name, source in node.inputs.items()}
     function = resolve(STAGES[node.stage].function)
     try:
         function(inputs, node.config, node.seed, node.folder(store), Reporter(quiet=True))
     except UserError:
         raise
-    # It fails everywhere alike, in any way; the first process records it.
-    except Exception:
-        return
+    # A stage may fail in any way; the processes stay in step, as ``run_node`` does.
+    except Exception as failure:
+        told = f"process {rank}, {node.label}: {type(failure).__name__}: {failure}"
+        Reporter().say(f"engram-eval: {told}")
+        place = node.folder(store) / f"error.{rank}.txt"
+        place.write_text(traceback.format_exc(), encoding="utf-8")

@@ -198,7 +198,7 @@ def _baselines(
 
 
 def _scores_at_equal_loss(
-    study: StudyConfig, shared: Mapping[str, Node], met: "Met", data: Mapping[str, Any]
+    study: StudyConfig, shared: Mapping[str, Node], met: "EqualLoss", data: Mapping[str, Any]
 ) -> list[Node]:
     """Score every chosen checkpoint as the models themselves are scored."""
     if not study.scores_at_equal_loss:
@@ -217,7 +217,7 @@ def _scores_at_equal_loss(
 
 
 def _probes(
-    study: StudyConfig, corpus: Node, items: Node, trains: list[Node], met: "Met"
+    study: StudyConfig, corpus: Node, items: Node, trains: list[Node], met: "EqualLoss"
 ) -> list[Node]:
     kind = resolve("probes.registry:find_probe")
     options = dataclasses.replace(study.probe, probes=(), equal_loss=())
@@ -247,21 +247,21 @@ def _pair(name: str, options: ProbeConfig, text: Mapping[str, Node], a: Node, b:
     return Node("probe_pair", stage, {**text, "a": a, "b": b}, a.model, a.seed)
 
 
-class Met(NamedTuple):
+class EqualLoss(NamedTuple):
     """Checkpoints at other models' losses, and pairs of a model and a checkpoint of equal loss."""
 
     chosen: list[Node]
     pairs: list[tuple[Node, Node]]
 
 
-def _equal_loss(study: StudyConfig, trains: list[Node]) -> Met:
+def _equal_loss(study: StudyConfig, trains: list[Node]) -> EqualLoss:
     """Return checkpoints of matched models at each other's loss, and pairs of equal loss.
 
     Which of two models is better shows only after training, so both have a node; the worse one's
     nearest checkpoint is its last, and what was found there stands already.
     """
     if not study.probe.equal_loss and not study.scores_at_equal_loss:
-        return Met([], [])
+        return EqualLoss([], [])
     by_name = {(t.model, t.seed): t for t in trains if t.stage == "train"}
     chosen: list[Node] = []
     pairs: list[tuple[Node, Node]] = []
@@ -273,7 +273,7 @@ def _equal_loss(study: StudyConfig, trains: list[Node]) -> Met:
                 chosen += [at_b, at_a]
                 if seed == model.seeds[0]:
                     pairs += [(at_b, b), (a, at_a)]
-    return Met(chosen, pairs)
+    return EqualLoss(chosen, pairs)
 
 
 def _chosen(train: Node, reference: Node) -> Node:

@@ -16,15 +16,12 @@ from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, file_sha256, write_atomic
+from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow, file_sha256, write_atomic
 from engram_eval.stage_config import PairStage, ProbeStage
 from probes.findings import Findings
 from probes.registry import Probe, find_probe
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample
-
-# Beside the weights of a checkpoint that meets another model's loss (``training.equal_loss``).
-CHOSEN = "equal_loss.json"
 
 
 def probe(
@@ -65,7 +62,9 @@ def _step(trained: Sequence[Path]) -> int | None:
 
     None where all are at their end: what is to be said of them is said without this stage.
     """
-    facts = [json.loads(path.read_text()) for t in trained if (path := t / CHOSEN).exists()]
+    facts = [
+        json.loads(path.read_text()) for t in trained if (path := t / EQUAL_LOSS_FACTS).exists()
+    ]
     steps = [int(one["step"]) for one in facts if not one["last"]]
     return steps[0] if steps else None
 

@@ -193,7 +193,7 @@ class Study:
         if self.published is None or self.stages:
             return ""
         return (
-            "Not kept in this published folder, which holds what verdicts rest on; report.html or "
+            "Not kept in this published folder, which holds what verdicts rest on; "
             "report.html.gz beside it was drawn from everything."
         )
 

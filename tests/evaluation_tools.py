@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from engram_eval.config import CorpusConfig, EntityDials, Mix
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.store import Corpus, load_corpus
+from engram_eval.evaluation.items import build_items
 from engram_eval.progress import Reporter
 
 VOCAB = 300
@@ -35,8 +36,19 @@ def small_corpus(folder: Path) -> Corpus:
     return load_corpus(folder)
 
 
+def tiny_inputs(folder: Path, corpus: Corpus) -> dict[str, Path]:
+    """Make what an evaluation takes: the corpus, its items, and a model that knows nothing."""
+    build_items({"corpus": corpus.folder}, SMALL, None, folder / "items", QUIET)
+    tiny_llama().save_pretrained(folder / "train" / "model")
+    corpus.tokenizer().save_pretrained(folder / "train" / "model")
+    return {"corpus": corpus.folder, "items": folder / "items", "train": folder / "train"}
+
+
 class PlantedLM(LM):
-    """Knows the right answers (``nats_per_byte`` is what a byte of a wrong one costs more)."""
+    """Knows the right answers (``nats_per_byte`` is what a byte of a wrong one costs more).
+
+    It scores choices alone: a task that asks it for text is the wrong one to plant.
+    """
 
     def __init__(self, items: Sequence[Mapping[str, Any]], nats_per_byte: float) -> None:
         super().__init__()

@@ -1,9 +1,11 @@
 """Small models with weights large enough that every part shows in the logits."""
 
 import torch
+from torch import Tensor
 
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
+from engram_eval.models.moe import MoE
 
 TINY = {
     "vocab_size": 97,
@@ -56,3 +58,18 @@ def tokens(batch: int, length: int, seed: int = 0, vocab_size: int = 97) -> torc
     return torch.randint(
         1, vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed)
     )
+
+
+def make_moe(seed: int = 0, **options: object) -> MoE:
+    """Return one mixture of experts in double precision, all weights and biases drawn."""
+    layer = MoE(EngramConfig(**{**TINY, **MOE, **options})).double()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in [*layer.parameters(), layer.gate.e_score_correction_bias]:
+        parameter.data.normal_(std=0.3, generator=generator)
+    return layer
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Return normal numbers in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -414,7 +414,7 @@ def test_a_study_without_verdicts_beside_others_is_named(
     write_verdicts(folder)
     other = folder / "other"
     other.mkdir()
-    (other / "study.json").write_text("{}")
+    (other / "provenance.json").write_text("{}")
     assert main(["claims", str(folder), str(other)]) == 0
     told = capsys.readouterr()
     assert "controls.random_index" in told.out and f"{other}: no claim" in told.err

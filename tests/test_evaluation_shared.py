@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_tools import QUIET, SMALL, small_corpus, tiny_llama
+from evaluation_tools import QUIET, small_corpus, tiny_inputs
 from ranks_tools import in_ranks
 
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import Corpus
-from engram_eval.evaluation.items import build_items
 from engram_eval.evaluation.shared_lm import parts
 from engram_eval.evaluation.stage import evaluate
 from engram_eval.records import read_jsonl
@@ -29,11 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def inputs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    folder = tmp_path_factory.mktemp("inputs")
-    build_items({"corpus": corpus.folder}, SMALL, None, folder / "items", QUIET)
-    tiny_llama().save_pretrained(folder / "train" / "model")
-    corpus.tokenizer().save_pretrained(folder / "train" / "model")
-    return {"corpus": corpus.folder, "items": folder / "items", "train": folder / "train"}
+    return tiny_inputs(tmp_path_factory.mktemp("inputs"), corpus)
 
 
 def scored(inputs: Mapping[str, Path], out: Path) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_tools import QUIET, SMALL, VOCAB, small_corpus, tiny_llama
+from evaluation_tools import QUIET, VOCAB, small_corpus, tiny_inputs, tiny_llama
 
 from engram_eval.adapters.stage import model_sha256
 from engram_eval.baselines.kneser_ney import KneserNey
@@ -21,7 +21,7 @@ from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation import stage
-from engram_eval.evaluation.items import LOCAL_ORDER, build_items, choice_bits, label_local
+from engram_eval.evaluation.items import LOCAL_ORDER, choice_bits, label_local
 from engram_eval.evaluation.stage import evaluate, evaluate_baseline
 from engram_eval.paths import tasks_dir
 from engram_eval.progress import Reporter
@@ -44,11 +44,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def inputs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    folder = tmp_path_factory.mktemp("inputs")
-    build_items({"corpus": corpus.folder}, SMALL, None, folder / "items", QUIET)
-    tiny_llama().save_pretrained(folder / "train" / "model")
-    corpus.tokenizer().save_pretrained(folder / "train" / "model")
-    return {"corpus": corpus.folder, "items": folder / "items", "train": folder / "train"}
+    return tiny_inputs(tmp_path_factory.mktemp("inputs"), corpus)
 
 
 def tasks_of(rows: list[MetricRow]) -> set[str]:

@@ -5,28 +5,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models_fixture import MOE, TINY, full, tokens
+from models_fixture import draw, full, make_moe, tokens
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from engram_eval.config import TrainConfig
 from engram_eval.models.balance import Routing, balance_loss, update_router_bias, watch_routing
-from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.moe import MoE
 from engram_eval.training.data import Batch
 from engram_eval.training.loop import train_step
-
-
-def make(seed: int = 0, **options: object) -> MoE:
-    layer = MoE(EngramConfig(**{**TINY, **MOE, **options})).double()
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in [*layer.parameters(), layer.gate.e_score_correction_bias]:
-        parameter.data.normal_(std=0.3, generator=generator)
-    return layer
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def test_the_loss_by_hand() -> None:
@@ -73,7 +59,7 @@ def test_every_router_is_watched_and_let_go(scoring: str) -> None:
 
 
 def test_its_gradient_evens_out_the_load() -> None:
-    layer, x = make(), draw(600, 32)
+    layer, x = make_moe(), draw(600, 32)
     layer.gate.e_score_correction_bias.zero_()
     # All tokens share a direction, and one expert likes it.
     x = x + 2
@@ -97,7 +83,7 @@ def test_its_gradient_evens_out_the_load() -> None:
 
 
 def test_bias_update_by_hand() -> None:
-    layer = make()
+    layer = make_moe()
     layer.gate.e_score_correction_bias.zero_()
     layer.last_expert_counts = torch.tensor([4, 0, 2, 2, 3, 1])
     update_router_bias(layer, 0.5)
@@ -105,7 +91,7 @@ def test_bias_update_by_hand() -> None:
 
 
 def test_bias_updates_even_out_the_load() -> None:
-    layer, x = make(), draw(600, 32)
+    layer, x = make_moe(), draw(600, 32)
     layer.gate.e_score_correction_bias.copy_(torch.tensor([2.0, 0, 0, 0, 0, 0]))
 
     def fullest() -> float:

@@ -18,17 +18,23 @@ from engram_eval.models.hyper_connections import (
 from engram_eval.models.sinkhorn import doubly_stochastic
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
+EPS = 1e-3  # large enough to show
 
 
 def ours(streams: int, iterations: int = 20) -> EngramConfig:
     return EngramConfig(
-        **TINY, residual_streams=streams, sinkhorn_iterations=iterations, rms_norm_eps=1e-5
+        **TINY,
+        residual_streams=streams,
+        sinkhorn_iterations=iterations,
+        rms_norm_eps=1e-5,
+        hyper_connection_eps=EPS,
     )
 
 
 def theirs(streams: int, iterations: int = 20) -> DeepseekV4Config:
     return DeepseekV4Config(
         hidden_size=32, hc_mult=streams, hc_sinkhorn_iters=iterations, rms_norm_eps=1e-5,
+        hc_eps=EPS,
         num_hidden_layers=1, num_attention_heads=2, head_dim=16, moe_intermediate_size=8,
         n_routed_experts=2, num_experts_per_tok=1,
     )  # fmt: skip

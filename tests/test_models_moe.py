@@ -2,27 +2,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models_fixture import MOE, TINY
+from models_fixture import draw, make_moe
 from transformers import DeepseekV3Config, OlmoeConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
-from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.grouped_experts import grouped_experts
 from engram_eval.models.moe import MoE
-
-
-def make(seed: int = 0, **options: object) -> MoE:
-    layer = MoE(EngramConfig(**{**TINY, **MOE, **options})).double()
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in [*layer.parameters(), layer.gate.e_score_correction_bias]:
-        parameter.data.normal_(std=0.3, generator=generator)
-    return layer
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def copy_experts(ours: MoE, theirs: torch.nn.Module) -> None:
@@ -34,7 +20,9 @@ def copy_experts(ours: MoE, theirs: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_against_deepseek(norm: bool) -> None:
-    ours = make(norm_topk_prob=norm, routed_scaling_factor=1.7, shared_expert_intermediate_size=16)
+    ours = make_moe(
+        norm_topk_prob=norm, routed_scaling_factor=1.7, shared_expert_intermediate_size=16
+    )
     theirs = DeepseekV3MoE(
         DeepseekV3Config(
             hidden_size=32, moe_intermediate_size=16, n_routed_experts=6, num_experts_per_tok=2,
@@ -51,7 +39,7 @@ def test_against_deepseek(norm: bool) -> None:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_softmax_against_olmoe(norm: bool) -> None:
-    ours = make(
+    ours = make_moe(
         router_scoring="softmax", norm_topk_prob=norm, shared_expert_intermediate_size=0
     ).float()
     ours.gate.e_score_correction_bias.zero_()
@@ -83,7 +71,7 @@ def one_by_one(
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 5))
 def test_padded_and_grouped_equal_one_by_one(count: int, top_k: int, seed: int) -> None:
-    layer = make(seed, num_experts_per_tok=top_k)
+    layer = make_moe(seed, num_experts_per_tok=top_k)
     x = draw(count, 32, seed=seed).requires_grad_()
     _, weights, chosen = layer.gate(x)
     counts = torch.bincount(chosen.flatten(), minlength=6)
@@ -104,7 +92,7 @@ def test_padded_and_grouped_equal_one_by_one(count: int, top_k: int, seed: int) 
 
 
 def test_autocast_stays_close_to_single_precision() -> None:
-    layer = make().float()
+    layer = make_moe().float()
     runs = []
     for enabled in (False, True):
         x = draw(200, 32).float().requires_grad_()
@@ -118,7 +106,7 @@ def test_autocast_stays_close_to_single_precision() -> None:
 
 
 def test_uneven_loads_drop_no_token() -> None:
-    layer = make()
+    layer = make_moe()
     layer.gate.e_score_correction_bias.copy_(torch.tensor([9.0, 8, 0, 0, 0, 0]))
     x = draw(64, 32)
     together = layer(x)
@@ -127,7 +115,7 @@ def test_uneven_loads_drop_no_token() -> None:
 
 
 def test_bias_moves_the_choice_but_not_the_weights() -> None:
-    layer, x = make(norm_topk_prob=False, num_experts_per_tok=1), draw(5, 32)
+    layer, x = make_moe(norm_topk_prob=False, num_experts_per_tok=1), draw(5, 32)
     layer.gate.e_score_correction_bias.copy_(torch.tensor([0.0, 0, 0, 9, 0, 0]))
     logits, weights, chosen = layer.gate(x)
     assert chosen.flatten().tolist() == [3] * 5
@@ -135,7 +123,7 @@ def test_bias_moves_the_choice_but_not_the_weights() -> None:
 
 
 def test_router_keeps_full_precision_under_autocast() -> None:
-    layer, x = make().float(), draw(50, 32).float()
+    layer, x = make_moe().float(), draw(50, 32).float()
     with torch.autocast("cpu", torch.bfloat16):
         logits, weights, _ = layer.gate(x)
     torch.testing.assert_close(logits, layer.gate(x)[0])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,6 +85,21 @@ def test_two_processes_train_as_one_does(corpus: Path, alone: Path, tmp_path: Pa
     rows = in_ranks(2, run, corpus, tmp_path / "two")
     assert rows[0] > 10 and rows[1] == 0, "the first process returns the rows"
     check_equal(tmp_path / "two", alone)
+
+
+def refusal(corpus: Path, out: Path, **settings: object) -> str:
+    config = dataclasses.replace(SETTINGS, **settings)
+    with pytest.raises(UserError) as refused:
+        train({"corpus": corpus}, TrainStage(ARCHITECTURE, config), 0, out, Reporter(quiet=True))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("setting", [{"skip_bad_batches": 1}, {"tensorboard": True}])
+def test_what_one_process_alone_heeds_is_refused(
+    setting: dict[str, object], corpus: Path, tmp_path: Path
+) -> None:
+    (told,) = in_ranks(1, partial(refusal, **setting), corpus, tmp_path)
+    assert told == f"train.{next(iter(setting))}: is for training in one process"
 
 
 class Stopping(Reporter):

@@ -18,6 +18,9 @@ from engram_eval.evaluation.sandbox import Limits, Outcome, check_sandbox, run_p
 QUICK = Limits(wall_s=20.0, cpu_s=1)
 
 
+TEMPORARY = "import tempfile\nplace = tempfile.gettempdir()\n"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _needs_the_sandbox() -> None:
     """Elsewhere the tests are skipped; where everything must be there, they fail."""
@@ -44,8 +47,11 @@ def test_a_right_program_passes_and_a_wrong_one_says_why() -> None:
         ("import socket\nsocket.create_connection(('1.1.1.1', 80), 2)", "unreachable"),
         ("open('/usr/x', 'w')", "Read-only"),
         ("open('/python/x', 'w')", "Read-only"),
-        ("open('/tmp/x', 'wb').write(b'x' * 10**8)", "File too large"),
-        ("for i in range(99): open(f'/tmp/{i}', 'wb').write(b'x' * 10**6)", "No space"),
+        (f"{TEMPORARY}open(f'{{place}}/x', 'wb').write(b'x' * 10**8)", "File too large"),
+        (
+            f"{TEMPORARY}for i in range(99): open(f'{{place}}/{{i}}', 'wb').write(b'x' * 10**6)",
+            "No space",
+        ),
         ("for i in range(99): open(f'/dev/shm/{i}', 'wb').write(b'x' * 10**6)", "No space"),
         ("f = [open('/dev/null') for _ in range(999)]", "Too many open files"),
         (f"import os\nos.listdir({str(Path.home())!r})", "No such file"),

@@ -18,7 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from engram_eval.errors import UserError
 
@@ -115,11 +115,10 @@ def _run(program: str, limits: Limits, unsafe: bool) -> Outcome:
         "uid": _FIRST_UID + secrets.randbelow(_UIDS) if root else None,
         "alone": not unsafe,
     }
-    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryDirectory() as folder:
-        stdin.write(json.dumps(job).encode())
-        stdin.seek(0)
-        command = _plain_command() if unsafe else _sandbox_command(limits, root)
-        return _watch(command, stdin, folder if unsafe else "/", nonce, limits.wall_s)
+    command = _plain_command() if unsafe else _sandbox_command(limits, root)
+    with tempfile.TemporaryDirectory() as folder:
+        place = folder if unsafe else "/"
+        return _watch(command, json.dumps(job).encode(), place, nonce, limits.wall_s)
 
 
 def _plain_command() -> list[str]:
@@ -153,11 +152,15 @@ def _sandbox_command(limits: Limits, root: bool) -> list[str]:
     return [*words, str(binary), *_PYTHON_FLAGS, _LAUNCHER]
 
 
-def _watch(command: list[str], stdin: Any, folder: str, nonce: str, wall_s: float) -> Outcome:
-    """Start a command, read what it reports, and kill it when it says too much or is too slow."""
+def _watch(command: list[str], job: bytes, folder: str, nonce: str, wall_s: float) -> Outcome:
+    """Start a command, read what it reports, and kill it when it says too much or is too slow.
+
+    The launcher says that it is ready before it is given the job: whoever is killed while the
+    sandbox is still being built, when it would not die with its parent, has started no program.
+    """
     process = subprocess.Popen(
         command,
-        stdin=stdin,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=folder,
@@ -165,7 +168,14 @@ def _watch(command: list[str], stdin: Any, folder: str, nonce: str, wall_s: floa
         start_new_session=True,
     )
     try:
-        said, in_time = _read(process, time.monotonic() + wall_s)
+        deadline = time.monotonic() + wall_s
+        said, in_time = _read(process, deadline, len(_READY))
+        if said == _READY:
+            _hand_over(process, job)
+            said = b""
+        if in_time:
+            more, in_time = _read(process, deadline, MOST_REPORT_BYTES - len(said))
+            said += more
     finally:
         _kill(process)
     text = said.decode(errors="replace")
@@ -180,15 +190,23 @@ def _watch(command: list[str], stdin: Any, folder: str, nonce: str, wall_s: floa
     return Outcome(False, last[0])
 
 
-def _read(process: "subprocess.Popen[bytes]", deadline: float) -> tuple[bytes, bool]:
+def _hand_over(process: "subprocess.Popen[bytes]", job: bytes) -> None:
+    """Write all that a launcher reads; one that has died meanwhile shows in what it reports."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(job)
+        process.stdin.close()
+
+
+def _read(process: "subprocess.Popen[bytes]", deadline: float, most: int) -> tuple[bytes, bool]:
     """Return the first bytes that a process writes, and whether it ended (or wrote) in time."""
     assert process.stdout is not None
     said = b""
-    while len(said) < MOST_REPORT_BYTES:
+    while len(said) < most:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
             return said, False
-        part = os.read(process.stdout.fileno(), MOST_REPORT_BYTES)
+        part = os.read(process.stdout.fileno(), most - len(said))
         if not part:
             break
         said += part
@@ -200,14 +218,18 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, 9)
     process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
 
 
+_READY = b"\x06"
 _PYTHON_FLAGS = ("-I", "-S", "-B", "-c")
 # Runs inside. Reports on what was standard output, which the program no longer has.
 _LAUNCHER = """
 import json, os, resource, sys
+os.write(1, b"\\x06")
 job = json.load(sys.stdin)
 if job["uid"]:
     os.setgroups([])

@@ -40,10 +40,9 @@ from engram_eval.evaluation.shared_lm import SharedLM, own_folder, shared_cost
 from engram_eval.parallel.launched import launched
 from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
-from engram_eval.records import EQUAL_LOSS, MetricRow, file_sha256, write_jsonl
+from engram_eval.records import EQUAL_LOSS, EQUAL_LOSS_FACTS, MetricRow, file_sha256, write_jsonl
 from engram_eval.stage_config import BaselineStage, EqualLossScores
 from engram_eval.stages import STAGES
-from engram_eval.training.equal_loss import FACTS
 
 Floats = npt.NDArray[np.float64]
 
@@ -153,7 +152,7 @@ def evaluate_equal_loss(
         out: the folder to fill.
         report: where progress goes.
     """
-    step = json.loads((inputs["train"] / FACTS).read_text(encoding="utf-8"))["step"]
+    step = json.loads((inputs["train"] / EQUAL_LOSS_FACTS).read_text(encoding="utf-8"))["step"]
     rows = evaluate(inputs, config.evaluate, seed, out, report)
     marks: dict[str, Any] = {"condition": EQUAL_LOSS, "other": dict(config.other), "step": step}
     return [dataclasses.replace(row, **marks) for row in rows]

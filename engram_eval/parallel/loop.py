@@ -57,11 +57,15 @@ def train_in_parallel(run: Run, export: EngramForCausalLM, ranks: Ranks, report:
         report: shows progress, in the first process.
 
     Raises:
-        UserError: a batch that cannot be shared out evenly; a resume point of another run.
+        UserError: a batch that cannot be shared out evenly, a setting that one process alone
+            heeds, a resume point of another run.
         TrainingError: a loss or gradient that is not finite.
         KeyboardInterrupt, SystemExit: asked to end by a signal; a resume point is saved.
     """
     settings = run.config
+    for name in ("skip_bad_batches", "tensorboard"):
+        if getattr(settings, name):
+            raise UserError(f"train.{name}: is for training in one process")
     shares = ranks.world * settings.accumulate
     if settings.batch_size % shares:
         raise UserError(

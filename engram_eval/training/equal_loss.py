@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, read_jsonl, write_json
+from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow, read_jsonl, write_json
 from engram_eval.stage_config import EqualLossStage
-
-FACTS = "equal_loss.json"
 
 
 class Nearest(NamedTuple):
@@ -45,7 +43,7 @@ def equal_loss(
     link = out / "model"
     link.unlink(missing_ok=True)
     link.symlink_to(os.path.relpath(source, out))
-    write_json(out / FACTS, found._asdict())
+    write_json(out / EQUAL_LOSS_FACTS, found._asdict())
     return [
         MetricRow(
             "equal_loss",

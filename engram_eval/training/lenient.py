@@ -16,8 +16,8 @@ class BadBatches:
     def __init__(self, allowed: int) -> None:
         self.allowed, self.skipped = allowed, 0
 
-    def may_skip(self) -> bool:
-        """Count one more bad batch; False if there have been too many."""
+    def count(self) -> bool:
+        """Count one more bad batch; return whether the run may go on."""
         self.skipped += 1
         return self.skipped <= self.allowed
 

@@ -196,7 +196,7 @@ def _one(run: Run, state: State, step: int, batch: Batch) -> str:
         row |= _numbers(run, state, batch)
     except TrainingError as error:
         place = f"step {step + 1} of {run.steps}"
-        if not state.bad.may_skip():
+        if not state.bad.count():
             raise TrainingError(f"{place}: {error}{state.bad.advice()}") from None
         row |= {"loss_nats": None, "skipped": str(error)}
         # What the hooks have collected belongs to no step.

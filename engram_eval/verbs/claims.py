@@ -17,21 +17,29 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _claims(arguments: argparse.Namespace) -> int:
     from engram_eval.claims.table import brief, markdown, table
-    from engram_eval.claims.verdicts import FILE, read_verdicts
+    from engram_eval.claims.verdicts import read_verdicts
 
-    told = [folder for folder in arguments.folders if (folder / FILE).exists()]
-    for folder in arguments.folders:
-        # A published study whose claims could not be tested has none; others beside it do.
-        if folder not in told and (folder / "study.json").exists() and told:
-            print(f"{folder}: no claim of it could be tested", file=sys.stderr)
-        elif folder not in told:
-            told.append(folder)
-    found = [entry for folder in told for entry in read_verdicts(folder)]
+    found = [
+        entry
+        for folder in arguments.folders
+        if not _untested(folder, alone=len(arguments.folders) == 1)
+        for entry in read_verdicts(folder)
+    ]
     if arguments.json:
         print(json.dumps([brief(entry) for entry in found], indent=1))
     else:
         print(markdown(found) if arguments.markdown else table(found))
     return 0
+
+
+def _untested(folder: Path, alone: bool) -> bool:
+    """Tell, and say, whether a published study among others has no claim that could be tested."""
+    from engram_eval.claims.verdicts import FILE
+
+    published = (folder / "provenance.json").exists() and not (folder / FILE).exists()
+    if published and not alone:
+        print(f"{folder}: no claim of it could be tested", file=sys.stderr)
+    return published and not alone
 
 
 CLAIMS = Verb("the verdicts of finished studies", _arguments, _claims)
