@@ -216,7 +216,8 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     _process_arguments(parser)
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def find_loaded(arguments: argparse.Namespace) -> Any:
+    """Resolve what ``compare`` is given to the study that it runs."""
     from engram_eval.studies.loaded import loaded_study
 
     tasks = [name for name in arguments.tasks.split(",") if name]
@@ -224,7 +225,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     study = loaded_study(
         arguments.models, tasks, arguments.limit, beside, arguments.corpus, arguments.lengths
     )
-    study = _with_data(study, arguments)
+    return _with_data(study, arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    study = find_loaded(arguments)
     return _run_study(study, arguments.out, _every_stage(), arguments, table=True)
 
 

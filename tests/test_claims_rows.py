@@ -1,0 +1,28 @@
+"""Every claim finds the rows that it is about in a real run of its study."""
+
+from pathlib import Path
+
+import pytest
+
+from engram_eval.claims.claim import MEAN_OF_TASKS
+from engram_eval.claims.registry import CLAIMS
+from engram_eval.claims.verdicts import read_verdicts
+from engram_eval.cli import main
+
+STUDIES = sorted({claim.study for claim in CLAIMS.values()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", STUDIES)
+def test_no_claim_lacks_its_rows(study: str, tmp_path: Path) -> None:
+    """At the smallest scale: whether claims can be tested, not what becomes of them."""
+    out = tmp_path / "runs" / study
+    argv = ["run", study, "--scale", "smoke", "--seeds", "3", "--out", str(out), "--quiet"]
+    assert main([*argv, "--workers", "2"]) == 0
+    assert not {
+        verdict["id"]: verdict["reason"]
+        for verdict in read_verdicts(out)
+        if verdict["effect"] is None
+        # Tasks that no model solves at this scale have no mean.
+        and not any(row["name"] == MEAN_OF_TASKS for row in verdict["rows"])
+    }

@@ -1,0 +1,103 @@
+"""Every flag of the command line does what it says: it reaches what it changes."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import pytest
+from evaluation_tools import small_corpus, tiny_llama
+
+from engram_eval.bench.registry import BENCHES
+from engram_eval.cli import VERBS, main
+from engram_eval.config import TUNED
+from engram_eval.progress import Reporter
+from engram_eval.verbs.study import find, find_loaded
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    VERBS[verb].arguments(parser)
+    return parser
+
+
+def parsed(verb: str, *argv: str) -> argparse.Namespace:
+    return parser_of(verb).parse_args(argv)
+
+
+def test_a_studys_text_tuning_and_data(tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("some text")
+    plain, here = find(parsed("run", "smoke"))
+    study, out = find(parsed("run", "smoke", "--corpus", str(text), "--tune"))
+    assert study.corpus.paths == (str(text),) and study.corpus.train_bytes == 0
+    assert study.tune == TUNED != plain.tune
+    assert out != here, "a changed study has a folder of its own"
+    study, out = find(parsed("run", "smoke", "--mirror", str(tmp_path), "--unsafe-code"))
+    assert (study.evaluate.mirror, study.evaluate.unsafe_code) == (str(tmp_path), True)
+    assert not plain.evaluate.mirror and not plain.evaluate.unsafe_code
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flags")
+    tiny_llama().save_pretrained(folder / "model")
+    small_corpus(folder / "corpus").tokenizer().save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def test_a_comparisons_memories_text_lengths_and_data(model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("some text")
+    study = find_loaded(
+        parsed(
+            "compare", str(model), "--with", "ngram,knn", "--corpus", str(text), "--limit", "3",
+            "--lengths", "64", "96", "--tasks", "long_context", "--mirror", str(tmp_path),
+            "--unsafe-code",
+        )
+    )  # fmt: skip
+    (name,) = [entry.name for entry in study.models]
+    assert study.baselines == ("ngram", f"{name}+ngram", f"{name}+knn")
+    assert study.corpus.paths == (str(text),)
+    evaluate = study.evaluate
+    assert (evaluate.limit, evaluate.lengths, evaluate.tasks) == (3, (64, 96), ("long_context",))
+    assert (evaluate.mirror, evaluate.unsafe_code) == (str(tmp_path), True)
+
+
+def test_generated_text_follows_temperature_and_seed(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*flags: str) -> str:
+        assert main(["generate", str(model), "The", "--tokens", "12", *flags]) == 0
+        return capsys.readouterr().out
+
+    warm = said("--temperature", "2", "--seed", "1")
+    assert said() == said("--seed", "1"), "the likeliest token needs no seed"
+    assert warm == said("--temperature", "2", "--seed", "1") != said()
+    assert warm != said("--temperature", "2", "--seed", "2")
+
+
+def spent(seconds: float, report: Reporter) -> list[dict[str, object]]:
+    return [{"name": "asked for", "seconds": seconds, "quiet": report.quiet}]
+
+
+def test_a_bench_is_given_the_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BENCHES, "train", f"{__name__}:spent")
+    assert main(["bench", "train", "--seconds", "7", "--json", "--quiet"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["seconds"], row["quiet"]) == (7.0, True)
+
+
+def test_every_flag_is_typed_by_some_test() -> None:
+    typed = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    flags = {
+        flag
+        for verb in VERBS
+        for action in parser_of(verb)._actions
+        for flag in action.option_strings
+        if flag.startswith("--") and flag != "--help"
+    }
+    assert len(flags) > 25
+    assert not sorted(f for f in flags if not re.search(rf'"{f}(?:[ ="]|\Z)', typed))
