@@ -21,17 +21,20 @@ from safetensors.torch import load_file
 
 from engram_eval.cli import main
 from engram_eval.config import TrainConfig
+from engram_eval.corpus.store import load_corpus
 from engram_eval.errors import UserError
 from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
-from engram_eval.parallel.loop import train_in_parallel
+from engram_eval.parallel.loop import share_of, train_in_parallel
 from engram_eval.parallel.model import spread
 from engram_eval.parallel.ranks import Ranks
 from engram_eval.progress import Reporter, Task
 from engram_eval.rank_costs import rank_costs
 from engram_eval.stage_config import TrainStage
+from engram_eval.training.data import Batches
 from engram_eval.training.loop import Run
-from engram_eval.training.stage import train
+from engram_eval.training.prefetch import prefetched
+from engram_eval.training.stage import build_model, train
 
 SETTINGS = dataclasses.replace(
     tools.SETTINGS, tokens=20 * 128, autocast_bf16=False, checkpoints=(0.5, 1.0)
@@ -85,6 +88,24 @@ def test_two_processes_train_as_one_does(corpus: Path, alone: Path, tmp_path: Pa
     rows = in_ranks(2, run, corpus, tmp_path / "two")
     assert rows[0] > 10 and rows[1] == 0, "the first process returns the rows"
     check_equal(tmp_path / "two", alone)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_each_process_looks_up_its_own_sequences_ahead(world: int, corpus: Path) -> None:
+    text = load_corpus(corpus)
+    batches = Batches(text.tokens("train"), 32, 4, 0, docs=text.docs("train"))
+    model = build_model(ARCHITECTURE, 0, text)
+    (whole,) = prefetched(model, batches, 5, 6)
+    assert whole.lookup is not None and whole.domains is not None
+    for rank in range(world):
+        ranks = Ranks(rank, world, torch.device("cpu"), cast(Any, None))
+        (mine,) = prefetched(model, batches, 5, 6, partial(share_of, ranks=ranks))
+        assert mine.sequences.tolist() == whole.sequences.tolist()[rank::world]
+        assert torch.equal(mine.labels, whole.labels[rank::world])
+        assert (mine.domains == whole.domains[rank::world]).all()
+        assert mine.lookup is not None and set(mine.lookup.rows) == {0, 1}
+        for layer, rows in whole.lookup.rows.items():
+            assert torch.equal(mine.lookup.rows[layer], rows[rank::world])
 
 
 def refusal(corpus: Path, out: Path, **settings: object) -> str:

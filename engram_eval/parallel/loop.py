@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from engram_eval.training.interrupt import Interrupt, catch_signals
 from engram_eval.training.logs import Log
 from engram_eval.training.loop import Run, TrainingError, by_domain
 from engram_eval.training.optim import Norms, build_optimizer, learning_rate, set_learning_rate
+from engram_eval.training.prefetch import prefetched
 
 LOGS = ("train.jsonl", "timing.jsonl", "validation.jsonl")
 
@@ -92,38 +94,39 @@ def _steps(
     parts: Parts, export: EngramForCausalLM, first: int, interrupt: Interrupt
 ) -> Iterator[tuple[int, str]]:
     run, ranks, saved = parts.run, parts.ranks, time.monotonic()
-    for step in range(first, run.steps):
-        started = time.perf_counter()
-        row = _step(parts, step)
-        done = step + 1
-        if ranks.first:
-            seconds = time.perf_counter() - started
-            speed = run.config.batch_size * run.config.seq_len / seconds
-            timing = {"step": done, "seconds": seconds, "tokens_per_s": speed}
-            parts.logs["train.jsonl"].write(row)
-            parts.logs["timing.jsonl"].write(timing)
-        if done in run.keep_at:
-            _keep(parts, export, done)
-        yield done, f"loss {row['loss_nats']:.3f}"
-        # A signal, and the first process's clock, must make all processes save at the same step.
-        due = ranks.first and time.monotonic() - saved >= run.config.save_every_s
-        due_anywhere, caught = ranks.largest([float(due), float(interrupt.signal or 0)])
-        if due_anywhere or caught:
-            _save(parts, done)
-            saved = time.monotonic()
-        if caught:
-            interrupt.signal = int(caught)
-            interrupt.leave()
+    share = partial(share_of, ranks=ranks)
+    with closing(prefetched(run.model, run.batches, first, run.steps, share)) as batches:
+        for step, batch in enumerate(batches, start=first):
+            started = time.perf_counter()
+            row = _step(parts, step, batch)
+            done = step + 1
+            if ranks.first:
+                seconds = time.perf_counter() - started
+                speed = run.config.batch_size * run.config.seq_len / seconds
+                timing = {"step": done, "seconds": seconds, "tokens_per_s": speed}
+                parts.logs["train.jsonl"].write(row)
+                parts.logs["timing.jsonl"].write(timing)
+            if done in run.keep_at:
+                _keep(parts, export, done)
+            yield done, f"loss {row['loss_nats']:.3f}"
+            # A signal, and the first process's clock, must make all save at the same step.
+            due = ranks.first and time.monotonic() - saved >= run.config.save_every_s
+            due_anywhere, caught = ranks.largest([float(due), float(interrupt.signal or 0)])
+            if due_anywhere or caught:
+                _save(parts, done)
+                saved = time.monotonic()
+            if caught:
+                interrupt.signal = int(caught)
+                interrupt.leave()
 
 
-def _step(parts: Parts, step: int) -> dict[str, Any]:
-    """Take a 0-based step and return its line of the log."""
+def _step(parts: Parts, step: int, batch: Batch) -> dict[str, Any]:
+    """Take a 0-based step with this process's share of the batch; return its line of the log."""
     run, ranks, settings = parts.run, parts.ranks, parts.run.config
     rate = learning_rate(step, run.steps, settings)
     set_learning_rate(parts.optimizer, rate)
     run.model.train()
     parts.optimizer.zero_grad(set_to_none=True)
-    batch = _share(run.batches.batch(step), ranks)
     losses = accumulate(
         lambda piece: objective(
             lambda: parts.whole(piece, settings.autocast_bf16),
@@ -156,7 +159,7 @@ def _step(parts: Parts, step: int) -> dict[str, Any]:
     }
 
 
-def _share(batch: Batch, ranks: Ranks) -> Batch:
+def share_of(batch: Batch, ranks: Ranks) -> Batch:
     """Return this process's sequences of a batch, where it computes."""
     mine = slice(ranks.rank, None, ranks.world)
     domains = None if batch.domains is None else batch.domains[mine]

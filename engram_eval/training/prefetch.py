@@ -1,6 +1,6 @@
 """Batches that are cut and hashed while the step before them runs."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
 from transformers import PreTrainedModel
@@ -10,15 +10,28 @@ from engram_eval.training.lookup import look_up
 
 
 def prefetched(
-    model: PreTrainedModel, batches: Batches, first: int, steps: int
+    model: PreTrainedModel,
+    batches: Batches,
+    first: int,
+    steps: int,
+    share: Callable[[Batch], Batch] | None = None,
 ) -> Generator[Batch]:
     """Yield the batches of steps ``first`` .. ``steps`` - 1, each with its ``lookup``.
 
     One batch is made ahead, in a thread; it hangs on nothing that a training step changes.
+
+    Args:
+        model: its memories' hashes are used.
+        batches: the text.
+        first: 0-based step.
+        steps: see above.
+        share: takes what one of several processes trains on; only that is looked up.
     """
 
     def prepare(step: int) -> Batch:
         batch = batches.batch(step)
+        if share is not None:
+            batch = share(batch)
         return batch._replace(lookup=look_up(model, batch.inputs))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
