@@ -4,11 +4,14 @@ Source: arXiv:2601.07372 eq. 1 and DeepSeek's demonstration (``engram_demo_v1.py
 order, whose heads differ by their prime moduli only.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
+
+from .remainders import divides, remainders
 
 INT64_MAX = 2**63 - 1
 LAYER_SEED_STRIDE = 10007
@@ -107,13 +110,22 @@ class NgramHash(nn.Module):
         Returns:
             (B, T, heads over all orders) row numbers within each head's own table.
         """
-        heads = len(self.primes) // len(self.orders)
-        return self.mixes(history).repeat_interleave(heads, dim=-1) % self.primes
+        return self._remainders(history, offset=False)
 
     def forward(self, history: torch.Tensor) -> torch.Tensor:
         """Return (B, T, heads) rows of the concatenated table for ``history`` (N, B, T)."""
-        offsets = self.primes.cumsum(0) - self.primes
-        return self.hash_ids(history) + offsets
+        return self._remainders(history, offset=True)
+
+    def _remainders(self, history: torch.Tensor, offset: bool) -> torch.Tensor:
+        mixes = self.mixes(history)
+        if self.primes.device.type == "cpu":
+            moduli = tuple(self.primes.tolist())
+            if divides(mixes, moduli):
+                firsts = (0, *itertools.accumulate(moduli[:-1])) if offset else (0,) * len(moduli)
+                return remainders(mixes, moduli, firsts)
+        heads = len(self.primes) // len(self.orders)
+        found = mixes.repeat_interleave(heads, dim=-1) % self.primes
+        return found + (self.primes.cumsum(0) - self.primes) if offset else found
 
 
 class TokenHistory(nn.Module):
@@ -167,13 +179,17 @@ class TokenHistory(nn.Module):
         reach = self.length - 1
         ids = ids[:, -(new + reach) :]
         ids = nn.functional.pad(ids, (new + reach - ids.shape[1], 0), value=-1)
-        pad = self.compressed_ids[self.pad_id]
-        seen = torch.where(ids < 0, pad, self.compressed_ids[ids.clamp_min(0)])
-        stop = ids < 0 if self.boundary_id is None else (ids < 0) | (ids == self.boundary_id)
+        pad, absent = self.compressed_ids[self.pad_id], ids < 0
+        known = self.compressed_ids.index_select(0, ids.clamp_min(0).flatten()).view_as(ids)
+        seen = torch.where(absent, pad, known)
+        stop = absent if self.boundary_id is None else absent | (ids == self.boundary_id)
+        # What later positions see of each one; nothing is seen beyond a stop.
+        left = torch.where(stop, pad, seen)
         history = [seen[:, reach:]]
-        blocked = torch.zeros_like(stop[:, reach:])
+        blocked: torch.Tensor | None = None
         for back in range(1, self.length):
             window = slice(reach - back, reach - back + new)
-            blocked = blocked | stop[:, window]
-            history.append(torch.where(blocked, pad, seen[:, window]))
+            past = left[:, window]
+            history.append(past if blocked is None else torch.where(blocked, pad, past))
+            blocked = stop[:, window] if blocked is None else blocked | stop[:, window]
         return torch.stack(history)
