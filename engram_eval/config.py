@@ -20,6 +20,10 @@ T = TypeVar("T")
 UNKEYED = {"keyed": False}
 """Marks a field that a finished result does not hang on: it is no part of a stage's key."""
 
+KEYED_IF_SET = {"keyed": "if set"}
+"""Marks a field that came later, with what was done before as its default: it is part of a key
+where it says otherwise, so that what was finished before stays so."""
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -105,6 +109,7 @@ class TrainConfig:
 
     Attributes:
         tokens: training tokens; batch_size counts sequences of seq_len tokens.
+        optimizer: ``adamw``, or ``muon`` for the hidden matrices and ``adamw`` for all else.
         table_lr_multiplier: the memory table's rate is lr times this (arXiv:2601.07372 App. A).
         min_lr_ratio: the last step's rate over the peak.
         router_bias_rate: step of the load-balancing bias (arXiv:2408.15664).
@@ -124,6 +129,7 @@ class TrainConfig:
     tokens: int = 2_097_152
     seq_len: int = 256
     batch_size: int = 8
+    optimizer: str = field(default="adamw", metadata=KEYED_IF_SET)
     lr: float = 6e-3
     table_lr_multiplier: float = 5.0
     weight_decay: float = 0.1
@@ -260,18 +266,23 @@ def arm_training(study: StudyConfig, model: ModelSpec) -> TrainConfig:
 
 def to_dict(value: Any) -> Any:
     """Turn a configuration into plain JSON data (tuples become lists)."""
-    return _plain(value, lambda found: True)
+    return _plain(value, lambda found, item: True)
 
 
 def key_dict(value: Any) -> Any:
-    """Return ``to_dict`` without the fields that are marked as ``UNKEYED``."""
-    return _plain(value, lambda found: found.metadata.get("keyed", True))
+    """Return ``to_dict`` without the fields that are no part of a key; see ``UNKEYED``."""
+    return _plain(value, _in_key)
 
 
-def _plain(value: Any, wanted: Callable[[dataclasses.Field[Any]], bool]) -> Any:
+def _in_key(found: dataclasses.Field[Any], item: Any) -> bool:
+    keyed = found.metadata.get("keyed", True)
+    return item != found.default if keyed == "if set" else keyed
+
+
+def _plain(value: Any, wanted: Callable[[dataclasses.Field[Any], Any], bool]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f.name for f in dataclasses.fields(value) if wanted(f)]
-        return {name: _plain(getattr(value, name), wanted) for name in fields}
+        items = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: _plain(item, wanted) for f, item in items if wanted(f, item)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, wanted) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -123,6 +123,11 @@ def test_what_one_process_alone_heeds_is_refused(
     assert told == f"train.{next(iter(setting))}: is for training in one process"
 
 
+def test_muon_is_refused(corpus: Path, tmp_path: Path) -> None:
+    (told,) = in_ranks(1, partial(refusal, optimizer="muon"), corpus, tmp_path)
+    assert told.startswith("train.optimizer='muon': is for training in one process")
+
+
 class Stopping(Reporter):
     """Sends its own process SIGTERM after some steps."""
 

@@ -95,9 +95,13 @@ def test_how_it_is_run_is_no_part_of_the_key() -> None:
     assert to_dict(other)["train"]["skip_bad_batches"] == 3
     assert set(to_dict(plain)["train"]) - set(key_dict(plain)["train"]) == {
         "accumulate",
+        "optimizer",
         "skip_bad_batches",
         "tensorboard",
     }
+    muon = TrainStage({}, TrainConfig(optimizer="muon"))
+    assert key_dict(muon)["train"]["optimizer"] == "muon", "a key that came later, set otherwise"
+    assert Node("train", muon, seed=0).key != Node("train", plain, seed=0).key
     faster = TrainStage({}, TrainConfig(lr=1.0))
     assert Node("train", faster, seed=0).key != Node("train", plain, seed=0).key
 

@@ -21,9 +21,12 @@ from torch import Tensor, nn
 
 from engram_eval.errors import UserError
 from engram_eval.records import write_atomic
+from engram_eval.training.muon import Together
 from engram_eval.training.row_optim import AdamWWithRows, RowAdamW, trained_tables
 
 KEPT = 2
+OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What AdamW and Muon keep of a parameter."""
 _NAME = re.compile(r"resume-(\d+)-([0-9a-f]{64})\.safetensors")
 
 
@@ -115,14 +118,14 @@ def unpack(
     for name, rows in _rows(optimizer).items():
         rows.unpack(_under(tensors, f"rows.{name}."))
     for name, parameter in model.named_parameters():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
+        for key in OPTIMIZER_STATE:
             value = tensors.get(f"optimizer.{key}.{name}")
             if value is not None:
                 optimizer.state[parameter][key] = value.clone()
 
 
 def _rows(optimizer: torch.optim.Optimizer) -> dict[str, RowAdamW]:
-    return optimizer.rows if isinstance(optimizer, AdamWWithRows) else {}
+    return optimizer.rows if isinstance(optimizer, AdamWWithRows | Together) else {}
 
 
 @contextmanager

@@ -1,17 +1,21 @@
-"""AdamW in three groups, its schedule, and clipping.
+"""AdamW in three groups, or Muon for some of them, their schedule, and clipping.
 
 The memory's table has its own rate and weight decay (arXiv:2601.07372 App. A: Adam, rate x5, none).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from engram_eval.config import TrainConfig
+from engram_eval.errors import unknown
 from engram_eval.models.memory import DepthwiseCausalConv
+from engram_eval.models.offload import HostTable
+from engram_eval.training.muon import AdamWMaker, hidden_matrices, with_muon
 from engram_eval.training.row_optim import AdamWWithRows, trained_tables
 
 UNDECAYED = (nn.Embedding, nn.Conv1d, DepthwiseCausalConv)
@@ -51,20 +55,42 @@ def _undecayed(model: nn.Module) -> Iterable[nn.Parameter]:
                 yield parameter
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over ``parameter_groups``; fused: one pass over each tensor.
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser that ``config`` names, over ``parameter_groups``.
 
     Tables that do not lie on the device are trained row by row; see ``row_optim``.
+
+    Raises:
+        UserError: an unknown optimiser.
     """
     tables = trained_tables(model)
+    if config.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", config.optimizer, OPTIMIZERS)
+    make = partial(_adamw, config=config, tables=tables)
+    return OPTIMIZERS[config.optimizer](model, config, make)
+
+
+def _adamw(
+    groups: list[dict[str, Any]], config: TrainConfig, tables: Mapping[str, HostTable]
+) -> torch.optim.AdamW:
+    """Return AdamW; fused: one pass over each tensor."""
     if tables:
-        return AdamWWithRows(parameter_groups(model, config), config, tables)
-    return torch.optim.AdamW(
-        parameter_groups(model, config),
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+        return AdamWWithRows(groups, config, tables)
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+
+
+def _adamw_alone(model: nn.Module, config: TrainConfig, adamw: AdamWMaker) -> torch.optim.Optimizer:
+    return adamw(parameter_groups(model, config))
+
+
+def _muon(model: nn.Module, config: TrainConfig, adamw: AdamWMaker) -> torch.optim.Optimizer:
+    return with_muon(parameter_groups(model, config), hidden_matrices(model), config.lr, adamw)
+
+
+Maker = Callable[[nn.Module, TrainConfig, AdamWMaker], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, Maker] = {"adamw": _adamw_alone, "muon": _muon}
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
