@@ -1,4 +1,4 @@
-"""Checkpoints between our names and the official demonstration's, without loss.
+"""Checkpoints between our names and the official demonstration's, without loss; quantised rows.
 
 A folder keeps its shards, its tokenizer and everything else; only the Engram weights change names
 (``official_names``). One tensor file alone can be converted too. Each shard is written on its own,
@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,13 +25,21 @@ from engram_eval.errors import UserError, unknown
 from engram_eval.models.compression import compress_vocabulary
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.hashing import draw_multipliers
-from engram_eval.official_names import Output, Shapes, to_official, to_ours
+from engram_eval.models.row_format import ROW_FORMATS
+from engram_eval.official_names import Output, Shapes, to_official, to_ours, with_new_tables
 
-FORMATS: Mapping[str, Callable[[Shapes], list[Output]]] = {"hf": to_ours, "official": to_official}
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 MULTIPLIERS = "hash.multipliers"
 COMPRESSED = "token_history.compressed_ids"
+
+
+FORMATS: Mapping[str, Callable[[Shapes], list[Output]]] = {
+    "hf": to_ours,
+    "official": to_official,
+    **{name: partial(with_new_tables, make=kept.saved) for name, kept in ROW_FORMATS.items()},
+}
 
 
 class Tensors:
@@ -68,20 +77,23 @@ class Tensors:
 
 
 def convert(source: Path, target: Path, to: str) -> None:
-    """Write a checkpoint under other names.
+    """Write a checkpoint under other names, or with quantised rows.
 
     Args:
         source: a model's folder, or one ``.safetensors`` file.
         target: what to write, whole or not at all; it must not exist.
-        to: ``hf`` (our models, as transformers loads them) or ``official``.
+        to: ``hf`` (our models, as transformers loads them), ``official``, or ``int8`` or ``fp8``:
+            one of our folders with rows that are kept so.
 
     Raises:
-        UserError: an unknown format, no safetensors, no Engram memory, or a target that exists.
+        UserError: an unknown format, no safetensors, no Engram memory, a target that exists, or
+            rows that are quantised already.
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     if target.exists():
         raise UserError(f"{target}: exists already; choose another name")
+    _check_rows(source, to)
     tensors = Tensors(_files(source))
     outputs = FORMATS[to](tensors.shapes)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +101,26 @@ def convert(source: Path, target: Path, to: str) -> None:
         fresh = Path(name) / "fresh"
         if source.is_dir():
             _write_folder(source, fresh, tensors, outputs, complete=to == "hf")
+            if to in ROW_FORMATS:
+                _note_quantization(fresh / CONFIG, to)
         else:
             _write_shard(tensors, outputs, source, fresh)
         os.rename(fresh, target)
+
+
+def _check_rows(source: Path, to: str) -> None:
+    """Refuse rows that are quantised already, and to quantise what cannot say so."""
+    ours = source.is_dir() and is_own(source)
+    if not ours and to in ROW_FORMATS and source.exists():
+        raise UserError(f"{source}: {to} rows need a folder of one of our models, with config.json")
+    kept = EngramConfig.from_pretrained(source).engram_row_quantization if ours else "none"
+    if kept != "none":
+        raise UserError(f"{source}: its rows are {kept} already; convert what it was made from")
+
+
+def _note_quantization(path: Path, kept: str) -> None:
+    config = {**json.loads(path.read_text(encoding="utf-8")), "engram_row_quantization": kept}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _files(source: Path) -> list[Path]:

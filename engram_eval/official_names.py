@@ -109,6 +109,21 @@ def to_ours(shapes: Shapes) -> list[Output]:
     return outputs + _others(shapes, outputs)
 
 
+def with_new_tables(shapes: Shapes, make: Callable[[Tensor], Tensor]) -> list[Output]:
+    """Say how a checkpoint under our names keeps all its tensors, with tables made anew.
+
+    Args:
+        shapes: of all its tensors by name.
+        make: a table to what is written for it.
+
+    Raises:
+        UserError: there is no Engram memory.
+    """
+    names = [f"{prefix}{TABLE}" for prefix in _memories(shapes, TABLE)]
+    outputs = [Output(name, (name,), make) for name in names]
+    return outputs + _others(shapes, outputs)
+
+
 def _memories(shapes: Shapes, table: str) -> list[str]:
     """Return what stands before the names of each memory."""
     found = [name.removesuffix(table) for name in shapes if name.endswith(f".{table}")]

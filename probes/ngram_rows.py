@@ -37,7 +37,7 @@ def row_memories(adapter: Adapter) -> list[RowMemory]:
             continue
         sizes = table_layouts(config)[layer].head_rows
         orders = tuple(length for length in lengths for _ in range(len(sizes) // len(lengths)))
-        found.append(RowMemory(layer, core.memory(layer).table.weight, sizes, orders))
+        found.append(RowMemory(layer, core.memory(layer).table.values(), sizes, orders))
     return found
 
 

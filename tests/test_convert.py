@@ -184,4 +184,4 @@ def test_mistakes(tmp_path: Path) -> None:
     save_file({name: table, **offsets, **holes}, tmp_path / "z.safetensors")
     with pytest.raises(UserError, match=r"m\.norm1\.0\.weight is missing"):
         convert(tmp_path / "z.safetensors", new, "hf")
-    assert not new.exists() and set(FORMATS) == {"hf", "official"}
+    assert not new.exists() and set(FORMATS) == {"hf", "official", "int8", "fp8"}

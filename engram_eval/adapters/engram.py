@@ -24,7 +24,7 @@ def engram_adapter(model: PreTrainedModel) -> Adapter:
             places |= router_taps(block.mlp.feed_forward, layer)
         if memory is not None:
             places |= _taps(memory, layer)
-            tables[layer] = memory.table.weight
+            tables[layer] = memory.table.values()
     found = replace(plain, places=places, tables=tables, reads=_reads(model))
     streams = model.config.residual_streams
     if streams == 1:

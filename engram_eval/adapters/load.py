@@ -39,12 +39,15 @@ def open_model(
     return adapter
 
 
-def load_causal_lm(source: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_causal_lm(
+    source: str | Path, trust_remote_code: bool = False, **keys: Any
+) -> PreTrainedModel:
     """Load a causal language model in float32, from safetensors only.
 
     Args:
         source: a folder or a hub name.
         trust_remote_code: run Python files that lie beside the weights.
+        **keys: of its configuration, to be set otherwise than they were saved.
 
     Raises:
         UserError: nothing there, no safetensors, or weights missing.
@@ -57,7 +60,12 @@ def load_causal_lm(source: str | Path, trust_remote_code: bool = False) -> PreTr
     try:
         loader, options = _loader(source, folder, trust_remote_code)
         model, info = loader.from_pretrained(
-            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+            source,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
+            **keys,
         )
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

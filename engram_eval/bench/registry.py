@@ -11,6 +11,8 @@ BENCHES: dict[str, str] = {
     "offload": "engram_eval.bench.offload:bench_offload",
     "probe": "probes.bench:bench_probe",
 }
+# Called as f(model's folder, corpus's folder or None, seconds, report).
+MODEL_BENCHES: dict[str, str] = {"quantised": "engram_eval.bench.quantised:bench_quantised"}
 
 
 def bench_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,9 +9,11 @@ from transformers import PreTrainedConfig
 ROUTER_SCORINGS = ("sigmoid", "softmax")
 GATES = ("plain", "signed_sqrt", "none")
 MEMORY_KINDS = ("engram", "plain", "over_encoding", "per_layer", "product_key")
+NGRAM_MEMORIES = ("engram", "plain", "over_encoding")
 INDEXES = ("ngram", "single", "random", "exact")
 ATTENTION_KINDS = ("gqa", "mla", "block_sparse")
 STORAGES = ("device", "host", "disk")
+ROW_QUANTIZATIONS = ("none", "int8", "fp8")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -84,6 +86,11 @@ class EngramConfig(PreTrainedConfig):
             saved model's file (new rows: from a temporary one).
         engram_prefetch: read a batch's rows in a thread while the layers before the memory run.
         engram_cache_rows: rows that a cache on the device keeps, for each memory; 0 for no cache.
+
+    Smaller tables, for inference:
+        engram_row_quantization: ``none``; ``int8`` or ``fp8`` (e4m3): a byte for each number and a
+            float32 scale for each row, in any storage. A model that was saved with ``none`` is
+            quantised when it is opened; rows are made into numbers again as they are read.
 
     Controls and relatives of the memory:
         engram_memory: ``engram``; ``plain``: the rows themselves are added; ``over_encoding``:
@@ -175,6 +182,7 @@ class EngramConfig(PreTrainedConfig):
     engram_storage: str = "device"
     engram_prefetch: bool = True
     engram_cache_rows: int = 0
+    engram_row_quantization: str = "none"
 
     engram_memory: str = "engram"
     engram_index: str = "ngram"
@@ -332,13 +340,19 @@ def _check_relatives(config: EngramConfig) -> None:
     streams = config.residual_streams
     keyed = streams == 1 or kind == "engram" or not config.engram_layers
     _require(keyed, "residual_streams", streams, f"1 for engram_memory={kind!r}")
-    of_ngrams = kind in ("engram", "plain", "over_encoding")
+    of_ngrams = kind in NGRAM_MEMORIES
     _require(of_ngrams or index == "ngram", "engram_index", index, f"'ngram' for {kind!r}")
     storage, cached = config.engram_storage, config.engram_cache_rows
     _require(storage in STORAGES, "engram_storage", storage, f"one of {STORAGES}")
     here = storage == "device"
     _require(here or of_ngrams, "engram_storage", storage, f"'device' for {kind!r}")
     _require(not here or not cached, "engram_cache_rows", cached, "0 for tables on the device")
+    kept = config.engram_row_quantization
+    _require(
+        kept in ROW_QUANTIZATIONS, "engram_row_quantization", kept, f"one of {ROW_QUANTIZATIONS}"
+    )
+    whole = kept == "none"
+    _require(whole or of_ngrams, "engram_row_quantization", kept, f"'none' for {kind!r}")
     width = config.engram_memory_dim
     as_wide = kind != "plain" or width == config.hidden_size
     _require(as_wide, "orders x heads x row_dim", width, f"hidden_size={config.hidden_size}")

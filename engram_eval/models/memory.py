@@ -33,7 +33,8 @@ class MemorySpec:
         gate: ``plain``, ``signed_sqrt`` or ``none``; without a gate there are no keys.
         bias: of the key and value projections.
         norm_eps: of key and query norm; conv_norm_eps: of the convolution's.
-        storage, prefetch, cache_rows: where the table lies; see ``EngramConfig``.
+        storage, prefetch, cache_rows, quantization: where the table lies and how; see
+            ``EngramConfig``.
     """
 
     hidden_size: int
@@ -53,11 +54,12 @@ class MemorySpec:
     storage: str = "device"
     prefetch: bool = True
     cache_rows: int = 0
+    quantization: str = "none"
 
     def new_table(self) -> RowTable:
         """Make the table, where it belongs."""
-        rows = sum(self.primes)
-        return make_table(rows, self.row_dim, self.storage, self.prefetch, self.cache_rows)
+        place = (self.storage, self.prefetch, self.cache_rows, self.quantization)
+        return make_table(sum(self.primes), self.row_dim, *place)
 
     @property
     def memory_dim(self) -> int:
@@ -87,6 +89,7 @@ def memory_specs(config: EngramConfig) -> dict[int, MemorySpec]:
             storage=config.engram_storage,
             prefetch=config.engram_prefetch,
             cache_rows=config.engram_cache_rows,
+            quantization=config.engram_row_quantization,
         )
         for layer, layout in table_layouts(config).items()
     }

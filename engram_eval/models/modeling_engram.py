@@ -75,7 +75,9 @@ class EngramPreTrainedModel(PreTrainedModel):
         """Fill one module; transformers builds models without memory and calls this afterwards."""
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, RowTable):
+        if isinstance(module, HostTable) and module.format is not None:
+            module.draw(self.config.engram_table_std)
+        elif isinstance(module, RowTable):
             init.normal_(module.weight, std=self.config.engram_table_std)
         elif isinstance(module, Router):
             init.normal_(module.weight, std=std)
@@ -120,7 +122,7 @@ class EngramModel(EngramPreTrainedModel):
         self.rotary_emb = RotaryEmbedding(config)
         self.token_history = token_history(config)
         self.gradient_checkpointing = False
-        if config.engram_storage != "device":
+        if (config.engram_storage, config.engram_row_quantization) != ("device", "none"):
             self._keys_to_ignore_on_load_unexpected = {ATTACHED_KEYS}
         self.post_init()
 

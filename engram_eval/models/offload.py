@@ -1,74 +1,26 @@
 """Tables whose rows lie in host memory or on disk, fetched for a batch ahead of their layer.
 
 The rows are no parameter of the model: they stay where they are when the model moves to another
-device or dtype. They are read there, in the model's dtype and on its device.
+device or dtype. They are read there, in the model's dtype and on its device. They may be quantised,
+also on the device; only what is read is then made into numbers again.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from .fetch import Fetch
 from .row_cache import RowCache
 from .row_file import scratch_tensor, stored_tensor
+from .row_format import CHUNK, ROW_FORMATS, SCALE_BYTES
 from .table import RowTable
 
-
-class Fetch:
-    """Rows that are being read in a thread of their own.
-
-    Args:
-        rows: what is read; identifies the fetch.
-        read: returns the values of ``rows``.
-        device: where the values are wanted; on CUDA they are copied on a stream of their own.
-    """
-
-    def __init__(
-        self,
-        rows: torch.Tensor,
-        read: Callable[[torch.Tensor], Any],
-        device: torch.device,
-    ) -> None:
-        self.rows = rows
-        self._values: Any = None
-        self._error: BaseException | None = None
-        self._device, self._event = device, None
-        self._thread = threading.Thread(target=self._run, args=(read,), daemon=True)
-        self._thread.start()
-
-    def _run(self, read: Callable[[torch.Tensor], Any]) -> None:
-        try:
-            with torch.no_grad():
-                if self._device.type == "cuda":
-                    self._read_on_side_stream(read)
-                else:
-                    self._values = read(self.rows)
-        # It is raised where the values are asked for.
-        except BaseException as error:
-            self._error = error
-
-    def _read_on_side_stream(self, read: Callable[[torch.Tensor], Any]) -> None:
-        with torch.cuda.stream(torch.cuda.Stream(self._device)) as stream:
-            self._values = read(self.rows)
-            self._event = stream.record_event()
-
-    def wait(self) -> None:
-        """Wait until nothing is read any more."""
-        self._thread.join()
-
-    def result(self) -> Any:
-        """Wait for the values and return them."""
-        self.wait()
-        if self._error is not None:
-            raise self._error
-        if self._event is not None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_event(self._event)
-            values = self._values if isinstance(self._values, torch.Tensor) else self._values[-1]
-            values.record_stream(current)
-        return self._values
+NOT_TRAINED = (
+    "engram_row_quantization={!r}: quantised rows are not trained; "
+    "open the model with 'none', or with engram_frozen_table=True"
+)
 
 
 class Used:
@@ -82,7 +34,9 @@ class HostTable(RowTable):
     """A table in host memory, pinned where there is a GPU.
 
     Attributes:
-        weight: (rows, row_dim), a plain tensor.
+        weight: (rows, row_dim), a plain tensor; quantised (rows, row_dim + 4), bytes.
+        quantization: a key of ``ROW_FORMATS``, or ``none``.
+        format: what belongs to it, or None.
         ahead: whether ``fetch`` reads in a thread; otherwise rows are read when they are needed.
         cache: keeps what is read often on the model's device; None for no cache.
         used: what training steps have read since the list was emptied, for row-wise optimisers.
@@ -92,46 +46,91 @@ class HostTable(RowTable):
 
     anchor: torch.Tensor
 
-    def __init__(self, rows: int, row_dim: int, ahead: bool = True, cache_rows: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        row_dim: int,
+        ahead: bool = True,
+        cache_rows: int = 0,
+        quantization: str = "none",
+    ) -> None:
         nn.Module.__init__(self)
         self.frozen, self.ahead, self.cache_rows = False, ahead, cache_rows
+        self.row_dim, self.quantization = row_dim, quantization
+        self.format = ROW_FORMATS.get(quantization)
         # Moves with the model, and so says where and in which dtype rows are wanted.
         self.register_buffer("anchor", torch.empty(0), persistent=False)
-        self.weight = self._new(rows, row_dim)
-        nn.init.normal_(self.weight, std=0.02)
+        self.weight = self._room(rows)
+        self.draw(0.02)
         self.used: list[Used] = []
         self.refresh: Callable[[torch.Tensor], None] | None = None
         self.cache: RowCache | None = None
         self._fetch: Fetch | None = None
 
-    def _new(self, rows: int, row_dim: int) -> torch.Tensor:
-        return torch.empty(rows, row_dim, pin_memory=self._pinned())
+    def _room(self, rows: int) -> torch.Tensor:
+        if self.format is None:
+            return self._new(rows, self.row_dim, torch.float32)
+        return self._new(rows, self.row_dim + SCALE_BYTES, torch.uint8)
+
+    def _new(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(rows, width, dtype=dtype, pin_memory=self._pinned())
 
     def _pinned(self) -> bool:
         return torch.cuda.is_available() and self.anchor.device.type != "meta"
+
+    @torch.no_grad()
+    def draw(self, std: float) -> None:
+        """Draw all rows anew, with a standard deviation of ``std``; the same ones quantised."""
+        if self.format is None:
+            nn.init.normal_(self.weight, std=std)
+        elif self.weight.device.type != "meta":
+            rows = nn.init.normal_(torch.empty(len(self.weight), self.row_dim), std=std)
+            self._fill(self.weight, rows)
 
     def attach(self, stored: torch.Tensor) -> None:
         """Take over rows that were saved; ``stored`` is mapped from their file.
 
         Raises:
-            ValueError: another shape than the table's.
+            ValueError: another shape than the table's, or quantised otherwise.
         """
         self._check(stored)
-        room = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=self._pinned())
-        self.weight = room.copy_(stored)
+        self.weight = self._fill(self._room(len(stored)), stored)
+
+    def _fill(self, room: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+        """Write ``stored`` rows, plain or quantised, into ``room``, as this table keeps them."""
+        if self.format is None:
+            room.copy_(stored)
+        elif stored.dtype == self.format.dtype:
+            room.copy_(stored.view(torch.uint8))
+        else:
+            for some, rows in zip(room.split(CHUNK), stored.split(CHUNK), strict=True):
+                some.copy_(self.format.pack(rows))
+        return room
 
     def _check(self, stored: torch.Tensor) -> None:
-        if stored.shape != self.weight.shape:
-            shapes = f"{tuple(stored.shape)} in the file, {tuple(self.weight.shape)} in the model"
-            raise ValueError(f"table.weight: {shapes}")
+        names = {each.dtype: name for name, each in ROW_FORMATS.items()}
+        saved = names.get(stored.dtype, "none")
+        if saved not in ("none", self.quantization):
+            raise ValueError(
+                f"table.weight: its rows were saved as {saved!r}; "
+                f"engram_row_quantization={self.quantization!r} needs them as they were before"
+            )
+        width = self.row_dim + (SCALE_BYTES if saved != "none" else 0)
+        if stored.shape != (len(self.weight), width):
+            model = (len(self.weight), self.row_dim)
+            raise ValueError(
+                f"table.weight: {tuple(stored.shape)} in the file, {model} in the model"
+            )
 
     def freeze(self) -> None:
         """Keep the rows as they are drawn."""
         self.frozen = True
 
     def values(self) -> torch.Tensor:
-        """Return all rows, where they lie."""
-        return self.weight
+        """Return all rows as numbers, where they lie."""
+        if self.format is None:
+            return self.weight
+        return self.format.unpack(self.weight, torch.float32)
 
     def fetch(self, rows: torch.Tensor) -> None:
         """Begin to read ``rows`` (B, T, heads), which ``forward`` will be given."""
@@ -159,7 +158,10 @@ class HostTable(RowTable):
         return fetched
 
     def _learns(self) -> bool:
-        return self.training and not self.frozen and torch.is_grad_enabled()
+        learns = self.training and not self.frozen and torch.is_grad_enabled()
+        if learns and self.format is not None:
+            raise ValueError(NOT_TRAINED.format(self.quantization))
+        return learns
 
     def _reader(self) -> Callable[[torch.Tensor], Any]:
         return self._read_distinct if self._learns() else self._read
@@ -183,17 +185,20 @@ class HostTable(RowTable):
         if self.cache_rows == 0:
             return self._gather(rows)
         if self.cache is None:
-            width, place = self.weight.shape[1], self.anchor
-            self.cache = RowCache(self.cache_rows, width, place.dtype, place.device)
+            place = self.anchor
+            self.cache = RowCache(self.cache_rows, self.row_dim, place.dtype, place.device)
         flat = rows.flatten().to(self.anchor.device)
         return self.cache.read(flat, self._gather).view(*rows.shape, -1)
 
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Return ``rows`` (...) in the model's dtype on the model's device, (..., row_dim)."""
-        values = nn.functional.embedding(rows.cpu(), self.weight)
-        if self.anchor.device.type == "cuda":
+        values = nn.functional.embedding(rows.to(self.weight.device), self.weight)
+        if self.anchor.device.type == "cuda" and values.device.type == "cpu":
             values = values.pin_memory()
-        return values.to(self.anchor.device, self.anchor.dtype, non_blocking=True)
+        if self.format is None:
+            return values.to(self.anchor.device, self.anchor.dtype, non_blocking=True)
+        moved = values.to(self.anchor.device, non_blocking=True)
+        return self.format.unpack(moved, self.anchor.dtype)
 
     def merge_used(self) -> list[Used]:
         """Join what several passes have read and its gradients into one entry, or none."""
@@ -214,11 +219,12 @@ class HostTable(RowTable):
 
     def zeros(self) -> torch.Tensor:
         """Return zeros in the shape of the table, where it lies."""
-        return self._new(*self.weight.shape).zero_()
+        return self._room(len(self.weight)).zero_()
 
     def write(self, rows: torch.Tensor, values: torch.Tensor) -> None:
         """Replace distinct ``rows`` (U,) by ``values`` (U, row_dim)."""
-        self.weight.index_copy_(0, rows, values.to(self.weight.dtype))
+        kept = values.to(self.weight.dtype) if self.format is None else self.format.pack(values)
+        self.weight.index_copy_(0, rows.to(self.weight.device), kept)
         if self.cache is not None:
             self.cache.forget(rows)
 
@@ -228,15 +234,16 @@ class HostTable(RowTable):
             # Not loaded yet: transformers must not put a parameter in its place.
             return
         if self.refresh is not None:
-            for some in torch.arange(len(self.weight)).split(2**16):
+            for some in torch.arange(len(self.weight)).split(CHUNK):
                 self.refresh(some)
-        destination[f"{prefix}weight"] = self.weight
+        weight = self.weight if self.format is None else self.weight.view(self.format.dtype)
+        destination[f"{prefix}weight"] = weight
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         stored = state_dict.get(f"{prefix}weight")
         if stored is not None:
             self._check(stored)
-            self.weight.copy_(stored)
+            self._fill(self.weight, stored)
             if self.cache is not None:
                 self.cache.forget()
         rest = {key: value for key, value in state_dict.items() if key != f"{prefix}weight"}
@@ -252,19 +259,34 @@ class DiskTable(HostTable):
     A saved model's file is never written: rows that are trained change in memory, page by page.
     """
 
-    def _new(self, rows: int, row_dim: int) -> torch.Tensor:
+    def _new(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
         if self.anchor.device.type == "meta":
-            return torch.empty(rows, row_dim, device="meta")
-        return scratch_tensor(rows, row_dim)
+            return torch.empty(rows, width, dtype=dtype, device="meta")
+        return scratch_tensor(rows, width, dtype)
 
     def zeros(self) -> torch.Tensor:
         """Return zeros in the shape of the table, in a file that takes no room yet."""
-        return self._new(*self.weight.shape)
+        return self._room(len(self.weight))
 
     def attach(self, stored: torch.Tensor) -> None:
-        """Take over rows that were saved: the mapping itself."""
+        """Take over rows that were saved: the mapping itself, unless they are yet to quantise."""
+        if self.format is not None and stored.dtype != self.format.dtype:
+            super().attach(stored)
+            return
         self._check(stored)
-        self.weight = stored
+        self.weight = stored if self.format is None else stored.view(torch.uint8)
+
+
+class QuantizedTable(HostTable):
+    """A quantised table on the device: no parameter either, but it goes where the model goes."""
+
+    def _new(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(rows, width, dtype=dtype, device=self.anchor.device)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self.weight = self.weight.to(self.anchor.device)
+        return self
 
 
 # What transformers must not call unexpected in a checkpoint: ``attach_tables`` reads it.
@@ -274,13 +296,21 @@ TABLES: dict[str, type[RowTable]] = {"device": RowTable, "host": HostTable, "dis
 
 
 def make_table(
-    rows: int, row_dim: int, storage: str = "device", ahead: bool = True, cache_rows: int = 0
+    rows: int,
+    row_dim: int,
+    storage: str = "device",
+    ahead: bool = True,
+    cache_rows: int = 0,
+    quantization: str = "none",
 ) -> RowTable:
     """Make a table; ``ahead`` and ``cache_rows`` are for those that lie elsewhere."""
-    if storage == "device":
+    if storage != "device":
+        kind: Any = TABLES[storage]
+        made: RowTable = kind(rows, row_dim, ahead, cache_rows, quantization)
+        return made
+    if quantization == "none":
         return RowTable(rows, row_dim)
-    made = TABLES[storage](rows, row_dim, ahead, cache_rows)  # type: ignore[call-arg]
-    return made
+    return QuantizedTable(rows, row_dim, ahead=False, quantization=quantization)
 
 
 def attach_tables(model: nn.Module, source: Any, **options: Any) -> None:

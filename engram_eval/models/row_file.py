@@ -43,22 +43,25 @@ def mapped_tensor(path: Path, name: str) -> torch.Tensor | None:
     return whole[first:last].view(DTYPES[entry["dtype"]]).view(entry["shape"])
 
 
-def scratch_tensor(rows: int, row_dim: int, folder: str | None = None) -> torch.Tensor:
-    """Return (rows, row_dim) zeros in a mapped file that goes when the tensor does.
+def scratch_tensor(
+    rows: int, width: int, dtype: torch.dtype = torch.float32, folder: str | None = None
+) -> torch.Tensor:
+    """Return (rows, width) zeros in a mapped file that goes when the tensor does.
 
     Args:
         rows: how many.
-        row_dim: float32 numbers in each.
+        width: numbers in each.
+        dtype: of the numbers.
         folder: where the file lies; the system's folder for temporary files by default.
     """
     handle, path = tempfile.mkstemp(prefix="rows-", dir=folder)
     os.close(handle)
     try:
-        flat = torch.from_file(path, shared=True, size=rows * row_dim, dtype=torch.float32)
+        flat = torch.from_file(path, shared=True, size=rows * width, dtype=dtype)
     finally:
         # The mapping keeps the file's pages; its name is not needed any more.
         os.unlink(path)
-    return flat.view(rows, row_dim)
+    return flat.view(rows, width)
 
 
 def stored_tensor(source: str | os.PathLike[str], name: str, **options: Any) -> torch.Tensor | None:

@@ -38,12 +38,14 @@ def spread(model: PreTrainedModel, ranks: Ranks) -> LossOfBatch:
     """Spread a model, which must be the same in every process, over them; it is changed.
 
     Raises:
-        UserError: a table that lies in host memory or on disk.
+        UserError: a table that lies in host memory or on disk, or is quantised.
     """
     if any(isinstance(module, HostTable) for module in model.modules()):
+        config = model.config
         raise UserError(
-            f"engram_storage={model.config.engram_storage!r}: several processes spread a table's "
-            "rows over themselves; they need 'device'"
+            f"engram_storage={config.engram_storage!r}, engram_row_quantization="
+            f"{config.engram_row_quantization!r}: several processes spread a table's rows over "
+            "themselves; they need 'device' and 'none'"
         )
     tables = [
         (name, module)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engram_eval.config import TrainConfig
-from engram_eval.errors import unknown
+from engram_eval.errors import UserError, unknown
 from engram_eval.models.memory import DepthwiseCausalConv
-from engram_eval.models.offload import HostTable
+from engram_eval.models.offload import NOT_TRAINED, HostTable
 from engram_eval.training.muon import AdamWMaker, hidden_matrices, with_muon
 from engram_eval.training.row_optim import AdamWWithRows, trained_tables
 
@@ -61,9 +61,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     Tables that do not lie on the device are trained row by row; see ``row_optim``.
 
     Raises:
-        UserError: an unknown optimiser.
+        UserError: an unknown optimiser, or quantised rows that would be trained.
     """
     tables = trained_tables(model)
+    for table in tables.values():
+        if table.format is not None:
+            raise UserError(NOT_TRAINED.format(table.quantization))
     if config.optimizer not in OPTIMIZERS:
         raise unknown("optimizer", config.optimizer, OPTIMIZERS)
     make = partial(_adamw, config=config, tables=tables)
