@@ -3,9 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from engram_eval.config import EvalConfig, StudyConfig, TrainConfig, TuneConfig, arm_training
+from engram_eval.arm_corpus import arm_corpus
+from engram_eval.config import (
+    StudyConfig,
+    TrainConfig,
+    TuneConfig,
+    arm_training,
+)
 from engram_eval.errors import UserError, unknown
-from engram_eval.scales import OWN_TEXT
+from engram_eval.scales import OWN_TEXT, SCALES
 from engram_eval.stages import resolve
 
 
@@ -16,7 +22,7 @@ def check_study(study: StudyConfig) -> None:
         UserError: no models, seeds that are missing or repeated, an unknown task, baseline or
             probe, a task whose data the mirror lacks, an impossible number, or nothing to score.
     """
-    if not study.models:
+    if not study.models and not study.offload.repeats:
         raise UserError("the study has no models")
     for model in study.models:
         if not model.seeds or len(set(model.seeds)) < len(model.seeds):
@@ -32,8 +38,10 @@ def check_study(study: StudyConfig) -> None:
     _check_training(study.train)
     for model in study.models:
         _check_training(arm_training(study, model))
+    _check_own_texts(study)
     _check_tuning(study.tune)
-    _check_evaluation(study.evaluate)
+    _check_evaluation(study)
+    _check_offload(study)
 
 
 def _check_names(study: StudyConfig) -> None:
@@ -61,6 +69,30 @@ def _check_training(train: TrainConfig) -> None:
             raise UserError(f"train.checkpoints: {share} is not a share of the tokens in (0, 1]")
 
 
+def _check_own_texts(study: StudyConfig) -> None:
+    """Refuse to compare, text by text, arms that read different texts."""
+    own = [model.name for model in study.models if model.corpus]
+    if not own:
+        return
+    for model in study.models:
+        arm_corpus(study, model)
+    kinds: Any = resolve("probes.registry:PROBES")
+    compared: dict[str, bool | Sequence[str]] = {
+        "evaluate.tasks": study.evaluate.tasks,
+        "evaluate.heldout": study.evaluate.heldout,
+        "baselines": study.baselines,
+        "probe.equal_loss": study.probe.equal_loss,
+        "scores_at_equal_loss": study.scores_at_equal_loss,
+        "probe.probes": [name for name in study.probe.probes if kinds[name].kind == "pair"],
+    }
+    for name, value in compared.items():
+        if value:
+            raise UserError(
+                f"{name}={value if isinstance(value, bool) else list(value)}: arms with a text of "
+                f"their own ({', '.join(own)}) cannot be compared on it"
+            )
+
+
 def _check_tuning(tune: TuneConfig) -> None:
     for name in ("lr_factors", "table_factors"):
         if not all(factor > 0 for factor in getattr(tune, name)):
@@ -71,11 +103,26 @@ def _check_tuning(tune: TuneConfig) -> None:
         raise UserError(f"tune.fraction={tune.fraction}: must be in (0, 1]")
 
 
-def _check_evaluation(evaluate: EvalConfig) -> None:
-    if not evaluate.tasks and not evaluate.heldout:
-        raise UserError("nothing to score: no tasks, and evaluate.heldout=false")
+def _check_evaluation(study: StudyConfig) -> None:
+    evaluate = study.evaluate
+    if not (evaluate.tasks or evaluate.heldout or study.probe.probes or study.offload.repeats):
+        raise UserError("nothing to score: no tasks, evaluate.heldout=false, and no probes")
     for name, least in (("limit", 0), ("batch_size", 1), ("seq_len", 1), ("heldout_sequences", 0)):
         if getattr(evaluate, name) < least:
             raise UserError(
                 f"evaluate.{name}={getattr(evaluate, name)}: at least {least} is needed"
             )
+
+
+def _check_offload(study: StudyConfig) -> None:
+    wanted = study.offload
+    if wanted.repeats < 0:
+        raise UserError(f"offload.repeats={wanted.repeats}: must not be below 0")
+    if not wanted.repeats:
+        return
+    if study.scale not in SCALES:
+        raise unknown("scale", study.scale, SCALES)
+    if not wanted.tables or min(wanted.tables) < 1:
+        raise UserError(f"offload.tables={list(wanted.tables)}: each must be at least 1")
+    if wanted.seconds <= 0:
+        raise UserError(f"offload.seconds={wanted.seconds}: must be above 0")

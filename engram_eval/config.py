@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union
 
+from engram_eval.bench.offload_config import OffloadConfig
 from engram_eval.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -90,6 +91,7 @@ class ModelSpec:
             then chooses ``n_routed_experts``, ``shared_expert_intermediate_size`` and
             ``engram_rows``.
         train: keys of ``TrainConfig`` that this arm sets otherwise than the study.
+        corpus: keys of ``CorpusConfig`` that it sets otherwise, for an arm with its own text.
         solved: the architecture already meets ``match``; set in a resolved ``study.json``.
         path: folder of a trained model, which is loaded instead of trained.
     """
@@ -99,6 +101,7 @@ class ModelSpec:
     seeds: tuple[int, ...] = (0,)
     match: str | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
+    corpus: Mapping[str, Any] = field(default_factory=dict)
     solved: bool = False
     path: str = ""
 
@@ -238,6 +241,7 @@ class StudyConfig:
             better one at the checkpoint whose validation loss is nearest to the other's last one.
         baseline_tokens: training tokens that they may read, for models that are trained on less
             than the whole text (0: all).
+        offload: storages of the table that are timed with the scale's untrained model.
     """
 
     name: str
@@ -252,6 +256,7 @@ class StudyConfig:
     baselines: tuple[str, ...] = ("ngram",)
     baseline_tokens: int = 0
     scores_at_equal_loss: bool = False
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
 
 
 def arm_training(study: StudyConfig, model: ModelSpec) -> TrainConfig:

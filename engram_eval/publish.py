@@ -1,8 +1,9 @@
 """Keeps what a finished study found: small, whole, and enough to check its verdicts.
 
-Of the metric rows those stay that a verdict rests on, and held-out text, tasks and costs at the end
-of training; of the comparisons those over all seeds. The verdicts follow from the kept rows. The
-report is drawn anew from all rows, by the code that publishes.
+Of the metric rows those stay that a verdict rests on, those on stored bits and storages, and
+held-out text, tasks and costs at the end of training; of the comparisons those over all seeds. The
+verdicts follow from the kept rows. The report is drawn anew from all rows, by the code that
+publishes.
 """
 
 import gzip
@@ -26,6 +27,9 @@ MOST_BYTES = 1_000_000
 """Of a published study, its compressed report included."""
 
 MOST_COMPARISONS = 500
+
+KEPT = ("capacity", "offload")
+"""Names of the few rows that tell all of an analysis."""
 
 WHOLE = ("study.json", "ledger.json")
 NEEDED = (*WHOLE, "metrics.jsonl", "comparisons.jsonl", "stages.json", "verdicts.json")
@@ -78,6 +82,8 @@ def kept_rows(
 
 
 def _about_whole_models(row: Mapping[str, Any]) -> bool:
+    if row["name"] in KEPT:
+        return True
     whole = row["layer"] is None and row["site"] is None and row["step"] is None
     parts = {"domain"} if row["stage"] in ("evaluate", "baseline") else set()
     kind = row["stage"] in ("train", "load", "evaluate", "baseline")

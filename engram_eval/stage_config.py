@@ -81,3 +81,12 @@ class EqualLossStage:
     """Configuration of choosing a checkpoint; ``other`` names the model whose loss it meets."""
 
     other: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OffloadStage:
+    """Configuration of timing storages of the table; see ``bench.offload_config``."""
+
+    scale: str
+    tables: tuple[int, ...]
+    seconds: float

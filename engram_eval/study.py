@@ -6,12 +6,20 @@ the version of its code. Results live in ``<runs>/store/<key>``, so studies shar
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engram_eval.config import ModelSpec, ProbeConfig, StudyConfig, arm_training, key_dict
+from engram_eval.arm_corpus import arm_corpus
+from engram_eval.config import (
+    CorpusConfig,
+    ModelSpec,
+    ProbeConfig,
+    StudyConfig,
+    arm_training,
+    key_dict,
+)
 from engram_eval.errors import UserError
 from engram_eval.records import content_hash, read_record
 from engram_eval.stage_config import (
@@ -19,6 +27,7 @@ from engram_eval.stage_config import (
     EqualLossScores,
     EqualLossStage,
     LoadStage,
+    OffloadStage,
     PairStage,
     ProbeStage,
     TrainStage,
@@ -103,7 +112,7 @@ def solve(study: StudyConfig) -> StudyConfig:
 def _frame(model: ModelSpec, study: StudyConfig) -> dict[str, Any]:
     return {
         **model.architecture,
-        "vocab_size": study.corpus.vocab_size,
+        "vocab_size": arm_corpus(study, model).vocab_size,
         "max_position_embeddings": max(
             2048, study.train.seq_len, model.architecture.get("max_position_embeddings", 0)
         ),
@@ -123,14 +132,24 @@ def _match(model: ModelSpec, framed: Mapping[str, Any], study: StudyConfig) -> M
     return dataclasses.replace(model, architecture=architecture, solved=True)
 
 
+class Text(NamedTuple):
+    """What models read, and what is asked about it."""
+
+    corpus: Node
+    items: Node
+
+
 def graph(study: StudyConfig) -> list[Node]:
     """Return the stages of a solved study in an order in which they can run."""
-    fingerprint = resolve("engram_eval.corpus.fingerprint:corpus_fingerprint")
-    corpus = Node("corpus", study.corpus, salt=fingerprint(study.corpus))
-    items = Node("items", study.corpus, {"corpus": corpus})
-    shared = {"corpus": corpus, "items": items} if _reads_text(study) else {}
+    text = _text(study.corpus, None)
+    own = _own_texts(study)
+    shared = text._asdict() if _reads_text(study) else {}
     data = _data_salt(study)
-    trains = [_model(m, seed, study, corpus) for m in study.models for seed in m.seeds]
+    trains = [
+        _model(m, seed, study, own.get(m.name, text).corpus)
+        for m in study.models
+        for seed in m.seeds
+    ]
     beside = [
         dataclasses.replace(node, salt=data)
         for listed in study.baselines
@@ -138,18 +157,52 @@ def graph(study: StudyConfig) -> list[Node]:
     ]
     alone = [node for node in beside if "train" not in node.inputs]
     around = [node for node in beside if "train" in node.inputs]
+    scored = trains if study.evaluate.tasks or study.evaluate.heldout else []
     scores = [
         Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed, data)
-        for t in trains
+        for t in scored
     ]
     tunes = {t.inputs["tune"].key: t.inputs["tune"] for t in trains if "tune" in t.inputs}
     met = _equal_loss(study, trains)
     again = _scores_at_equal_loss(study, shared, met, data)
-    probes = _probes(study, corpus, items, trains, met)
+    probes = _probes(study, text, own, trains, met)
     chosen = met.chosen if again or probes else []
     nodes = [*alone, *tunes.values(), *trains, *around, *scores, *chosen, *again, *probes]
-    read = any("corpus" in node.inputs for node in nodes)
-    return [corpus, items, *nodes] if read else nodes
+    texts = [node for each in (text, *own.values()) for node in each]
+    return [*_read_by(nodes, texts), *nodes, *_offload(study)]
+
+
+def _text(config: CorpusConfig, owner: str | None) -> Text:
+    fingerprint = resolve("engram_eval.corpus.fingerprint:corpus_fingerprint")
+    corpus = Node("corpus", config, model=owner, salt=fingerprint(config))
+    return Text(corpus, Node("items", config, {"corpus": corpus}, owner))
+
+
+def _own_texts(study: StudyConfig) -> dict[str, Text]:
+    """Return the text of each arm that has one of its own; arms of equal settings share it."""
+    found: dict[str, Text] = {}
+    by_config: dict[CorpusConfig, Text] = {}
+    for model in study.models:
+        if model.corpus:
+            config = arm_corpus(study, model)
+            found[model.name] = by_config.setdefault(config, _text(config, model.name))
+    return found
+
+
+def _read_by(nodes: Iterable[Node], offered: Iterable[Node]) -> list[Node]:
+    """Return which of some nodes are inputs of others, each once."""
+    read = {source.key for node in nodes for source in node.inputs.values()}
+    return [node for node in {each.key: each for each in offered}.values() if node.key in read]
+
+
+def _offload(study: StudyConfig) -> list[Node]:
+    """Return measurements that wait for each other: side by side, they would disturb."""
+    wanted = study.offload
+    nodes: list[Node] = []
+    for seed in range(wanted.repeats):
+        stage = OffloadStage(study.scale, wanted.tables, wanted.seconds)
+        nodes.append(Node("offload", stage, {"before": nodes[-1]} if nodes else {}, seed=seed))
+    return nodes
 
 
 def _reads_text(study: StudyConfig) -> bool:
@@ -217,22 +270,33 @@ def _scores_at_equal_loss(
 
 
 def _probes(
-    study: StudyConfig, corpus: Node, items: Node, trains: list[Node], met: "EqualLoss"
+    study: StudyConfig,
+    text: Text,
+    own: Mapping[str, Text],
+    trains: list[Node],
+    met: "EqualLoss",
 ) -> list[Node]:
     kind = resolve("probes.registry:find_probe")
     options = dataclasses.replace(study.probe, probes=(), equal_loss=())
-    sample = Node("sample", options, {"corpus": corpus})
-    text = {"corpus": corpus, "sample": sample}
+    samples = {
+        each.corpus.key: Node("sample", options, {"corpus": each.corpus}, each.corpus.model)
+        for each in (text, *own.values())
+    }
+
+    def read(name: str, model: Node) -> dict[str, Node]:
+        mine = own.get(str(model.model), text)
+        found = {"corpus": mine.corpus, "sample": samples[mine.corpus.key]}
+        return {**found, "items": mine.items} if kind(name).items else found
+
     asked = [(name, trains, _pairs(trains)) for name in study.probe.probes]
     asked += [(name, met.chosen, met.pairs) for name in study.probe.equal_loss]
     nodes = []
     for name, models, pairs in asked:
-        read = {**text, "items": items} if kind(name).items else text
         if kind(name).kind == "single":
-            nodes += [_single(name, options, read, model) for model in models]
+            nodes += [_single(name, options, read(name, model), model) for model in models]
         else:
-            nodes += [_pair(name, options, read, a, b) for a, b in pairs]
-    return [sample, *nodes] if nodes else []
+            nodes += [_pair(name, options, read(name, a), a, b) for a, b in pairs]
+    return [*_read_by(nodes, samples.values()), *nodes]
 
 
 def _single(name: str, options: ProbeConfig, text: Mapping[str, Node], train: Node) -> Node:

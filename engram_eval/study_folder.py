@@ -37,7 +37,8 @@ def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, o
     ]
     write_jsonl(out / "metrics.jsonl", sorted(rows, key=sort_key))
     # A model's name may have several parts, as moe/seed0.
-    for link in (out / "corpus", *(out / "models").rglob("seed*")):
+    models = out / "models"
+    for link in (out / "corpus", *models.rglob("seed*"), *models.rglob("corpus")):
         if link.is_symlink():
             link.unlink()
     for node in nodes:
@@ -97,11 +98,17 @@ def _stage(node: Node, record: StageRecord | None, store: Path, out: Path) -> di
 
 def _link(node: Node, store: Path, out: Path) -> None:
     """Give results that people look for a readable name."""
+    home = out / "models" / str(node.model)
     if isinstance(node.config, TrainStage | LoadStage):
-        link, target = out / "models" / str(node.model) / f"seed{node.seed}", "model"
-    elif node.stage == "corpus":
-        link, target = out / "corpus", "."
-    else:
-        return
+        _point(home / f"seed{node.seed}", node.folder(store) / "model")
+        corpus = node.inputs.get("corpus")
+        # A text of the arm's own, which arms of equal settings share.
+        if corpus is not None and corpus.model is not None and not (home / "corpus").is_symlink():
+            _point(home / "corpus", corpus.folder(store))
+    elif node.stage == "corpus" and node.model is None:
+        _point(out / "corpus", node.folder(store))
+
+
+def _point(link: Path, target: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(os.path.relpath(node.folder(store) / target, link.parent))
+    link.symlink_to(os.path.relpath(target, link.parent))

@@ -81,6 +81,12 @@ PROBES: dict[str, Probe] = {
         "what exchanging two names' rows, or writing rows alone, does to answers",
         "probes.people:make_prompts",
     ),
+    "capacity": Probe(
+        "probes.capacity:capacity",
+        "single",
+        "bits of facts about generated people that are stored, in all and per parameter",
+        "probes.told_facts:tell_facts",
+    ),
     "cka": Probe("probes.cka:cka", "pair", "which layers of two models are alike"),
 }
 

@@ -16,6 +16,8 @@ from reports.query import (
     pooled_comparisons,
     values,
 )
+from reports.sections.offload import told as speed_told
+from reports.stored import told as stored_told
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,16 @@ class Answer:
 def answer(study: Study) -> Answer:
     """Say which of the two headline models predicts held-out text better, and how surely."""
     pair = headline_pair(study)
+    timed = speed_told(study)
+    if timed:
+        return Answer(timed, "", "unknown")
     if pair is None:
         return Answer("No answer yet: fewer than two models are recorded.", "", "unknown")
     a, b = pair
     found = _points(heldout(study), a.name, b.name)
     if not found:
-        verdict, text = _from_tasks(study, a.name, b.name)
+        stored = stored_told(study, a.name, b.name)
+        verdict, text = stored or _from_tasks(study, a.name, b.name)
         return Answer(text, scale_text(study, a, b), verdict, a.name, b.name)
     sides = {domain: _side(points[a.name], points[b.name]) for domain, points in found.items()}
     verdict = sides.get("all") or _common(list(sides.values()))

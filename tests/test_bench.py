@@ -2,17 +2,20 @@
 
 import io
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from engram_eval.bench import lookup, offload, peers, products, train
+from engram_eval.bench.offload_stage import arm_name, time_storages
 from engram_eval.bench.registry import BENCHES, bench_table
 from engram_eval.errors import UserError
 from engram_eval.ledger import architecture_config, ledger
 from engram_eval.models.memory import memory_specs
 from engram_eval.progress import Reporter, Task
 from engram_eval.scales import SCALES
+from engram_eval.stage_config import OffloadStage
 from engram_eval.stages import resolve
 from probes.registry import PROBES
 
@@ -189,6 +192,32 @@ def test_bench_offload_measures_every_storage(monkeypatch: pytest.MonkeyPatch) -
         assert row["prefill_loss_pct"] == row["decode_loss_pct"] == 0
     with pytest.raises(UserError, match=r"unknown scale 'smke'.*'smoke'"):
         offload.bench_offload(1.0, Reporter(quiet=True), scales=("smke",))
+
+
+def test_a_study_times_storages_as_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(offload, "LENGTH", 24)
+    monkeypatch.setattr(offload, "DECODED", 3)
+    config = OffloadStage("smoke", (1, 4), 0.1)
+    rows = time_storages({}, config, 0, tmp_path, Reporter(quiet=True))
+    names = [arm_name(storage.name) for storage in offload.STORAGES]
+    assert {row.model for row in rows} == set(names) >= {"device", "disk_prefetch_cache"}
+    own, large = (
+        next(r.value for r in rows if r.metric == "table_bytes" and r.slice["table"] == size)
+        for size in ("1x", "4x")
+    )
+    assert large == pytest.approx(4 * own, rel=0.2), "the own one has primes of rows"
+    rates = [row for row in rows if row.metric == "tokens_per_s"]
+    assert len(rates) == 2 * 2 * len(names) and all(row.value > 0 for row in rates)
+    for row in rates:
+        same = {r.metric: r.value for r in rows if (r.model, r.slice) == (row.model, row.slice)}
+        if row.slice["phase"] == "decode":
+            assert same["ms_per_step"] * same["tokens_per_s"] == pytest.approx(8 * 1000)
+        device = next(r for r in rates if (r.model, r.slice) == ("device", row.slice))
+        assert same["lost_share"] == pytest.approx(1 - row.value / device.value)
+    assert {row.model for row in rows if row.metric == "cache_hit_rate"} == {names[-1]}
+    huge = OffloadStage("smoke", (10**9,), 0.1)
+    with pytest.raises(UserError, match=r"offload.tables=\[1000000000\]: none fits"):
+        time_storages({}, huge, 0, tmp_path, Reporter(quiet=True))
 
 
 def test_tables_in_all_storages_give_the_same_logits() -> None:

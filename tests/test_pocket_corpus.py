@@ -133,7 +133,13 @@ def test_the_mix_is_relative_and_may_leave_domains_out() -> None:
 )
 def test_impossible_mixes_are_refused(mix: Mix, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        budget(replace(SMOKE, mix=mix), "math")
+        budget(replace(SMOKE, mix=mix, entities=EntityDials(n_entities=0)), "math")
+
+
+def test_people_alone_are_a_text() -> None:
+    nothing = Mix(code=0, docs=0, facts=0, math=0, recall=0)
+    config = replace(SMOKE, mix=nothing, entities=EntityDials(n_entities=3, max_exposures=5))
+    assert {document.domain for document in pocket_documents(config)} == {"entities"}
 
 
 def test_streams_of_domains_and_purposes_differ() -> None:

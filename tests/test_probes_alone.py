@@ -17,15 +17,17 @@ from probes.patterns import count_patterns, training_text
 from probes.people import make_prompts
 from probes.registry import PROBES
 from probes.task_knockout import ask_tasks
+from probes.told_facts import tell_facts
 
 MODULES = (*(entry.function.split(":")[0] for entry in PROBES.values()), "probes.capture_store")
 # The text of this test has no generated people, of whom these ask.
-OF_PEOPLE = ("probes.patching", "probes.surgery")
+OF_PEOPLE = ("probes.capacity", "probes.patching", "probes.surgery")
 MAKERS = {
     "count_patterns": count_patterns,
     "training_text": training_text,
     "make_prompts": make_prompts,
     "ask_tasks": partial(ask_tasks, most=2),
+    "tell_facts": tell_facts,
 }
 
 

@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 
+from engram_eval.arm_corpus import arm_corpus
 from engram_eval.check import check_study
 from engram_eval.config import StudyConfig, arm_training
 from engram_eval.errors import UserError
 from engram_eval.ledger import ledger_of
 from engram_eval.scales import SCALES
+from engram_eval.studies.capacity import BIOGRAPHY_TOKENS, EXPOSURES, PEOPLE
 from engram_eval.studies.horizon import TOKENS, WIDTHS, widened
 from engram_eval.studies.registry import find_study
 from engram_eval.study import graph, solve
@@ -65,6 +67,73 @@ def test_an_arms_settings_are_checked_before_anything_runs() -> None:
 
 
 def test_a_study_that_scores_nothing_is_refused() -> None:
-    study = find_study("smoke", assignments=["evaluate.tasks=[]", "evaluate.heldout=false"])
+    nothing = ["evaluate.tasks=[]", "evaluate.heldout=false"]
     with pytest.raises(UserError, match="nothing to score"):
-        check_study(study)
+        check_study(find_study("smoke", assignments=[*nothing, "probe.probes=[]"]))
+    probed = find_study("smoke", assignments=nothing)
+    check_study(probed)
+    assert not any(node.stage == "evaluate" for node in graph(solve(probed)))
+
+
+def test_capacity_grows_the_text_and_keeps_the_models() -> None:
+    study = solve(find_study("capacity", "tiny"))
+    check_study(study)
+    arms = {model.name: model for model in study.models}
+    for label, times in PEOPLE.items():
+        dense, moe, engram = (arms[f"{name}_{label}"] for name in ("dense", "moe", "engram"))
+        told = {str(arm.corpus) for arm in (dense, moe, engram)}
+        assert len(told) == 1 and moe.match is None and engram.match == dense.match == moe.name
+        assert moe.architecture == arms["moe_1x"].architecture
+        few, read = (arm_corpus(study, arms[f"moe_{each}"]) for each in ("1x", label))
+        count = times * few.entities.n_entities
+        assert read.entities.n_entities == count and read.vocab_size == study.corpus.vocab_size
+        assert arm_training(study, moe).tokens == count * EXPOSURES * BIOGRAPHY_TOKENS
+
+
+def test_each_arm_reads_and_is_asked_about_its_own_text() -> None:
+    study = solve(find_study("capacity", "smoke"))
+    nodes = graph(study)
+    assert [node.stage for node in nodes[:3]] == ["corpus"] * 3
+    assert not any(node.stage in ("items", "evaluate") for node in nodes)
+    texts = {node.model: node.key for node in nodes if node.stage == "corpus"}
+    for node in nodes:
+        if node.stage in ("train", "probe"):
+            owner = f"dense_{str(node.model).partition('_')[2]}"
+            assert node.inputs["corpus"].key == texts[owner]
+    place = {node.key: index for index, node in enumerate(nodes)}
+    for node in nodes:
+        assert all(place[source.key] < place[node.key] for source in node.inputs.values())
+
+
+def test_arms_of_different_texts_are_not_compared_on_them() -> None:
+    study = find_study("capacity", "smoke")
+    for changes in (
+        {"evaluate": dataclasses.replace(study.evaluate, heldout=True)},
+        {"probe": dataclasses.replace(study.probe, probes=("cka",))},
+        {"baselines": ("ngram",)},
+        {"scores_at_equal_loss": True},
+    ):
+        with pytest.raises(UserError, match=r"text of their own \(dense_1x, moe_1x"):
+            check_study(dataclasses.replace(study, **changes))
+    moe = dataclasses.replace(study.models[1], corpus={"entitis": {}})
+    with pytest.raises(UserError, match=r"unknown key 'models\.moe_1x\.corpus\.entitis'"):
+        check_study(dataclasses.replace(study, models=(moe,)))
+
+
+def test_storages_are_timed_one_after_the_other() -> None:
+    study = solve(find_study("offload", "smoke", n_seeds=3))
+    check_study(study)
+    first, second, third = graph(study)
+    assert (second.inputs["before"], third.inputs["before"]) == (first, second)
+    assert [node.seed for node in (first, second, third)] == [0, 1, 2]
+    assert find_study("main", "smoke", n_seeds=3).offload.repeats == 0
+    for bad, told in (
+        ({"repeats": -1}, "offload.repeats=-1"),
+        ({"tables": (0,)}, r"offload.tables=\[0\]"),
+        ({"seconds": 0.0}, "offload.seconds=0.0"),
+    ):
+        with pytest.raises(UserError, match=told):
+            changed = dataclasses.replace(study.offload, **bad)
+            check_study(dataclasses.replace(study, offload=changed))
+    with pytest.raises(UserError, match="unknown scale"):
+        check_study(dataclasses.replace(study, scale="mine"))

@@ -48,7 +48,10 @@ STORAGES = (
 
 
 def bench_offload(
-    seconds: float, report: Reporter, scales: tuple[str, ...] = ("quick", "small")
+    seconds: float,
+    report: Reporter,
+    scales: tuple[str, ...] = ("quick", "small"),
+    tables: tuple[int, ...] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure prefill and decoding of one Engram model with its table in different places.
 
@@ -60,11 +63,13 @@ def bench_offload(
         seconds: about how long to measure; making the tables comes on top.
         report: shows progress.
         scales: keys of ``SCALES``, whose models are taken; float32, a batch of 8.
+        tables: rows of each table, about; 0 stands for the scale's own. By default ``ROWS``.
 
     Returns:
-        Rows with scale, table_mb, storage, prefill_tokens_per_s, decode_tokens_per_s, what is lost
-        against the table on the device in percent (negative: faster), and the cache's hit rate in
-        percent. A table that does not fit into memory three times over is left out.
+        Rows with scale, rows (as asked for), table_mb, storage, prefill_tokens_per_s,
+        decode_tokens_per_s, what is lost against the table on the device in percent (negative:
+        faster), and the cache's hit rate in percent. A table that does not fit into memory three
+        times over is left out.
 
     Raises:
         UserError: an unknown scale.
@@ -73,7 +78,7 @@ def bench_offload(
         if scale not in SCALES:
             raise unknown("scale", scale, SCALES)
     keep_freed_memory()
-    cases = [(scale, rows) for scale in scales for rows in ROWS]
+    cases = [(scale, count) for scale in scales for count in (tables or ROWS)]
     rows: list[dict[str, Any]] = []
     with report.task("bench offload", seconds) as task:
         for scale, count in cases:
@@ -101,6 +106,7 @@ def _measure(scale: str, rows: int, seconds: float, task: Task) -> Iterator[dict
         cache = table.cache if isinstance(table, HostTable) else None
         yield {
             "scale": scale,
+            "rows": rows,
             "table_mb": size / 1e6,
             "storage": name,
             "prefill_tokens_per_s": BATCH * LENGTH / prefill[name],

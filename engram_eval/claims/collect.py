@@ -2,13 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from engram_eval.claims.claim import MEAN_OF_TASKS, Rows, Score
 from engram_eval.errors import UserError
 from engram_eval.evaluation.informative import judge_tasks
 from engram_eval.records import EQUAL_LOSS, MetricRow, canonical_json
+
+NO_LOGARITHM = "no logarithm of a number that is not above 0"
 
 Trained = tuple[str, int]
 Key = tuple[str, str, str, str | None, str | None, int | None]
@@ -23,8 +25,14 @@ class Table(NamedTuple):
 
     cells: Mapping[Key, Mapping[Trained, Sequence[float]]]
 
-    def values(self, score: Score) -> dict[str, dict[int, float]]:
+    def values(
+        self, score: Score, arms: Collection[str] | None = None
+    ) -> dict[str, dict[int, float]]:
         """Return a score of every arm by seed; models that lack one of its rows are left out.
+
+        Args:
+            score: what is taken of each model.
+            arms: only these; None: all.
 
         Raises:
             UserError: the logarithm of a number that is not positive, or two rows that both fit.
@@ -33,9 +41,11 @@ class Table(NamedTuple):
         shared = set.intersection(*(set(cells) for _, cells in columns))
         found: dict[str, dict[int, float]] = {}
         for model, seed in sorted(shared):
+            if arms is not None and model not in arms:
+                continue
             numbers = [(weight, cells[model, seed]) for weight, cells in columns]
             if score.log and min(value for _, value in numbers) <= 0:
-                raise UserError(f"{model} seed {seed}: no logarithm of a number below 0")
+                raise UserError(f"{model} seed {seed}: {NO_LOGARITHM}")
             found.setdefault(model, {})[seed] = sum(
                 weight * (math.log(value) if score.log else value) for weight, value in numbers
             )

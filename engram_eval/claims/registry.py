@@ -1,6 +1,7 @@
 """All claims by id, and which of them a study decides."""
 
 from engram_eval.claims.allocation import ALLOCATION
+from engram_eval.claims.capacity import CAPACITY
 from engram_eval.claims.claim import Claim
 from engram_eval.claims.components import COMPONENTS
 from engram_eval.claims.context import CONTEXT
@@ -9,6 +10,7 @@ from engram_eval.claims.horizon import HORIZON
 from engram_eval.claims.main import MAIN
 from engram_eval.claims.mechanism import MECHANISM
 from engram_eval.claims.memory_systems import MEMORY_SYSTEMS
+from engram_eval.claims.offload import OFFLOAD
 from engram_eval.claims.placement import PLACEMENT
 from engram_eval.claims.slots import SLOTS
 
@@ -25,6 +27,8 @@ CLAIMS: dict[str, Claim] = {
         MECHANISM,
         CONTEXT,
         MEMORY_SYSTEMS,
+        CAPACITY,
+        OFFLOAD,
     )
     for claim in claims
 }

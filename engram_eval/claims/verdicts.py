@@ -14,7 +14,8 @@ A list of objects, in the order in which the claims are declared:
 - ``smallest_effect``: of interest, declared before the runs, in ``unit``
 - ``p_difference``, ``p_equivalence``: corrected by Holm over the study's claims
 - ``power``: to find ``smallest_effect`` with this spread; 0 where nothing could be tested
-- ``seeds``: how many all arms have in common; ``tuned``: whether every arm's rates were tuned
+- ``seeds``: how many all arms have in common; ``tuned``: whether every arm's rates were tuned; true
+  where nothing is trained
 - ``test``: in words; ``score``: in words, which rows it is made of
 - ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``, ``ci_high``
 - ``shape``: where the claim is about a curve, see ``shapes.describe_shape``; else null
@@ -54,10 +55,14 @@ def write_verdicts(study_dir: Path) -> Path:
     # Models that were loaded have no ledger; how they were tuned is then unknown.
     ledger = json.loads(path.read_text()) if path.exists() else {}
     asked = [claim for claim in claims_of(study.get("name", "")) if _applies(claim, study)]
-    values = [(claim, _values(claim, table)) for claim in asked]
-    verdicts = zip(judge(values), values, strict=True)
+    read = [_values(claim, table) for claim in asked]
+    verdicts = judge(list(zip(asked, (values for values, _ in read), strict=True)))
+    told = [
+        (verdict._replace(reason=why or verdict.reason), values)
+        for verdict, (values, why) in zip(verdicts, read, strict=True)
+    ]
     out = study_dir / FILE
-    write_json(out, [_entry(v, found, study, ledger) for v, (_, found) in verdicts])
+    write_json(out, [_entry(verdict, values, study, ledger) for verdict, values in told])
     return out
 
 
@@ -67,11 +72,14 @@ def _applies(claim: Claim, study: Mapping[str, Any]) -> bool:
     return bool(study.get("evaluate", {}).get("tasks")) or not tasks
 
 
-def _values(claim: Claim, table: Table) -> Values:
+def _values(claim: Claim, table: Table) -> tuple[Values, str]:
+    """Return the score of each arm and seed, or why there is none."""
+    # What the others scored counts where their spread is pooled, and where they are on a curve.
+    alone = claim.test == "paired" and claim.axis is None
     try:
-        return table.values(claim.score)
-    except UserError:
-        return {}
+        return table.values(claim.score, claim.arms if alone else None), ""
+    except UserError as error:
+        return {}, str(error)
 
 
 def _entry(
@@ -100,7 +108,8 @@ def _entry(
         "p_equivalence": verdict.p_equivalence,
         "power": verdict.power,
         "seeds": verdict.seeds,
-        "tuned": all(ledger.get(arm, {}).get("tuned", False) for arm in claim.arms),
+        "tuned": study.get("models") == []
+        or all(ledger.get(arm, {}).get("tuned", False) for arm in claim.arms),
         "test": TESTS[claim.test],
         "score": describe(claim.score),
         "contrasts": _contrasts(claim, tested.parts if tested else ()),

@@ -22,14 +22,18 @@ class Budget(NamedTuple):
 def budget(config: CorpusConfig, domain: str) -> Budget:
     """Share out ``train_bytes`` by the mix, whatever it sums to; validation comes on top.
 
+    Where all shares are 0, the text is about the entities alone.
+
     Raises:
-        UserError: a share is negative, or all are 0.
+        UserError: a share is negative, or all are 0 and there are no entities.
     """
     shares = dataclasses.asdict(config.mix)
     for name, share in shares.items():
         if share < 0:
             raise UserError(f"corpus.mix.{name} is {share}; allowed: 0 or more")
     if not any(shares.values()):
+        if config.entities.n_entities:
+            return Budget(0, 0)
         raise UserError(f"corpus.mix is all 0; allowed: a share for one of {', '.join(shares)}")
     train = config.train_bytes * shares[domain] / sum(shares.values())
     return Budget(round(train), round(train * config.val_fraction / (1 - config.val_fraction)))

@@ -66,6 +66,14 @@ STUDIES: dict[str, Shipped] = {
         "engram_eval.studies.memory_systems:study",
         "the memory inside against those beside it, learned product keys, and narrower attention",
     ),
+    "capacity": Shipped(
+        "engram_eval.studies.capacity:study",
+        "bits of facts stored per parameter as people grow, for dense, MoE and Engram",
+    ),
+    "offload": Shipped(
+        "engram_eval.studies.offload:study",
+        "throughput and latency with the table on the device, in host memory and on disk",
+    ),
 }
 
 
@@ -84,7 +92,7 @@ def find_study(
         scale: a key of ``SCALES``; default ``quick``.
         assignments: ``key=value`` overrides.
         corpus: the user's text instead of the pocket corpus.
-        n_seeds: seeds 0..n-1 for every model.
+        n_seeds: seeds 0..n-1 for every model; as many measurements where storages are timed.
         tune: choose each arm's rates by short runs (``config.TUNED``).
 
     Raises:
@@ -99,7 +107,9 @@ def find_study(
         if n_seeds < 1:
             raise UserError(f"--seeds {n_seeds}: at least 1 is needed")
         models = tuple(dataclasses.replace(m, seeds=tuple(range(n_seeds))) for m in study.models)
-        study = dataclasses.replace(study, models=models)
+        repeats = n_seeds if study.offload.repeats else 0
+        offload = dataclasses.replace(study.offload, repeats=repeats)
+        study = dataclasses.replace(study, models=models, offload=offload)
     if tune:
         study = dataclasses.replace(study, tune=TUNED)
     return override(study, assignments) if assignments else study

@@ -8,12 +8,13 @@ from reports.numbers import fixed, percent
 from reports.query import headline_pair, ordered, widest
 from reports.sections.columns import comparison_row, difference_note, effect_cell
 from reports.sections.heldout import heldout_items
+from reports.sections.offload import offload_tables
 from reports.sections.scores import DOMAINS, task_items, uninformative_items
 from reports.theme import looks
 
 
 def section(study: Study) -> Section:
-    """Build the summary over all models, then the tasks, then held-out text."""
+    """Build the summary over all models, then tasks, held-out text, and where tables lie."""
     return Section(
         "benchmarks",
         "Benchmarks",
@@ -24,6 +25,7 @@ def section(study: Study) -> Section:
             *reference_table(study),
             *task_items(study),
             *heldout_items(study),
+            *offload_tables(study),
             *uninformative_items(study),
         ],
     )

@@ -7,6 +7,7 @@ from engram_eval.records import MetricRow
 from reports.blocks import Item, Section
 from reports.load import Study
 from reports.query import asked, pick
+from reports.sections.capacity import capacity_block
 from reports.sections.cka import cka_items
 from reports.sections.depth import depth_block
 from reports.sections.equal_loss import equal_loss_block
@@ -50,6 +51,7 @@ PARTS = (
     Part("memory_usage", usage_block, "No model has a memory that looks tokens up."),
     Part("router", router_block, "No model has experts."),
     Part("depth", depth_block, "The use of depth is not recorded."),
+    Part("capacity", capacity_block, f"Stored bits are not recorded: {OF_PEOPLE}."),
 )
 
 

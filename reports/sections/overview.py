@@ -9,6 +9,7 @@ from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study
 from reports.numbers import MISSING, count, fixed
 from reports.query import asked, domain_of, heldout, ordered, pick, value_of
+from reports.sections.offload import told as speed_told
 from reports.sections.verdicts import tally
 from reports.theme import Look, looks
 
@@ -25,7 +26,7 @@ def section(study: Study) -> Section:
         "Answer",
         blocks=[heldout_block(study, rows, told)] if rows else [],
         tables=[ledger_table(study)] if study.models else [],
-        missing=missing + ([] if study.models else ["No model is recorded."]),
+        missing=missing + ([] if study.models or speed_told(study) else ["No model is recorded."]),
         template="overview.html",
         content={
             "question": study.text("question") or "Which model predicts text better?",

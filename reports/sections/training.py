@@ -60,7 +60,9 @@ def section(study: Study) -> Section:
         return Section("training", "Training", lead=study.abridged)
     stages = [s for s in study.stages if s.stage == "train"]
     if study.stages and not stages:
-        return Section("training", "Training", lead="These models were loaded, not trained here.")
+        loaded = any(s.stage == "load" for s in study.stages)
+        lead = "These models were loaded, not" if loaded else "Nothing was"
+        return Section("training", "Training", lead=f"{lead} trained here.")
     missing = [f"{s.label}: {s.status}{_why(s)}" for s in stages if not s.finished]
     runs = [run for s in stages if (run := read_run(study, s)) is not None]
     if not runs:

@@ -1,0 +1,110 @@
+"""Claims of ``offload``: what throughput is lost where the table does not lie on the device.
+
+A measurement takes all storages in turn and counts as a seed; arms are storages, scores natural
+logarithms of tokens per second, so that a difference of 0.03 is 3 %. What they say holds for the
+machine that measured.
+"""
+
+from collections.abc import Mapping
+
+from engram_eval.claims.claim import Claim, Prediction, Rows, Score
+from engram_eval.studies.offload import TABLES
+
+TABLE = "arXiv:2601.07372 Table 4"
+LOST = (
+    "1.9 % (4B) and 2.8 % (8B) with 100B parameters in host memory, prefill and decoding together"
+)
+SMALLEST = 0.03
+"""The most that is published as lost."""
+
+OWN, LARGEST = f"{min(TABLES)}x", f"{max(TABLES)}x"
+UNIT = "relative loss of throughput"
+
+
+def _speed(phase: str, *tables: str) -> Score:
+    """Return the logarithm of a phase's speed; of two tables, how much the first is ahead."""
+    terms = tuple(
+        (weight, Rows("offload", "tokens_per_s", {"phase": phase, "table": table}))
+        for weight, table in zip((1.0, -1.0), tables, strict=False)
+    )
+    return Score(terms, log=True, unit=UNIT)
+
+
+def _claim(
+    name: str,
+    sentence: str,
+    source: str,
+    published: str,
+    contrast: tuple[str, str],
+    score: Score,
+    prediction: Prediction,
+) -> Claim:
+    faster, slower = contrast
+    weights: Mapping[str, float] = {faster: 1.0, slower: -1.0}
+    return Claim(
+        f"offload.{name}",
+        "offload",
+        sentence,
+        source,
+        published,
+        {f"{faster} - {slower}": weights},
+        SMALLEST,
+        score,
+        prediction,
+        test="paired",
+    )
+
+
+OFFLOAD = (
+    *(
+        _claim(
+            f"host_{phase}",
+            f"With its table in host memory, fetched ahead, a model loses at most 3 % of {what}",
+            TABLE,
+            LOST,
+            ("device", "host_prefetch"),
+            _speed(phase, LARGEST),
+            "equal",
+        )
+        for phase, what in (("prefill", "its speed of reading"), ("decode", "its speed of writing"))
+    ),
+    _claim(
+        "size_is_free",
+        "In host memory a larger table costs no more than a small one",
+        "arXiv:2601.07372 section 2.5",
+        "what is moved grows with the rows that are read, not with the table; no figure",
+        ("device", "host_prefetch"),
+        _speed("prefill", LARGEST, OWN),
+        "equal",
+    ),
+    *(
+        _claim(
+            f"disk_{phase}",
+            f"Even from disk, fetched ahead, at most 3 % of {what} is lost",
+            "arXiv:2601.07372 section 2.5",
+            "a hierarchy down to NVMe is proposed, without a figure",
+            ("device", "disk_prefetch"),
+            _speed(phase, LARGEST),
+            "equal",
+        )
+        for phase, what in (("prefill", "the speed of reading"), ("decode", "the speed of writing"))
+    ),
+    _claim(
+        "prefetch",
+        "Fetching ahead, behind the block before, makes a table on disk faster",
+        "arXiv:2601.07372 section 2.5",
+        "rows are known before the forward pass; no figure without fetching ahead",
+        ("disk_prefetch", "disk"),
+        _speed("prefill", LARGEST),
+        "greater",
+    ),
+    _claim(
+        "cache",
+        "A cache of a tenth of the rows makes a table on disk faster",
+        "arXiv:2601.07372 section 2.5",
+        "argued from Zipf's law, without a figure",
+        ("disk_prefetch_cache", "disk_prefetch"),
+        _speed("decode", LARGEST),
+        "greater",
+    ),
+)

@@ -1,0 +1,84 @@
+"""Capacity: bits of facts that are stored, against what there is to store."""
+
+from collections.abc import Mapping, Sequence
+
+from engram_eval.records import MetricRow
+from reports.blocks import Block, Panel, View, flat_rows
+from reports.draw import Canvas, Dot, dots
+from reports.load import Study
+from reports.numbers import fixed, listing, percent
+from reports.query import pick, value_of, values
+from reports.sections.layers import drawn_models
+from reports.sections.overview import who
+from reports.stored import NAME, stored_shares
+from reports.theme import Look, looks
+
+WORDINGS = {"trained": "wordings that were told", "held_out": "a wording that was never told"}
+STRANGERS = "strangers"
+
+
+def capacity_block(study: Study, rows: Sequence[MetricRow]) -> Block:
+    """Draw every seed's share of the facts, its bits per parameter, and the control."""
+    look, models = looks(study), drawn_models(study, rows)
+    shares = [
+        row
+        for row in pick(rows, metric="stored_share", condition=None)
+        if set(row.slice) == {"wording"}
+    ]
+    control = pick(rows, metric="stored_share", condition=STRANGERS)
+    dense = pick(rows, metric="bits_per_parameter")
+    views = [
+        View("share stored", _panels(shares, models, look, "share of the facts' bits")),
+        View("bits per parameter", _panels(dense, models, look, "bits per parameter")),
+    ]
+    if control:
+        drawn = _picture(control, models, look, "share of made-up facts' bits")
+        views.append(View("people who do not exist", [Panel("", drawn)]))
+    return Block(
+        NAME,
+        "Capacity: bits of facts that are stored",
+        finding(rows, models),
+        views,
+        flat_rows(rows),
+        legend=models,
+        key="A fact's bits are those of its value for who does not know the person; stored is what "
+        "the value costs the model less. Each point is one seed. Control: about people who do not "
+        "exist nothing can have been stored, so that all lies at 0 or below.",
+    )
+
+
+def _panels(
+    rows: Sequence[MetricRow], models: Sequence[str], look: Mapping[str, Look], label: str
+) -> list[Panel]:
+    return [
+        Panel(told, _picture(part, models, look, label))
+        for wording, told in WORDINGS.items()
+        if (part := [row for row in rows if row.slice.get("wording") == wording])
+    ]
+
+
+def _picture(
+    rows: Sequence[MetricRow], models: Sequence[str], look: Mapping[str, Look], label: str
+) -> Canvas:
+    drawn = [
+        Dot(
+            models.index(str(row.model)),
+            value_of(row),
+            look[str(row.model)],
+            f"{who(row)}: {fixed(value_of(row), 4)} {label}",
+        )
+        for row in rows
+    ]
+    return dots(models, drawn, label, apart=False)
+
+
+def finding(rows: Sequence[MetricRow], models: Sequence[str]) -> str:
+    """Quote every seed's share of trained wordings, and how much there was to store."""
+    told = []
+    for model in models:
+        shares = stored_shares(rows, model)
+        bits = values(pick(rows, model=model, metric="facts_bits"))
+        if shares and bits:
+            stored = listing([percent(share) for share in shares])
+            told.append(f"{model} {stored} % of {fixed(bits[0], 0)} bits")
+    return f"Stored of the facts, every seed: {'; '.join(told)}."

@@ -1,0 +1,95 @@
+"""Reports of studies without held-out text: what is stored, and where tables lie."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from engram_eval.bench.offload import STORAGES
+from engram_eval.bench.offload_stage import arm_name
+from engram_eval.config import to_dict
+from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
+from engram_eval.studies.registry import find_study
+from engram_eval.study import solve
+from engram_eval.study_folder import study_ledger
+from reports.build import build_report
+
+
+def page(folder: Path, study: str, rows: list[MetricRow]) -> str:
+    solved = solve(find_study(study, "smoke"))
+    write_json(folder / "study.json", to_dict(solved))
+    write_json(folder / "ledger.json", study_ledger(solved))
+    stage = {"stage": rows[0].name, "label": rows[0].name, "status": "ok", "config": {}}
+    write_json(folder / "stages.json", [stage])
+    write_jsonl(folder / "metrics.jsonl", [row_to_dict(row) for row in rows])
+    write_jsonl(folder / "comparisons.jsonl", [])
+    return build_report(folder, folder / "report.html").read_text()
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub("<[^>]+>", " ", html).split())
+
+
+def stored(shares: dict[str, float]) -> list[MetricRow]:
+    rows = []
+    for model, share in shares.items():
+        for seed in range(3):
+            who = {"model": model, "seed": seed}
+            rows.append(MetricRow("capacity", "facts_bits", 1320.0, **who))
+            for wording, part in (("trained", 1.0), ("held_out", 0.5)):
+                value, labels = part * share + seed / 1000, {"wording": wording}
+                rows.append(MetricRow("capacity", "stored_share", value, slice=labels, **who))
+                per = value * 1320 / 1e5
+                rows.append(MetricRow("capacity", "bits_per_parameter", per, slice=labels, **who))
+            labels = {"wording": "trained"}
+            rows.append(
+                MetricRow(
+                    "capacity", "stored_share", -0.3, condition="strangers", slice=labels, **who
+                )
+            )
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("engram", "told"),
+    [
+        (0.5, "engram_16x stores more facts than moe_16x: 50.0, 50.1 and 50.2 % against 40.0"),
+        (0.2, "engram_16x stores fewer than moe_16x: 20.0"),
+        (0.401, "No clear difference between engram_16x and moe_16x: 40.1"),
+    ],
+)
+def test_the_first_screen_says_who_stores_more(tmp_path: Path, engram: float, told: str) -> None:
+    html = page(tmp_path, "capacity", stored({"moe_16x": 0.4, "engram_16x": engram}))
+    text = words(html)
+    assert told in text and 'id="capacity"' in html
+    assert "moe_16x 40.0, 40.1 and 40.2 % of 1320 bits" in text
+    assert "people who do not exist" in text and "Held-out text was not scored" in text
+
+
+def test_storages_stand_in_a_table_with_what_they_lose(tmp_path: Path) -> None:
+    rows = []
+    for name in (arm_name(each.name) for each in STORAGES):
+        for seed, lost in enumerate((0.01, 0.02, 0.03)):
+            who = {"model": name, "seed": seed}
+            for table, size in (("1x", 4e6), ("250x", 1e9)):
+                labels = {"table": table}
+                rows.append(MetricRow("offload", "table_bytes", size, slice=labels, **who))
+                for phase in ("prefill", "decode"):
+                    labels = {"table": table, "phase": phase}
+                    share = 0.0 if name == "device" else lost
+                    for metric, value in (
+                        ("tokens_per_s", 1e4 * (1 - share)),
+                        ("ms_per_step", 12.5),
+                        ("lost_share", share),
+                    ):
+                        rows.append(MetricRow("offload", metric, value, slice=labels, **who))
+    text = words(page(tmp_path, "offload", rows))
+    assert (
+        "With a table of 250x the rows in host memory, fetched ahead, the model loses 1.0 to 3.0 % "
+        "of its speed of reading and 1.0 to 3.0 % of its speed of writing on this machine"
+    ) in text
+    assert "250x, 1000.0 MB" in text and "disk_prefetch_cache" in text
+    assert "Nothing was trained here." in text and "No model is recorded" not in text
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["answer"]["text"].startswith("With a table of 250x")
