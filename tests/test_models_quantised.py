@@ -90,6 +90,14 @@ def test_known_codes_and_what_cannot_be_quantised() -> None:
             ROW_FORMATS["int8"].pack(torch.tensor([[1.0, bad]]))
 
 
+def test_every_code_of_fp8_is_the_number_that_torch_says() -> None:
+    codes = torch.tensor([code for code in range(256) if code & 127 != 127], dtype=torch.uint8)
+    for scale in (1.0, 3e-7, 2.0**60):
+        packed = torch.cat([codes, torch.tensor([scale]).view(torch.uint8)])
+        found = ROW_FORMATS["fp8"].unpack(packed, torch.float32)
+        assert torch.equal(found, codes.view(torch.float8_e4m3fn).float() * scale)
+
+
 def test_the_keys_values_are_the_formats() -> None:
     assert ("none", *ROW_FORMATS) == ROW_QUANTIZATIONS
 

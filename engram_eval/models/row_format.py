@@ -57,8 +57,20 @@ class RowFormat(NamedTuple):
         """Return the rows of ``packed`` (..., row_dim + 4), (..., row_dim) in ``dtype``."""
         # A copy, which begins where a float may.
         scales = packed[..., -SCALE_BYTES:].clone(memory_format=torch.contiguous_format)
-        codes = packed[..., :-SCALE_BYTES].view(self.dtype)
-        return (codes.float() * scales.view(torch.float32)).to(dtype)
+        scales = scales.view(torch.float32)
+        if self.dtype == torch.float8_e4m3fn and packed.device.type == "cpu":
+            return (_halves(packed).float()[..., :-SCALE_BYTES] * (256 * scales)).to(dtype)
+        return (packed[..., :-SCALE_BYTES].view(self.dtype).float() * scales).to(dtype)
+
+
+def _halves(codes: torch.Tensor) -> torch.Tensor:
+    """Return 1/256 of the e4m3 numbers that bytes stand for, in float16, exactly.
+
+    Sign, exponent and mantissa move to their places there, whose exponent is less by 8. A CPU
+    converts float8 number by number, four times as slowly.
+    """
+    wide = codes.view(torch.int8).to(torch.int16)
+    return wide.bitwise_left_shift_(7).bitwise_and_(~0x4000).view(torch.float16)
 
 
 ROW_FORMATS = {"int8": RowFormat(torch.int8, 127.0), "fp8": RowFormat(torch.float8_e4m3fn, 448.0)}
