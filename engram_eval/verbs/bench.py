@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from engram_eval.errors import UserError, unknown
+from engram_eval.quiet import settle_libraries
 from engram_eval.verbs.verb import Verb
 
 
@@ -35,6 +36,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     elif model is None:
         raise UserError(f"bench {what} needs a model's folder, such as runs/.../seed0")
     else:
+        # Its numbers do not depend on the cores, and no progress but ours is shown.
+        settle_libraries()
         rows = resolve(MODEL_BENCHES[what])(model, corpus, *spent)
     print(json.dumps(rows, indent=1) if arguments.json else bench_table(rows))
     return 0
