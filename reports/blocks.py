@@ -4,14 +4,14 @@ import base64
 import csv
 import gzip
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 from markupsafe import Markup
 
 from engram_eval.records import MetricRow
-from reports.draw import Canvas
+from reports.draw import Canvas, styles
 from reports.svg import clean, to_svg
 
 
@@ -40,7 +40,8 @@ class Block:
         ident: unique in the page and usable as an id; also the name of the CSV file.
         finding: the sentence; screen readers hear it as well, or ``alt`` where that is given.
         legend: names of the models drawn, in order.
-        key: what dashes or hollow points stand for.
+        key: how to read it, where legend and axes do not say it.
+        strokes: what line styles and hollow marks (``o``) stand for.
         rows: the data behind, one mapping per line of the CSV.
     """
 
@@ -52,7 +53,13 @@ class Block:
     legend: Sequence[str] = ()
     key: str = ""
     alt: str = ""
+    strokes: Mapping[str, str] = field(default_factory=dict)
     kind: ClassVar[str] = "figure"
+
+    def drawn_strokes(self) -> list[tuple[str, str]]:
+        """Return (style, words) of the strokes that occur in any of the pictures."""
+        found = [styles(panel.canvas) for view in self.views for panel in view.panels]
+        return told_strokes(self.strokes, set().union(*found))
 
     def svg(self, view: int, panel: int, narrow: bool = False) -> Markup:
         """Return one picture as inline SVG."""
@@ -66,6 +73,12 @@ class Block:
     def csv_href(self) -> str:
         """Return the rows as a link to a file."""
         return csv_link(self.rows)
+
+
+def told_strokes(strokes: Mapping[str, str], drawn: Set[str]) -> list[tuple[str, str]]:
+    """Return the strokes that are drawn, as (style, words); a single one needs no telling."""
+    found = [(style, words) for style, words in strokes.items() if style in drawn]
+    return found if any(style != "-" for style, _ in found) else []
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from engram_eval.records import write_atomic, write_json
 from reports.blocks import Section
+from reports.draw import HOLLOW
 from reports.load import Study, load_study
 from reports.sections import benchmarks, mechanism, method, overview, samples, training, verdicts
 from reports.summary import summary
@@ -145,7 +146,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["marker"] = marker
+    environment.globals.update(marker=marker, stroke=stroke)
     return environment
 
 
@@ -168,3 +169,18 @@ def marker(index: int) -> Markup:
     return Markup(
         '<svg class="chip" viewBox="0 0 12 12" aria-hidden="true" style="fill:{}">{}</svg>'
     ).format(color, Markup(shape))
+
+
+_STROKES = {
+    "-": '<path d="M0 6h26"/>',
+    "--": '<path d="M0 6h26" stroke-dasharray="6.6 3"/>',
+    ":": '<path d="M0 6h26" stroke-dasharray="2 3"/>',
+    HOLLOW: '<circle cx="13" cy="6" r="4"/>',
+}
+
+
+def stroke(style: str) -> Markup:
+    """Return a sample of a line style, or of a hollow mark."""
+    return Markup('<svg class="stroke" viewBox="0 0 26 12" aria-hidden="true">{}</svg>').format(
+        Markup(_STROKES[style])
+    )

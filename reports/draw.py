@@ -16,6 +16,8 @@ from reports.theme import GRID, INK, MUTED, PAPER, Look
 
 # Drawing units are CSS pixels at the narrowest screen, so 11 stays readable on a phone.
 PANEL_WIDTH = 320
+# The luminance on which black and white are equally legible: (1.05 * 0.05) ** 0.5 - 0.05.
+MIDDLE = 0.179
 
 
 class Dot(NamedTuple):
@@ -87,8 +89,9 @@ def dots(
     apart: bool = True,
 ) -> Canvas:
     """Draw one row per category; models are set ``apart`` a little, seeds are not."""
-    names = [clean(name, 26) for name in categories]
-    left = min(width // 2, 16 + max((len(name) for name in names), default=0) * 7)
+    names = [clean(name, 32) for name in categories]
+    longest = max((len(name) for name in names), default=0)
+    left = min(16 + longest * 7, max(width // 2, 12 + longest * 6))
     row = 34 if width > PANEL_WIDTH else 38
     result = canvas(width, 60 + row * len(names), left)
     axes = result.axes
@@ -104,6 +107,16 @@ def dots(
     for y in range(1, len(names)):
         axes.axhline(y - 0.5, color=GRID, linewidth=0.8, clip_on=False)
     return result
+
+
+HOLLOW = "o"
+
+
+def styles(target: Canvas) -> set[str]:
+    """Return the line styles of a picture's curves, and ``HOLLOW`` where it has such marks."""
+    drawn = [line for line in target.axes.lines if line.get_color() not in (GRID, INK)]
+    hollow = any(line.get_markerfacecolor() == PAPER for line in drawn)
+    return {str(line.get_linestyle()) for line in drawn} | ({HOLLOW} if hollow else set())
 
 
 def zero_line(target: Canvas) -> None:
@@ -193,7 +206,7 @@ def heat_map(
 ) -> Canvas:
     """Draw values between 0 and 1 as cells with their number; row 0 is at the bottom."""
     result = canvas(size, size, left=44, bottom=44, top=28)
-    axes, colors = result.axes, matplotlib.colormaps["cividis"]
+    axes, colors = result.axes, matplotlib.colormaps["viridis"]
     width = max((len(row) for row in matrix), default=0)
     for y, row in enumerate(matrix):
         for x, value in enumerate(row):
@@ -216,6 +229,12 @@ def _cell(target: Canvas, x: int, y: int, value: float, colors: Colormap, number
     target.axes.add_patch(patch)
     if numbered:
         # Fixed black or white, because the cell's own colour is the same in both themes.
-        ink = "#000000" if shade > 0.5 else "#ffffff"
+        ink = "#000000" if _luminance(colors(shade)) > MIDDLE else "#ffffff"
         text = fixed(value, 2).removeprefix("0")
         target.axes.text(x, y, text, ha="center", va="center", fontsize=9, color=ink)
+
+
+def _luminance(color: Sequence[float]) -> float:
+    """Return the relative luminance of WCAG 2 of a colour with parts from 0 to 1."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

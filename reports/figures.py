@@ -14,15 +14,18 @@ from matplotlib.lines import Line2D
 
 from engram_eval.errors import unknown
 from engram_eval.records import write_atomic
-from reports.blocks import Block, Panel, TextMap, to_csv
+from reports.blocks import Block, Panel, TextMap, to_csv, told_strokes
 from reports.build import SECTIONS
+from reports.draw import HOLLOW, styles
 from reports.fonts import use_font, write_small_sans
 from reports.load import Study, load_study
 from reports.svg import RC, clean
-from reports.theme import Look, looks, print_colors
+from reports.theme import MUTED, PAPER, Look, looks, print_colors
 
 FORMATS = ("png", "svg", "pdf")
 _PROPERTIES = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor")
+# Of a legend: entries in a row, and its height in drawing units.
+COLUMNS, ROW = 4, 21
 _NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -35,6 +38,7 @@ class Picture(NamedTuple):
     stem: str
     panel: Panel
     models: Mapping[str, Look]
+    strokes: Sequence[tuple[str, str]] = ()
 
 
 def save_figures(
@@ -93,7 +97,9 @@ def _pictures(block: Block, look: Mapping[str, Look]) -> list[Picture]:
         for panel in view.panels:
             parts = [view.label] if len(block.views) > 1 else []
             parts += [panel.title] if panel.title else []
-            found.append(Picture("-".join([block.ident, *map(slug, parts)]), panel, models))
+            stem = "-".join([block.ident, *map(slug, parts)])
+            strokes = told_strokes(block.strokes, styles(panel.canvas))
+            found.append(Picture(stem, panel, models, strokes))
     return found
 
 
@@ -102,7 +108,7 @@ def _save(
 ) -> list[Path]:
     """Write one picture in each format; what is outside the axes is measured once for all."""
     figure, written = picture.panel.canvas.figure, []
-    _legend(figure, picture.models)
+    _legends(figure, picture)
     # Ticks and their labels exist only after a first layout.
     frame = figure.get_tightbbox().padded(0.1)
     use_font(figure, font)
@@ -122,16 +128,27 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "figure"
 
 
-def _legend(figure: Figure, models: Mapping[str, Look]) -> None:
-    """Name the models below the axes; on the page HTML does that."""
-    handles = [
+def _legends(figure: Figure, picture: Picture) -> None:
+    """Name models and line styles below the axes, a row each; on the page HTML does that."""
+    models = [
         Line2D([], [], linestyle="none", marker=look.marker, color=look.color, label=clean(name))
-        for name, look in models.items()
+        for name, look in picture.models.items()
     ]
-    if handles:
-        figure.legend(
-            handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False
-        )
+    lines = [Line2D([], [], label=words, **_stroke(style)) for style, words in picture.strokes]
+    row, top = ROW / (72 * figure.get_figheight()), 0.0
+    for handles in (models, lines):
+        if handles:
+            place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, top)}
+            figure.legend(handles=handles, ncols=COLUMNS, frameon=False, **place)
+            top -= row * -(-len(handles) // COLUMNS)
+
+
+def _stroke(style: str) -> dict[str, Any]:
+    """Return how a line style, or a hollow mark, is drawn in a legend."""
+    if style == HOLLOW:
+        hollow = {"markerfacecolor": PAPER, "markeredgecolor": MUTED}
+        return {"linestyle": "none", "marker": "o", **hollow}
+    return {"linestyle": style, "color": MUTED, "linewidth": 1.8}
 
 
 def recolor(figure: Figure) -> None:

@@ -1,6 +1,5 @@
 """What the README shows is there: its commands parse, its targets and links exist."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from engram_eval.claims.table import markdown as verdict_table
 from engram_eval.claims.verdicts import read_verdicts
 from engram_eval.cli import build_parser
-from reports.markdown import markdown
+from reports.markdown import results
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -60,8 +59,8 @@ def test_the_python_example_uses_what_there_is() -> None:
 
 
 def test_the_results_are_the_published_ones() -> None:
-    published = json.loads((ROOT / "reports/published/quick/summary.json").read_text())
-    assert markdown(published) in TEXT
+    """The table is what `engram-eval report runs/quick --markdown` prints."""
+    assert results(ROOT / "reports/published/quick") in TEXT
 
 
 def test_the_verdicts_are_the_published_ones() -> None:

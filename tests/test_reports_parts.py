@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from reports_fixture import SMALL, write_study
 
 from engram_eval.records import MetricRow
-from reports.blocks import Cell, Column, Table
-from reports.draw import Line
+from reports.blocks import Block, Cell, Column, Panel, Table, View, told_strokes
+from reports.draw import HOLLOW, Dot, Line, dots, lines, styles
 from reports.load import Comparison, load_study
 from reports.numbers import fixed, quoted
 from reports.query import widest
@@ -15,7 +15,7 @@ from reports.sections.benchmarks import against
 from reports.sections.columns import _alike, seed_cells, seeds_cell, seeds_note
 from reports.sections.training import thinned
 from reports.seeds import bundled
-from reports.theme import Look
+from reports.theme import Look, stand_in
 
 
 def comparison(**fields):
@@ -130,3 +130,20 @@ def test_from_three_seeds_on_curves_share_a_band():
     assert bundled(seeds[:2], "moe") == seeds[:2]
     moved = [*seeds[:2], seeds[2]._replace(x=[0, 2])]
     assert bundled(moved, "moe") == moved
+
+
+STROKES = {"-": "plain", "--": "control", ":": "never drawn", HOLLOW: "a bound"}
+
+
+def test_line_styles_are_told_where_they_are_drawn():
+    look = Look(0, stand_in(0), "o")
+    two = lines([Line([0, 1], [0, 1], look, ""), Line([0, 1], [1, 0], look, "", "--")], "x", "y")
+    assert told_strokes(STROKES, styles(two)) == [("-", "plain"), ("--", "control")]
+    plain = lines([Line([0, 1], [0, 1], look, "")], "x", "y")
+    assert told_strokes(STROKES, styles(plain)) == []
+    points = [Dot(0, 1.0, look, ""), Dot(1, 2.0, look, "", hollow=True)]
+    grid = dots(["a", "b"], points, "x")
+    assert told_strokes({HOLLOW: "a bound"}, styles(grid)) == [(HOLLOW, "a bound")]
+    views = [View("", [Panel("", plain)]), View("", [Panel("", grid)])]
+    block = Block("i", "title", "finding", views, [], strokes=STROKES)
+    assert block.drawn_strokes() == [("-", "plain"), (HOLLOW, "a bound")]

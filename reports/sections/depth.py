@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from matplotlib.ticker import NullLocator
+
 from engram_eval.records import MetricRow
 from reports.blocks import Block, Panel, View, flat_rows
 from reports.draw import Canvas
 from reports.load import Study
 from reports.query import ordered, pick
 from reports.sections.category_dots import by_model, category_dots
-from reports.sections.layers import drawn_models, layer_panel, slice_views
+from reports.sections.layers import SOLID, drawn_models, layer_panel, slice_views
 from reports.theme import Look, looks
 
 
@@ -19,7 +21,12 @@ def depth_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     added = pick(rows, metric="added_norm_ratio")
 
     def draw(part: Sequence[MetricRow], width: int) -> Canvas:
-        return layer_panel(part, look, "added over the stream's length", {None: "-"}, width)
+        result = layer_panel(part, look, "added over the stream's length", SOLID, width)
+        # The first block adds a hundred times what it reads, the later ones a fraction of it.
+        result.axes.set_yscale("log")
+        result.axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        result.axes.yaxis.set_minor_locator(NullLocator())
+        return result
 
     whole = [row for row in added if not row.slice]
     views = [*slice_views(whole, draw), _travel_view(rows, look), _settled_view(rows, look)]

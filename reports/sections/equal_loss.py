@@ -9,7 +9,8 @@ from reports.load import Study
 from reports.numbers import fixed
 from reports.query import pick, value_of
 from reports.sections.cka import pair_title, with_interval
-from reports.sections.layers import drawn_models, layer_panel, slice_views
+from reports.sections.layers import SOLID, drawn_models, layer_panel, slice_views
+from reports.sections.lens import focus
 from reports.sections.overview import who
 from reports.theme import looks
 
@@ -32,7 +33,9 @@ def equal_loss_block(study: Study, rows: Sequence[MetricRow]) -> Block | None:
     look = looks(study)
 
     def draw(part: Sequence[MetricRow], width: int) -> Canvas:
-        return layer_panel(part, look, "KL(final ‖ lens), bits", {None: "-"}, width)
+        result = layer_panel(part, look, "KL(final ‖ lens), bits", SOLID, width)
+        focus(result, part)
+        return result
 
     return Block(
         "equal-loss",
@@ -42,7 +45,7 @@ def equal_loss_block(study: Study, rows: Sequence[MetricRow]) -> Block | None:
         flat_rows([*early, *ends]),
         legend=drawn_models(study, [*early, *ends]),
         key="The better model is read at the saved checkpoint whose validation loss is nearest to "
-        "the other’s last one; the other is at its end.",
+        "the other’s last one; the other is at its end. The embedding may lie above the picture.",
     )
 
 

@@ -40,9 +40,10 @@ def equivalent_block(study: Study) -> Block | None:
         flat_rows(rows),
         legend=[*models, BASE],
         key="Where a model's held-out loss meets the line of MoEs with more blocks (means over "
-        "seeds), the number of blocks is read off; every seed is a point. A hollow point is a "
-        "bound: no deeper arm is as good, or the plain MoE is better. Deeper arms cost more "
-        "parameters and FLOPs than the memory.",
+        "seeds), the number of blocks is read off; every seed is a point. A bound: no deeper arm "
+        "is as good, or the plain MoE is better. Deeper arms cost more parameters and FLOPs than "
+        "the memory.",
+        strokes={"o": "a bound"},
     )
 
 

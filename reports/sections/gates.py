@@ -10,11 +10,17 @@ from reports.load import Study
 from reports.numbers import fixed
 from reports.query import ordered, pick, value_of
 from reports.sections.category_dots import by_model, category_dots
-from reports.sections.layers import drawn_models, layer_panel
+from reports.sections.layers import SOLID, drawn_models, layer_panel
 from reports.sections.overview import who
 from reports.theme import Look, looks
 
 POLICIES = {"hottest": "-", "lfu": "--", "lru": ":"}
+STROKES = {
+    "-": "the rows read most, known in hindsight",
+    "--": "least frequently used goes",
+    ":": "least recently used goes",
+    "o": "rows drawn at random",
+}
 
 
 def gates_block(study: Study, rows: Sequence[MetricRow]) -> Block:
@@ -73,7 +79,7 @@ def router_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     views = []
     for metric, title in titles.items():
         part = [row for row in pick(rows, metric=metric) if not row.slice]
-        wide, narrow = (layer_panel(part, look, title, {}, width) for width in (640, 320))
+        wide, narrow = (layer_panel(part, look, title, SOLID, width) for width in (640, 320))
         views.append(View(title, [Panel("", wide, narrow)]))
     shared = pick(rows, metric="mutual_information_bits")
     most = max(shared, key=value_of)
@@ -110,9 +116,9 @@ def usage_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         views,
         flat_rows(rows),
         legend=models,
-        key="Solid: the rows read most, known in hindsight; dashed: least frequently used goes; "
-        "dotted: least recently used goes. Collisions: the share of a row's reads that other "
-        "n-grams make, in each n-gram's least crowded head; hollow: rows drawn at random.",
+        key="Collisions: the share of a row's reads that other n-grams make, in each n-gram's "
+        "least crowded head.",
+        strokes=STROKES,
     )
 
 

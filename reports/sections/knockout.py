@@ -14,6 +14,7 @@ from reports.sections.overview import who
 from reports.theme import Look, looks
 
 DASHES: dict[str | None, str] = {"mlp_zeroed": "-", "attn_zeroed": "--", "memory_zeroed": "-"}
+STROKES = {"-": "feed-forward", "--": "attention", ":": "the whole block"}
 NAMES = {
     "memory_zeroed": "without memory",
     "memory_mean": "memory replaced by its mean",
@@ -38,10 +39,10 @@ def knockout_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         flat_rows(rows),
         legend=drawn_models(study, kept),
         key="By domain: the memory beside attention and feed-forward of the same block, the "
-        "control of equal place, and beside experts with as many parameters. By block: solid "
-        "feed-forward, dashed attention, dotted the whole block, single points "
-        "the memory. Parts of single blocks are cut on half of the text (n in the data). "
-        "Dependence at inference does not show where knowledge lies.",
+        "control of equal place, and beside experts with as many parameters. By block: single "
+        "points are the memory. Parts of single blocks are cut on half of the text (n in the "
+        "data). Dependence at inference does not show where knowledge lies.",
+        strokes=STROKES,
     )
 
 

@@ -29,6 +29,9 @@ WORDS: dict[str | tuple[str, str], str] = {
     "static_out_longest": "by predictability of the next token, from its longest match",
 }
 
+SOLID: dict[str | None, str] = {None: "-"}
+"""The line style of a value that has no conditions."""
+
 Draw = Callable[[Sequence[MetricRow], int], Canvas]
 
 

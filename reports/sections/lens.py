@@ -8,17 +8,17 @@ from reports.blocks import Block, flat_rows
 from reports.draw import Canvas
 from reports.load import Study
 from reports.numbers import fixed, quoted
-from reports.query import pick, values
+from reports.query import pick, value_of, values
 from reports.sections.layers import Draw, drawn_models, layer_panel, slice_views
 from reports.seeds import SEEDS
 from reports.theme import looks
 
 DASHES: dict[str | None, str] = {None: "-", "memory_subtracted": "--"}
+STROKES = {"-": "the stream as it is", "--": "without what the memory wrote"}
 KEY = (
-    f"{SEEDS} “emb.” is the embedding. Solid: the lens of the stream after each block. "
-    "Dashed: with everything that the memory itself wrote up to there taken away again. A low "
-    "divergence right where the memory writes shows its write; only what stays low without it "
-    "can mean that depth was saved."
+    f"{SEEDS} “emb.” is the embedding, which may lie above the picture. Dashed: with everything "
+    "that the memory itself wrote up to there taken away again. A low divergence right where the "
+    "memory writes shows its write; only what stays low without it can mean that depth was saved."
 )
 
 
@@ -36,6 +36,7 @@ def lens_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         flat_rows(kept),
         legend=drawn_models(study, kept),
         key=KEY,
+        strokes=STROKES,
     )
 
 
@@ -52,6 +53,7 @@ def tuned_lens_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         flat_rows(kept),
         legend=drawn_models(study, kept),
         key=KEY,
+        strokes=STROKES,
     )
 
 
@@ -65,9 +67,18 @@ def _drawer(study: Study) -> Draw:
     look = looks(study)
 
     def draw(part: Sequence[MetricRow], width: int) -> Canvas:
-        return layer_panel(part, look, "KL(final ‖ lens), bits", DASHES, width)
+        result = layer_panel(part, look, "KL(final ‖ lens), bits", DASHES, width)
+        focus(result, part)
+        return result
 
     return draw
+
+
+def focus(target: Canvas, rows: Sequence[MetricRow]) -> None:
+    """Let the embedding, far from any prediction, leave the picture: it would flatten the rest."""
+    top = max((value_of(row) for row in rows if row.site == "resid_post"), default=0.0)
+    if top > 0:
+        target.axes.set_ylim(-0.05 * top, 1.12 * top)
 
 
 def _early(study: Study, rows: Sequence[MetricRow]) -> str:

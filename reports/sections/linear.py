@@ -16,6 +16,12 @@ from reports.seeds import SEEDS
 from reports.theme import looks
 
 DASHES: dict[str | None, str] = {None: "-", "control_task": "--", "last_three_tokens": ":"}
+STROKES = {
+    "-": "the probe",
+    "--": "its control task",
+    ":": "a probe on the last three embeddings",
+    "o": "control task",
+}
 
 
 def linear_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
@@ -35,9 +41,10 @@ def linear_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
         [*slice_views(kept, draw, hide="task"), *_lengths(study, rows)],
         flat_rows(rows),
         legend=drawn_models(study, kept),
-        key=f"{SEEDS} Solid: the probe. Dashed: its control task, random labels per "
-        "token type. Dotted: a probe on the embeddings of the last three tokens, no computing. "
-        "Code length: of the block whose code is shortest; hollow: the control task's.",
+        key=f"{SEEDS} The control task has random labels per token type; what the embeddings of "
+        "the last three tokens tell needs no computing. Code length: of the block whose code is "
+        "shortest.",
+        strokes=STROKES,
     )
     table = linear_table(study, kept, pick(rows, metric="decodable_depth_layers"))
     return [block, *([table] if table.rows else [])]

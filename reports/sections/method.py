@@ -37,13 +37,13 @@ def stage_table(stages: Sequence[Stage]) -> Table:
             Cell(s.label),
             Cell(s.status, strong=not s.finished),
             Cell(duration(s.seconds), s.seconds),
-            Cell((s.started or MISSING).partition(".")[0]),
+            Cell((s.started or MISSING)[:19].replace("T", " "), s.started),
             Cell(s.key or MISSING),
         ]
         for s in stages
     ]
     columns = [Column("Stage", numeric=False), Column("Status", numeric=False), Column("Time")]
-    columns += [Column("Started", numeric=False), Column("Hash", numeric=False)]
+    columns += [Column("Started, UTC", numeric=False), Column("Hash", numeric=False)]
     note = "The hash covers configuration, inputs, seed and the version of the code."
     return Table("Stages", columns, rows, ident="stages", note=note)
 

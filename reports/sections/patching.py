@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from engram_eval.records import MetricRow
 from reports.blocks import Block, Panel, View, flat_rows
-from reports.draw import share_axis
+from reports.draw import HOLLOW, share_axis
 from reports.load import Study
 from reports.query import ordered, pick
 from reports.sections.category_dots import by_model, category_dots
-from reports.sections.layers import drawn_models, layer_panel
+from reports.sections.layers import SOLID, drawn_models, layer_panel
 from reports.theme import looks
 
 SITES = {
@@ -35,7 +35,7 @@ def patching_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         for position in POSITIONS:
             part = [row for row in here if row.slice.get("position") == position]
             if part:
-                drawn = layer_panel(part, look, "share of answers flipped", {}, 320)
+                drawn = layer_panel(part, look, "share of answers flipped", SOLID, 320)
                 drawn.axes.set_xlabel("block")
                 drawn.axes.set_ylim(-0.04, 1.04)
                 panels.append(Panel(POSITIONS[position], drawn))
@@ -88,7 +88,8 @@ def surgery_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         [View("all", drawn)],
         flat_rows(rows),
         legend=models,
-        key="Hollow: the same exchange with a third name. Only rows are touched, no other weight.",
+        key="Only rows are touched, no other weight.",
+        strokes={HOLLOW: "the same exchange with a third name"},
     )
 
 

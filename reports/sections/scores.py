@@ -83,8 +83,8 @@ def accuracy_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         [View("accuracy", panels)],
         flat_rows(whole),
         legend=[name for name in drawn if pick(whole, model=name)],
-        key="A hollow grey circle is chance; each filled point is one seed, its bar one standard "
-        "error over items either way.",
+        key="Each filled point is one seed, its bar one standard error over items either way.",
+        strokes={"o": "chance"},
     )
 
 
