@@ -1,9 +1,9 @@
 """Bad batches, full disks, TensorBoard: what may go wrong or be asked for beside training."""
 
 import dataclasses
-import json
-import subprocess
-import sys
+import multiprocessing
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +127,15 @@ def test_tensorboard_shows_the_log(corpus: Path, tmp_path: Path) -> None:
     assert any(name.startswith("loss_nats/") for name in events.Tags()["scalars"])
 
 
-FULL = """
-import resource, signal, sys
-import training_tools as tools
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
-tools.main(*sys.argv[1:])
-"""
+def train_with_little_room(corpus: Path, stage: TrainStage, out: Path, told: Any) -> None:
+    """Train until the kernel refuses to let a file grow; tell what was raised."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000,) * 2)
+    out.mkdir()
+    try:
+        train({"corpus": corpus}, stage, 0, out, Reporter(quiet=True))
+    except OSError as error:
+        told.put(str(error))
 
 
 def test_a_disk_that_is_full_loses_nothing(corpus: Path, tmp_path: Path) -> None:
@@ -141,18 +143,13 @@ def test_a_disk_that_is_full_loses_nothing(corpus: Path, tmp_path: Path) -> None
     stage = TrainStage(
         tools.ARCHITECTURES["moe"], dataclasses.replace(tools.SETTINGS, save_every_s=0.0)
     )
-    command = [sys.executable, "-c", FULL, "60000", str(corpus), json.dumps(to_dict(stage)), "0"]
-    ended = subprocess.run(
-        [*command, str(tmp_path / "full")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=Path(tools.__file__).parent,
-        env={"PYTHONPATH": str(Path(tools.__file__).parents[1]), "PATH": "/usr/bin:/bin"},
-    )
-    assert ended.returncode != 0
-    last = ended.stderr.strip().splitlines()[-1]
-    assert "File too large" in last and "resume-000001-" in last
+    context = multiprocessing.get_context("fork")
+    told, out = context.Queue(), tmp_path / "full"
+    child = context.Process(target=train_with_little_room, args=(corpus, stage, out, told))
+    child.start()
+    said = told.get(timeout=120)
+    child.join()
+    assert "File too large" in said and "resume-000001-" in said
     assert not [path for path in (tmp_path / "full").iterdir() if path.name.startswith(".")]
     run(corpus, tmp_path / "full")
     run(corpus, tmp_path / "empty")

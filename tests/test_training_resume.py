@@ -1,12 +1,10 @@
 """Killed at any step and started again, a run ends with the same bytes."""
 
 import dataclasses
-import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +13,6 @@ from pathlib import Path
 import pytest
 import training_tools as tools
 
-from engram_eval.config import to_dict
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter, Task
 from engram_eval.stage_config import TrainStage
@@ -39,11 +36,13 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return finish(corpus, tmp_path_factory.mktemp("whole"))
 
 
-def start(corpus: Path, out: Path) -> subprocess.Popen[bytes]:
-    stage = json.dumps(to_dict(STAGE))
-    command = [sys.executable, tools.__file__, str(corpus), stage, "0", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(tools.__file__).parents[1])}
-    return subprocess.Popen(command, env=environment)
+def start(corpus: Path, out: Path) -> multiprocessing.process.BaseProcess:
+    out.mkdir(exist_ok=True)
+    process = multiprocessing.get_context("fork").Process(
+        target=train, args=({"corpus": corpus}, STAGE, 0, out, Reporter(quiet=True))
+    )
+    process.start()
+    return process
 
 
 def finish(corpus: Path, out: Path) -> dict[str, bytes]:
@@ -57,13 +56,14 @@ def steps_done(out: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def kill_at(corpus: Path, out: Path, step: int) -> int:
+def kill_at(corpus: Path, out: Path, step: int) -> int | None:
     """Kill a training process once ``step`` steps are logged; return its exit code."""
     process = start(corpus, out)
-    while process.poll() is None and steps_done(out) < step:
+    while process.is_alive() and steps_done(out) < step:
         time.sleep(0.002)
     process.kill()
-    return process.wait(timeout=60)
+    process.join(timeout=60)
+    return process.exitcode
 
 
 def test_killed_once(corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:

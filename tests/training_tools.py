@@ -1,16 +1,12 @@
-"""A tiny corpus and architectures for the training tests; runs the stage in a process to kill."""
+"""A tiny corpus and architectures for the training tests."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from engram_eval.config import CorpusConfig, TrainConfig, from_dict
+from engram_eval.config import CorpusConfig, TrainConfig
 from engram_eval.corpus.build import build_corpus
 from engram_eval.progress import Reporter
 from engram_eval.records import write_jsonl
-from engram_eval.stage_config import TrainStage
-from engram_eval.training.stage import train
 
 BACKBONE: dict[str, Any] = {
     "vocab_size": 300,
@@ -51,14 +47,3 @@ def make_corpus(folder: Path) -> Path:
     config = CorpusConfig(paths=(str(source),), vocab_size=300, train_bytes=0, val_fraction=0.2)
     build_corpus({}, config, None, out, Reporter(quiet=True))
     return out
-
-
-def main(corpus: str, stage: str, seed: str, out: str) -> None:
-    """Run the training stage; what a test kills."""
-    config = from_dict(TrainStage, json.loads(stage))
-    Path(out).mkdir(parents=True, exist_ok=True)
-    train({"corpus": Path(corpus)}, config, int(seed), Path(out), Reporter())
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
