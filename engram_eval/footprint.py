@@ -26,7 +26,7 @@ class Footprint:
     Attributes:
         weights: float32, and under autocast the bf16 copies of all but tables and embedding.
         gradients: float32, tables included unless they are frozen.
-        optimizer: Adam's two moments, float32.
+        optimizer: Adam's two moments, float32; where Muon keeps one, that is too much.
         activations: estimate for one batch.
     """
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from engram_eval.config import TrainConfig
 from engram_eval.errors import UserError
 from engram_eval.footprint import BFLOAT16, FLOAT32, training_footprint
-from engram_eval.ledger import architecture_config, ledger
+from engram_eval.ledger import architecture_config, ledger, moe_layers
+from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.layout import table_layouts
 
 ROW_NUMBER = 8
@@ -20,7 +21,8 @@ class RankCosts(NamedTuple):
         memory: weights, gradients and moments that it owns, parameters that are gathered while
             they are used, and activations of one piece of its share of a batch.
         backbone_moved: what it receives in a step for FSDP2: a block's parameters twice for every
-            piece, embedding and head once, and its share of the gradients.
+            piece, embedding and head once, and its share of the gradients; for Muon also the
+            momentum of what is no expert.
         table_moved: what it receives in a step for tables: rows, their gradients, and the numbers
             of rows that others ask for. At most, if no row is read twice in a share.
     """
@@ -55,11 +57,19 @@ def rank_costs(architecture: Mapping[str, Any], train: TrainConfig, ranks: int) 
     reads = _row_reads(config, train.batch_size * train.seq_len // ranks) if spread else 0
     per_read = 2 * FLOAT32 * config.engram_row_dim + ROW_NUMBER
     gathers = 2 * blocks * train.accumulate + root * train.accumulate
+    if train.optimizer == "muon":
+        gathers += blocks - _expert_params(config)
     return RankCosts(
         memory=round(owned + width * gathered + whole.activations),
         backbone_moved=round(others * FLOAT32 * (gathers + blocks + root)),
         table_moved=round(others * per_read * reads),
     )
+
+
+def _expert_params(config: EngramConfig) -> int:
+    """Return the parameters of all routed experts."""
+    one = 3 * config.hidden_size * config.moe_intermediate_size
+    return moe_layers(config) * config.n_routed_experts * one
 
 
 def _copies(weights: int, params: int) -> int:

@@ -70,10 +70,13 @@ def load_parts(
 
 
 def _prepare(optimizer: torch.optim.Optimizer) -> None:
-    """Make room for what is loaded: AdamW has no state before its first step."""
+    """Make room for what is loaded: neither AdamW nor Muon has a state before its first step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            if "momentum" in group:
+                optimizer.state[parameter] = {"momentum_buffer": zeros}
+                continue
             moments = {"exp_avg": zeros, "exp_avg_sq": zeros.clone()}
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)
             optimizer.state[parameter] = {"step": step, **moments}

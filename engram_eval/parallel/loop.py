@@ -68,11 +68,6 @@ def train_in_parallel(run: Run, export: EngramForCausalLM, ranks: Ranks, report:
     for name in ("skip_bad_batches", "tensorboard"):
         if getattr(settings, name):
             raise UserError(f"train.{name}: is for training in one process")
-    if settings.optimizer != "adamw":
-        raise UserError(
-            f"train.optimizer={settings.optimizer!r}: is for training in one process; "
-            "several take 'adamw'"
-        )
     shares = ranks.world * settings.accumulate
     if settings.batch_size % shares:
         raise UserError(

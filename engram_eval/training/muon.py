@@ -2,8 +2,9 @@
 
 Muon moves a matrix by its momentum made orthogonal. ``torch.optim.Muon`` does so for single
 matrices and refuses stacks of them; experts lie in one tensor (E, D, F), so their update is written
-out here, all experts of a tensor at once. Both scale an update to the size that AdamW's has
-(``match_rms_adamw``), so that one learning rate and one weight decay serve all parameters.
+out here, all experts of a tensor at once, and so is that of matrices that are spread over
+processes. All scale an update to the size that AdamW's has (``match_rms_adamw``), so that one
+learning rate and one weight decay serve all parameters.
 """
 
 import math
@@ -49,17 +50,21 @@ def orthogonal(stack: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     tall = stack.shape[-2] > stack.shape[-1]
-    x = stack.bfloat16()
+    x = stack.bfloat16().reshape(-1, *stack.shape[-2:])
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).reshape(stack.shape)
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """``torch.optim.Muon`` for stacks of matrices (E, A, B), each with an update of its own."""
+    """``torch.optim.Muon`` for stacks of matrices (E, A, B), each with an update of its own.
+
+    Also for what FSDP2 has spread over processes by the first dimension: whole experts lie in one
+    process, which moves them; a matrix is put together in every process for its update.
+    """
 
     def __init__(self, params: Iterable[dict[str, Any]], lr: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
@@ -79,9 +84,29 @@ class StackedMuon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(grad)
         momentum, rate = group["momentum"], group["lr"]
         buffer = state["momentum_buffer"].lerp_(grad, 1 - momentum)
-        update = orthogonal(grad.lerp(buffer, momentum))
-        parameter.mul_(1 - rate * group["weight_decay"])
-        parameter.add_(update, alpha=-rate * 0.2 * math.sqrt(max(parameter.shape[-2:])))
+        update = _own_update(grad.lerp(buffer, momentum))
+        mine: Any = parameter
+        if _is_spread(parameter):
+            mine = mine.to_local()
+        mine.mul_(1 - rate * group["weight_decay"])
+        mine.add_(update, alpha=-rate * 0.2 * math.sqrt(max(parameter.shape[-2:])))
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    """Tell a ``DTensor``; importing its class takes a second, which one process need not wait."""
+    return hasattr(tensor, "full_tensor")
+
+
+def _own_update(momentum: Any) -> Tensor:
+    """Return ``orthogonal`` of a momentum, and of a spread one the part of this process."""
+    if not _is_spread(momentum):
+        return orthogonal(momentum)
+    if momentum.ndim == 3:
+        return orthogonal(momentum.to_local())
+    mesh = momentum.device_mesh
+    parts = orthogonal(momentum.full_tensor()).chunk(mesh.size())
+    rank = mesh.get_local_rank()
+    return parts[rank] if rank < len(parts) else parts[0][:0]
 
 
 class Together(torch.optim.Optimizer):
@@ -124,11 +149,11 @@ def with_muon(
         adamw: makes AdamW over the groups that it is given.
     """
     parts: list[torch.optim.Optimizer] = []
-    single = _only(groups, lambda p: id(p) in hidden and p.ndim == 2)
+    single = _only(groups, lambda p: id(p) in hidden and p.ndim == 2 and not _is_spread(p))
     if single:
         size = "match_rms_adamw"
         parts.append(torch.optim.Muon(single, lr=lr, momentum=MOMENTUM, adjust_lr_fn=size))
-    stacked = _only(groups, lambda p: id(p) in hidden and p.ndim == 3)
+    stacked = _only(groups, lambda p: id(p) in hidden and (p.ndim == 3 or _is_spread(p)))
     if stacked:
         parts.append(StackedMuon(stacked, lr, MOMENTUM))
     return Together([*parts, adamw(_only(groups, lambda p: id(p) not in hidden))])
