@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from engram_eval.adapters.load import is_own
 from engram_eval.errors import UserError, unknown
+from engram_eval.models import modeling_engram
 from engram_eval.models.compression import compress_vocabulary
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.hashing import draw_multipliers
@@ -31,6 +33,7 @@ from engram_eval.official_names import Output, Shapes, to_official, to_ours, wit
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+CODE = Path(modeling_engram.__file__)
 MULTIPLIERS = "hash.multipliers"
 COMPRESSED = "token_history.compressed_ids"
 
@@ -103,6 +106,7 @@ def convert(source: Path, target: Path, to: str) -> None:
             _write_folder(source, fresh, tensors, outputs, complete=to == "hf")
             if to in ROW_FORMATS:
                 _note_quantization(fresh / CONFIG, to)
+                _renew_code(fresh)
         else:
             _write_shard(tensors, outputs, source, fresh)
         os.rename(fresh, target)
@@ -121,6 +125,13 @@ def _check_rows(source: Path, to: str) -> None:
 def _note_quantization(path: Path, kept: str) -> None:
     config = {**json.loads(path.read_text(encoding="utf-8")), "engram_row_quantization": kept}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _renew_code(folder: Path) -> None:
+    """Let code that travels with the weights be today's: an older one knows no quantised rows."""
+    if (folder / CODE.name).exists():
+        for path in (CODE, *map(Path, get_relative_import_files(CODE))):
+            shutil.copyfile(path, folder / path.name)
 
 
 def _files(source: Path) -> list[Path]:

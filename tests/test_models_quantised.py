@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from safetensors.torch import load_file
 from engram_eval.adapters.load import load_causal_lm
 from engram_eval.cli import main
 from engram_eval.config import TrainConfig
+from engram_eval.convert import convert
 from engram_eval.errors import UserError
+from engram_eval.models import modeling_engram
 from engram_eval.models.configuration_engram import ROW_QUANTIZATIONS, EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.offload import DiskTable, HostTable, QuantizedTable
@@ -176,6 +179,16 @@ def test_converted_saved_and_opened_again(kind: str, saved: Path, tmp_path: Path
         )
     with pytest.raises(RuntimeError):
         EngramForCausalLM.from_pretrained(tmp_path / "small", engram_row_quantization="none")
+
+
+def test_code_beside_the_weights_is_renewed(saved: Path, tmp_path: Path) -> None:
+    """What was saved by an earlier version would refuse the key that says how rows are kept."""
+    shutil.copytree(saved, tmp_path / "old")
+    (tmp_path / "old" / "modeling_engram.py").write_text("raise ImportError")
+    convert(tmp_path / "old", tmp_path / "new", "fp8")
+    for name in ("modeling_engram", "configuration_engram", "row_format", "fetch", "precision"):
+        ours = Path(modeling_engram.__file__).with_name(f"{name}.py")
+        assert (tmp_path / "new" / ours.name).read_bytes() == ours.read_bytes()
 
 
 def test_what_cannot_be_converted_is_one_line(

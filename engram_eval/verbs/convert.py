@@ -22,6 +22,4 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-CONVERT = Verb(
-    "rename Engram weights: hf or official; or quantise their rows", _convert_arguments, _convert
-)
+CONVERT = Verb("rename Engram weights, or quantise their rows", _convert_arguments, _convert)
