@@ -180,8 +180,8 @@ class TokenHistory(nn.Module):
         ids = ids[:, -(new + reach) :]
         ids = nn.functional.pad(ids, (new + reach - ids.shape[1], 0), value=-1)
         pad, absent = self.compressed_ids[self.pad_id], ids < 0
-        known = self.compressed_ids.index_select(0, ids.clamp_min(0).flatten()).view_as(ids)
-        seen = torch.where(absent, pad, known)
+        known = ids.masked_fill(absent, self.pad_id).flatten()
+        seen = self.compressed_ids.index_select(0, known).view_as(ids)
         stop = absent if self.boundary_id is None else absent | (ids == self.boundary_id)
         # What later positions see of each one; nothing is seen beyond a stop.
         left = torch.where(stop, pad, seen)

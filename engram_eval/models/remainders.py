@@ -33,7 +33,7 @@ class Constants(NamedTuple):
     Attributes:
         weights: (orders * DIGITS, heads) ``2^(16 i) mod p`` for the digits of a head's number.
         inverses, moduli: (heads,).
-        shifts: (heads,) int64, what is added to the bits of a sum with ``MAGIC``.
+        shifts: (heads,) what is added to a remainder, and ``MAGIC``.
     """
 
     weights: torch.Tensor
@@ -57,15 +57,15 @@ def remainders(
     Args:
         numbers: (..., orders) int64, 0 or more.
         moduli: one for each head, orders outermost; at most ``LARGEST``.
-        offsets: what is added.
+        offsets: what is added, 0 or more; sums stay below 2^52.
     """
     orders = numbers.shape[-1]
     known = _constants(moduli, offsets, orders)
     digits = numbers.reshape(-1, orders).view(torch.uint16).double()
     sums = digits @ known.weights
     quotients = torch.mul(sums, known.inverses).floor_()
-    sums.addcmul_(quotients, known.moduli, value=-1).add_(MAGIC)
-    return sums.view(torch.int64).add_(known.shifts).view(*numbers.shape[:-1], len(moduli))
+    sums.addcmul_(quotients, known.moduli, value=-1).add_(known.shifts)
+    return sums.view(torch.int64).bitwise_xor_(MAGIC_BITS).view(*numbers.shape[:-1], len(moduli))
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,5 +80,5 @@ def _constants(moduli: tuple[int, ...], offsets: tuple[int, ...], orders: int) -
         weights,
         made([(1 + 2.0**-48) / modulus for modulus in moduli]),
         made(moduli),
-        torch.tensor([each - MAGIC_BITS for each in offsets], device="cpu"),
+        made([each + MAGIC for each in offsets]),
     )
