@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engram_eval.models.hashing import NgramHash, allot_primes, draw_multipliers
-from engram_eval.models.remainders import FEWEST, LARGEST, divides, remainders
+from engram_eval.models.remainders import FEWEST, LARGEST, remainders, worthwhile
 
 TOP = 2**63 - 1
 MODULI = st.one_of(st.integers(1, 40), st.integers(1, LARGEST), st.integers(LARGEST - 40, LARGEST))
@@ -21,6 +22,7 @@ def near_multiples(draw: st.DrawFn, modulus: int) -> int:
     return min(TOP, max(0, quotient * modulus + draw(st.integers(-2, 2))))
 
 
+@settings(max_examples=60)
 @given(st.data(), st.integers(1, 3), st.integers(1, 3))
 def test_against_python_integers(data: st.DataObject, orders: int, heads: int) -> None:
     moduli = tuple(data.draw(MODULI) for _ in range(orders * heads))
@@ -48,12 +50,16 @@ def test_a_million_numbers_and_all_around_the_largest_multiples(modulus: int) ->
     assert torch.equal(found[:, 0], numbers % modulus)
 
 
-def test_only_what_is_certain_and_worth_it_is_taken() -> None:
+def test_few_numbers_other_devices_and_traced_graphs_are_divided() -> None:
     enough = torch.zeros(FEWEST, 1, dtype=torch.int64)
-    assert divides(enough, (5, LARGEST))
-    assert not divides(enough, (5, LARGEST + 1))
-    assert not divides(enough[1:], (5,))
-    assert not divides(enough.to("meta"), (5,))
+    assert worthwhile(enough)
+    assert not worthwhile(enough[1:]) and not worthwhile(enough.to("meta"))
+    with FakeTensorMode() as mode:
+        assert not worthwhile(mode.from_tensor(enough))
+    index = NgramHash((2,), (53, 59), (3, 5))
+    history = torch.arange(2 * FEWEST).view(2, 1, FEWEST)
+    graph = torch.export.export(index, (history,))
+    assert torch.equal(graph.module()(history), index(history))
 
 
 @pytest.mark.parametrize("rows", [50, 2**30])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .remainders import divides, remainders
+from .remainders import LARGEST, remainders, worthwhile
 
 INT64_MAX = 2**63 - 1
 LAYER_SEED_STRIDE = 10007
@@ -118,11 +118,10 @@ class NgramHash(nn.Module):
 
     def _remainders(self, history: torch.Tensor, offset: bool) -> torch.Tensor:
         mixes = self.mixes(history)
-        if self.primes.device.type == "cpu":
-            moduli = tuple(self.primes.tolist())
-            if divides(mixes, moduli):
-                firsts = (0, *itertools.accumulate(moduli[:-1])) if offset else (0,) * len(moduli)
-                return remainders(mixes, moduli, firsts)
+        moduli = tuple(self.primes.tolist()) if worthwhile(mixes) else ()
+        if moduli and max(moduli) <= LARGEST:
+            firsts = (0, *itertools.accumulate(moduli[:-1])) if offset else (0,) * len(moduli)
+            return remainders(mixes, moduli, firsts)
         heads = len(self.primes) // len(self.orders)
         found = mixes.repeat_interleave(heads, dim=-1) % self.primes
         return found + (self.primes.cumsum(0) - self.primes) if offset else found

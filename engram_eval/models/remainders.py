@@ -42,11 +42,14 @@ class Constants(NamedTuple):
     shifts: torch.Tensor
 
 
-def divides(numbers: torch.Tensor, moduli: tuple[int, ...]) -> bool:
-    """Tell whether ``remainders`` takes these numbers, and is worth it."""
-    here = type(numbers) is torch.Tensor and numbers.device.type == "cpu"
-    known = sys.byteorder == "little" and max(moduli) <= LARGEST
-    return here and known and numbers.numel() >= FEWEST and not torch.compiler.is_compiling()
+def worthwhile(numbers: torch.Tensor) -> bool:
+    """Tell whether ``remainders`` of ``numbers`` are faster than a division, and known here.
+
+    Not on a GPU, and not where a graph is traced: it may be run elsewhere.
+    """
+    plain = type(numbers) is torch.Tensor and not torch.compiler.is_compiling()
+    here = plain and numbers.device.type == "cpu" and sys.byteorder == "little"
+    return here and numbers.numel() >= FEWEST
 
 
 def remainders(
