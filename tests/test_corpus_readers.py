@@ -51,6 +51,18 @@ def test_records_may_name_their_domain(tmp_path: Path) -> None:
     assert texts(tmp_path / "rows.parquet") == [("law", "c"), ("rows", "d")]
 
 
+def test_records_may_name_their_split(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    path.write_bytes(jsonl({"text": "a", "split": "val"}, {"text": "b"}))
+    assert [document.split for document in read_documents(open_sources([str(path)]))] == [
+        "val",
+        None,
+    ]
+    path.write_bytes(jsonl({"text": "a", "split": "test"}))
+    with pytest.raises(UserError, match=r"mixed.jsonl:1: split 'test'; allowed: train, val"):
+        texts(path)
+
+
 def test_folders_are_read_in_order_and_say_what_they_ignore(tmp_path: Path) -> None:
     folder = tmp_path / "books"
     (folder / "b").mkdir(parents=True)

@@ -18,10 +18,18 @@ from engram_eval.config import CorpusConfig, to_dict
 from engram_eval.corpus.document import SPLITS, Document
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.pack import pack, token_dtype
+from engram_eval.corpus.packed import adopt, is_packed
 from engram_eval.corpus.pocket import pocket_documents
 from engram_eval.corpus.readers import open_sources, read_documents
 from engram_eval.corpus.spool import Spool
-from engram_eval.corpus.store import MANIFEST, SCHEMA, Corpus, load_corpus
+from engram_eval.corpus.store import (
+    MANIFEST,
+    NGRAM_ORDERS,
+    NGRAMS,
+    SCHEMA,
+    Corpus,
+    load_corpus,
+)
 from engram_eval.corpus.tokenizer import (
     check_vocab_size,
     save_tokenizer,
@@ -32,7 +40,6 @@ from engram_eval.errors import UserError
 from engram_eval.progress import Reporter, Task
 from engram_eval.records import MetricRow, file_sha256, write_json
 
-NGRAM_ORDERS = 5
 SPLIT_RULE = (
     "the source's own split where it has one, else val if sha256(text) (first 8 bytes, "
     "as a fraction) < val_fraction; val documents whose text is also in train are dropped"
@@ -48,6 +55,8 @@ def build_corpus(
 ) -> list[MetricRow]:
     """Build the corpus that a configuration describes; the same one gives the same bytes.
 
+    A packed corpus in place of text is taken over as it is.
+
     Args:
         inputs: none are needed.
         config: its own seed draws text and order.
@@ -62,6 +71,8 @@ def build_corpus(
         UserError: a bad configuration or input; ``out`` then holds no corpus.
     """
     _check(config)
+    if is_packed(config.paths):
+        return _rows(adopt(Path(config.paths[0]), config, out))
     with _scratch(out) as work, Spool(work / "documents.jsonl", config.val_fraction) as spool:
         ignored = _collect(config, spool, report)
         tokenizer = _tokenizer(config, spool, work, report)
@@ -175,7 +186,7 @@ def _tokenizer(config: CorpusConfig, spool: Spool, work: Path, report: Reporter)
 def _count_ngrams(vocab_size: int, work: Path, report: Reporter) -> None:
     with report.task("corpus: count n-grams", 1) as task:
         tokens = np.fromfile(work / "train.bin", dtype=token_dtype(vocab_size))
-        NGramModel.count(tokens, vocab_size, NGRAM_ORDERS).save(work / "ngrams")
+        NGramModel.count(tokens, vocab_size, NGRAM_ORDERS).save(work / NGRAMS)
         task.advance()
 
 

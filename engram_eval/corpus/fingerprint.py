@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.config import CorpusConfig
+from engram_eval.corpus.packed import is_packed
 from engram_eval.corpus.readers import Source, open_sources
 from engram_eval.corpus.stdlib import stdlib_fingerprint
+from engram_eval.corpus.store import MANIFEST
 from engram_eval.records import file_sha256
 
 TABLES = Path(__file__).resolve().parent / "tables"
@@ -21,6 +23,8 @@ def corpus_fingerprint(config: CorpusConfig) -> dict[str, Any]:
     Raises:
         UserError: a path is missing or of an unknown kind.
     """
+    if is_packed(config.paths):
+        return {"packed": file_sha256(Path(config.paths[0]) / MANIFEST)}
     if config.paths:
         return {"sources": [_source(source) for source in open_sources(config.paths)]}
     return {

@@ -260,7 +260,7 @@ def _read_jsonl(path: Path, domain: str) -> Iterator[Document]:
 
 
 def _record_document(record: Any, where: str, domain: str) -> Document:
-    """Build a document from a record with the field ``text`` and maybe ``domain``."""
+    """Build a document from a record with the field ``text``, maybe ``domain`` and ``split``."""
     if not isinstance(record, Mapping):
         raise UserError(f"{where}: expected an object with a field 'text', got {record!r:.40}")
     if "text" not in record:
@@ -274,11 +274,11 @@ def _record_document(record: Any, where: str, domain: str) -> Document:
         record["text"].encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: half a character (lone surrogate) in 'text'") from error
-    return Document(record["text"], record.get("domain") or domain, where)
+    return Document(record["text"], record.get("domain") or domain, where, record.get("split"))
 
 
 def _read_parquet(path: Path, domain: str) -> Iterator[Document]:
-    """Yield one document per row of the columns ``text`` and, where there is one, ``domain``."""
+    """Yield one document per row of the columns ``text`` and, where they are, the others."""
     import pyarrow
     from pyarrow import parquet
 
@@ -287,7 +287,7 @@ def _read_parquet(path: Path, domain: str) -> Iterator[Document]:
             names = file.schema_arrow.names
             if "text" not in names:
                 raise UserError(f"{path}: no column 'text'; columns: {', '.join(names)}")
-            columns = [name for name in ("text", "domain") if name in names]
+            columns = [name for name in ("text", "domain", "split") if name in names]
             row = 0
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 for record in batch.to_pylist():

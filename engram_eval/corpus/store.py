@@ -1,6 +1,7 @@
 """A corpus on disk: verified once, then read through memory maps."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+NGRAMS = "ngrams"
+NGRAM_ORDERS = 5
 # Larger files are only checked for their size, so that opening a corpus stays instant.
 HASHED_BYTES = 4 << 20
 
@@ -66,8 +69,14 @@ class Corpus:
         return AutoTokenizer.from_pretrained(str(self.folder / "tokenizer"))
 
     def ngrams(self) -> NGramModel:
-        """Open the n-gram counts of the training tokens."""
-        return NGramModel.load(self.folder / "ngrams")
+        """Open the n-gram counts of the training tokens; of a packed corpus, count them first."""
+        place = self.folder / NGRAMS
+        if not place.exists():
+            counted = NGramModel.count(self.tokens("train"), self.vocab_size, NGRAM_ORDERS)
+            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+                counted.save(Path(scratch) / NGRAMS)
+                (Path(scratch) / NGRAMS).rename(place)
+        return NGramModel.load(place)
 
     def _file(self, split: str, suffix: str) -> Path:
         if split not in SPLITS:

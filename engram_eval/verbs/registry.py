@@ -9,6 +9,7 @@ from engram_eval.verbs.convert import CONVERT
 from engram_eval.verbs.generate import GENERATE
 from engram_eval.verbs.list import LIST
 from engram_eval.verbs.mirror import MIRROR
+from engram_eval.verbs.pack import PACK
 from engram_eval.verbs.publish import PUBLISH
 from engram_eval.verbs.report import REPORT_VERB
 from engram_eval.verbs.status import STATUS
@@ -21,6 +22,7 @@ VERBS: dict[str, Verb] = {
     **STUDY_VERBS,
     "report": REPORT_VERB,
     "claims": CLAIMS,
+    "pack": PACK,
     "publish": PUBLISH,
     "verify": VERIFY,
     "bench": BENCH,
