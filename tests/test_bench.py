@@ -221,8 +221,8 @@ def test_a_study_times_storages_as_models(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_tables_in_all_storages_give_the_same_logits() -> None:
-    model, spec = offload.bench_model("smoke")
-    text = offload.zipf_tokens(512, 0)
+    model, spec = offload.bench_model(offload.architecture_of("smoke"))
+    text = offload.zipf_tokens(512, 0, (8, 256))
     seen = []
     for table in offload.make_tables(spec).values():
         model.model.memory(1).table = table

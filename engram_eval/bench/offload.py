@@ -1,6 +1,7 @@
 """What it costs to keep a memory's table elsewhere: prefill and decoding, storage by storage."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.bench.lookup import SHARE_OF_MEMORY, free_memory
+from engram_eval.bench.products import wait_for
+from engram_eval.environment import compute_device
 from engram_eval.errors import unknown
 from engram_eval.ledger import architecture_config
 from engram_eval.models.memory import MemorySpec, memory_specs
@@ -20,12 +23,51 @@ from engram_eval.models.table import RowTable
 from engram_eval.progress import Reporter, Task
 from engram_eval.scales import SCALES
 
+CPU_SCALES = ("quick", "small")
 BATCH, LENGTH = 8, 256
 DECODED = 16
 ROWS = (0, 10**6, 10**7)
 """Rows of a table, about; 0 stands for the scale's own."""
+GPU_BATCH, GPU_LENGTH = 16, 512
+GPU_ROWS = (4_000_000, 32_000_000, 64_000_000)
+"""1.3, 10 and 20 GB of bfloat16."""
+GPU_MODEL = {
+    "hidden_size": 2560,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 9728,
+    "vocab_size": 32_768,
+    "n_routed_experts": 0,
+    "engram_layers": [1],
+    "engram_ngram_orders": [2, 3],
+    "engram_heads": 8,
+    "engram_rows": [1009, 1009],
+    "engram_row_dim": 160,
+    "engram_compression": False,
+}
+"""Dense, 3.7 billion parameters: about the paper's smaller model (arXiv:2601.07372 Table 4)."""
 CACHE_SHARE = 0.1
 TURNS = 64
+
+
+class Case(NamedTuple):
+    """A model and a table.
+
+    Attributes:
+        label: names the model.
+        architecture: keys of ``EngramConfig``.
+        rows: of the table, about; 0 for the architecture's own.
+        dtype: of model and rows.
+        shape: sequences and their length.
+    """
+
+    label: str
+    architecture: Mapping[str, Any]
+    rows: int
+    dtype: torch.dtype
+    shape: tuple[int, int]
 
 
 class Storage(NamedTuple):
@@ -50,7 +92,7 @@ STORAGES = (
 def bench_offload(
     seconds: float,
     report: Reporter,
-    scales: tuple[str, ...] = ("quick", "small"),
+    scales: tuple[str, ...] | None = None,
     tables: tuple[int, ...] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure prefill and decoding of one Engram model with its table in different places.
@@ -62,7 +104,8 @@ def bench_offload(
     Args:
         seconds: about how long to measure; making the tables comes on top.
         report: shows progress.
-        scales: keys of ``SCALES``, whose models are taken; float32, a batch of 8.
+        scales: keys of ``SCALES``, whose models are taken; float32, a batch of 8. By default
+            ``CPU_SCALES``, and on a GPU a dense model of 3.7 billion parameters in bfloat16.
         tables: rows of each table, about; 0 stands for the scale's own. By default ``ROWS``.
 
     Returns:
@@ -74,65 +117,89 @@ def bench_offload(
     Raises:
         UserError: an unknown scale.
     """
-    for scale in scales:
+    for scale in scales or ():
         if scale not in SCALES:
             raise unknown("scale", scale, SCALES)
     keep_freed_memory()
-    cases = [(scale, count) for scale in scales for count in (tables or ROWS)]
+    device = compute_device()
+    cases = list(_cases(scales, tables, device))
     rows: list[dict[str, Any]] = []
     with report.task("bench offload", seconds) as task:
-        for scale, count in cases:
-            rows += _measure(scale, count, seconds / len(cases), task)
+        for case in cases:
+            rows += _measure(case, device, seconds / len(cases), task)
     return rows
 
 
-def _measure(scale: str, rows: int, seconds: float, task: Task) -> Iterator[dict[str, Any]]:
-    model, own = bench_model(scale)
-    spec = dataclasses.replace(own, primes=_resized(own, rows)) if rows else own
-    size = sum(spec.primes) * spec.row_dim * 4
-    label = f"{scale}, {size / 1e6:,.0f} MB"
+def _cases(
+    scales: tuple[str, ...] | None, tables: tuple[int, ...] | None, device: torch.device
+) -> Iterator[Case]:
+    if scales is None and device.type == "cuda":
+        shape = GPU_BATCH, GPU_LENGTH
+        for rows in tables or GPU_ROWS:
+            yield Case("dense, 3.7 B", GPU_MODEL, rows, torch.bfloat16, shape)
+        return
+    for scale in scales or CPU_SCALES:
+        for rows in tables or ROWS:
+            yield Case(scale, architecture_of(scale), rows, torch.float32, (BATCH, LENGTH))
+
+
+def _measure(
+    case: Case, device: torch.device, seconds: float, task: Task
+) -> Iterator[dict[str, Any]]:
+    model, own = bench_model(case.architecture, device, case.dtype)
+    spec = dataclasses.replace(own, primes=_resized(own, case.rows)) if case.rows else own
+    size = sum(spec.primes) * spec.row_dim * case.dtype.itemsize
+    label = f"{case.label}, {size / 1e6:,.0f} MB"
     if 3 * size > SHARE_OF_MEMORY * free_memory():
         task.advance(seconds, f"{label} does not fit")
         return
     index = model.model.memory(model.config.engram_layers[0]).hash
     index.primes.copy_(torch.tensor(spec.primes))
-    tables = make_tables(spec)
+    tables = make_tables(spec, device, case.dtype)
     deadline = time.monotonic() + seconds
-    prefill = take_turns(model, tables, _prefill, time.monotonic() + seconds / 2)
+    prefill = take_turns(model, tables, _prefill, case.shape, time.monotonic() + seconds / 2)
     task.advance(seconds / 2, f"{label}, prefill")
-    decode = take_turns(model, tables, _decode, deadline)
+    decode = take_turns(model, tables, _decode, case.shape, deadline)
     task.advance(seconds / 2, f"{label}, decoding")
+    batch, length = case.shape
     for name, table in tables.items():
         cache = table.cache if isinstance(table, HostTable) else None
         yield {
-            "scale": scale,
-            "rows": rows,
+            "scale": case.label,
+            "rows": case.rows,
             "table_mb": size / 1e6,
             "storage": name,
-            "prefill_tokens_per_s": BATCH * LENGTH / prefill[name],
-            "decode_tokens_per_s": BATCH * DECODED / decode[name],
+            "prefill_tokens_per_s": batch * length / prefill[name],
+            "decode_tokens_per_s": batch * DECODED / decode[name],
             "prefill_loss_pct": 100 * (1 - prefill["device"] / prefill[name]),
             "decode_loss_pct": 100 * (1 - decode["device"] / decode[name]),
             "cache_hits_pct": 100 * cache.hits / cache.reads if cache else None,
         }
 
 
-def bench_model(scale: str) -> tuple[EngramForCausalLM, MemorySpec]:
-    """Return a scale's Engram model, untrained, and what its memory is made from."""
+def architecture_of(scale: str) -> dict[str, Any]:
+    """Return the keys of a scale's Engram model."""
     sizes = SCALES[scale]
-    config = architecture_config(
-        {
-            **sizes.backbone,
-            **sizes.experts,
-            **sizes.memory,
-            "n_routed_experts": sizes.engram_experts,
-            "vocab_size": sizes.corpus.vocab_size,
-            "engram_compression": False,
-        }
-    )
-    with torch.random.fork_rng(devices=[]):
+    return {
+        **sizes.backbone,
+        **sizes.experts,
+        **sizes.memory,
+        "n_routed_experts": sizes.engram_experts,
+        "vocab_size": sizes.corpus.vocab_size,
+        "engram_compression": False,
+    }
+
+
+def bench_model(
+    architecture: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[EngramForCausalLM, MemorySpec]:
+    """Return an Engram model, untrained, and what its memory is made from."""
+    config = architecture_config(architecture)
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        model = EngramForCausalLM(config).eval()
+        model = EngramForCausalLM(config).to(dtype).eval()
     return model, memory_specs(config)[config.engram_layers[0]]
 
 
@@ -142,20 +209,24 @@ def _resized(spec: MemorySpec, rows: int) -> tuple[int, ...]:
     return tuple(rows // heads // 2 * 2 + 1 + 2 * head for head in range(heads))
 
 
-def make_tables(spec: MemorySpec) -> dict[str, RowTable]:
-    """Return the same table in every storage; those in host memory share it."""
-    rows = sum(spec.primes)
-    device = RowTable(1, spec.row_dim)
-    values = torch.full((rows, spec.row_dim), 0.01)
-    device.weight = torch.nn.Parameter(values, requires_grad=False)
-    disk = scratch_tensor(rows, spec.row_dim).copy_(values)
+def make_tables(
+    spec: MemorySpec, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, RowTable]:
+    """Return the same table in every storage; those in host memory share it, on a CPU all do."""
+    rows, place = sum(spec.primes), torch.device(device)
+    values = torch.empty(rows, spec.row_dim, dtype=dtype, pin_memory=place.type == "cuda")
+    values.fill_(0.01)
+    here = RowTable(1, spec.row_dim)
+    here.weight = torch.nn.Parameter(values.to(place), requires_grad=False)
+    # A file of float32 numbers, seen as what the rows are.
+    disk = scratch_tensor(rows, spec.row_dim * dtype.itemsize // 4).view(dtype).copy_(values)
     cached = round(CACHE_SHARE * rows)
-    tables: dict[str, RowTable] = {"device": device}
+    tables: dict[str, RowTable] = {"device": here}
     for each in STORAGES[1:]:
         make = DiskTable if each.storage == "disk" else HostTable
         table = make(1, spec.row_dim, each.prefetch, cached if each.cached else 0)
         table.weight = disk if each.storage == "disk" else values
-        tables[each.name] = table.eval()
+        tables[each.name] = table.eval().to(place, dtype)
     return tables
 
 
@@ -163,14 +234,18 @@ Work = Callable[[EngramForCausalLM, Tensor], float]
 
 
 def take_turns(
-    model: EngramForCausalLM, tables: Mapping[str, RowTable], work: Work, deadline: float
+    model: EngramForCausalLM,
+    tables: Mapping[str, RowTable],
+    work: Work,
+    shape: tuple[int, int],
+    deadline: float,
 ) -> dict[str, float]:
     """Return the seconds of each storage's fastest turn; at least two turns are counted."""
     memory = model.model.memory(model.config.engram_layers[0])
     times: dict[str, list[float]] = {name: [] for name in tables}
     with torch.inference_mode():
         for turn in range(TURNS):
-            text = zipf_tokens(model.config.vocab_size, turn)
+            text = zipf_tokens(model.config.vocab_size, turn, shape).to(model.device)
             for name, table in tables.items():
                 memory.table = table
                 times[name].append(work(model, text))
@@ -179,24 +254,28 @@ def take_turns(
     return {name: min(each[1:]) for name, each in times.items()}
 
 
-def zipf_tokens(vocab_size: int, seed: int) -> Tensor:
-    """Draw (8, 256) tokens, the k-th most frequent with a probability of 1 / k; never token 0."""
+def zipf_tokens(vocab_size: int, seed: int, shape: tuple[int, int]) -> Tensor:
+    """Draw tokens (B, T), the k-th most frequent with a probability of 1 / k; never token 0."""
     draw = torch.Generator().manual_seed(seed)
     weights = 1 / torch.arange(1, vocab_size)
-    tokens = torch.multinomial(weights, BATCH * LENGTH, replacement=True, generator=draw)
-    return 1 + tokens.view(BATCH, LENGTH)
+    tokens = torch.multinomial(weights, math.prod(shape), replacement=True, generator=draw)
+    return 1 + tokens.view(shape)
 
 
 def _prefill(model: EngramForCausalLM, text: Tensor) -> float:
+    wait_for(model.device)
     started = time.perf_counter()
     model(text, logits_to_keep=1, use_cache=False)
+    wait_for(model.device)
     return time.perf_counter() - started
 
 
 def _decode(model: EngramForCausalLM, text: Tensor) -> float:
     """Decode the last tokens of ``text`` one by one, after the others."""
     cache = model(text[:, :-DECODED], logits_to_keep=1, use_cache=True).past_key_values
+    wait_for(model.device)
     started = time.perf_counter()
-    for place in range(LENGTH - DECODED, LENGTH):
+    for place in range(text.shape[1] - DECODED, text.shape[1]):
         model(text[:, place : place + 1], past_key_values=cache, use_cache=True)
+    wait_for(model.device)
     return time.perf_counter() - started

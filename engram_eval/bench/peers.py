@@ -25,23 +25,27 @@ class Peer(NamedTuple):
     build: Callable[[], transformers.PreTrainedModel]
 
 
-def peers(moe: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[Peer]:
-    """Yield the peers of a scale, each in every setting that might be its best on a CPU.
+def peers(moe: Mapping[str, Any], memory: Mapping[str, Any], on_gpu: bool) -> Iterator[Peer]:
+    """Yield the peers of a scale, each in every setting that might be its best.
 
     OLMoE has no shared expert; it visits one routed expert more instead, so that a token costs
     the same FLOPs. Qwen4Exp has its n-gram memory where ours is, and the fewest
     residual streams that it allows; all its layers have linear attention (gated delta rule),
     the only kind that it allows beside a memory: a block-sparse layer, its other kind, takes six
-    times as long here, as do experts by ``batched_mm``.
+    times as long on a CPU, as do experts by ``batched_mm``. On a GPU it is left out: without
+    kernels from other packages its recurrence runs step by step there.
 
     Args:
         moe: our MoE's keys of ``EngramConfig``.
         memory: the keys that make it an Engram model.
+        on_gpu: whether they compute on a GPU, where fused attention and grouped experts lead.
     """
-    for attention in ("sdpa", "eager"):
+    for attention in ("sdpa",) if on_gpu else ("sdpa", "eager"):
         yield Peer(f"Llama, {attention}", "llama", partial(_llama, moe, attention))
-    for experts in ("eager", "grouped_mm"):
+    for experts in ("grouped_mm",) if on_gpu else ("eager", "grouped_mm"):
         yield Peer(f"OLMoE, {experts}", "olmoe", partial(_olmoe, moe, experts))
+    if on_gpu:
+        return
     yield Peer("Qwen4Exp, grouped_mm", "qwen4exp", partial(_qwen, moe, memory))
 
 
@@ -54,7 +58,7 @@ def peer_step(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=DTYPE):
+        with torch.autocast(batch.inputs.device.type, dtype=DTYPE):
             loss = model(input_ids=batch.inputs, labels=batch.inputs, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

@@ -68,15 +68,24 @@ def training_products(forward: list[Product]) -> list[Product]:
     return [p for product in forward for p in (product, *product.backward())]
 
 
-def seconds_alone(products: list[Product], dtype: torch.dtype, deadline: float) -> float:
+def seconds_alone(
+    products: list[Product],
+    dtype: torch.dtype,
+    deadline: float,
+    device: torch.device | str = "cpu",
+) -> float:
     """Return the seconds that the products take by themselves, each at its fastest.
 
     Args:
         products: each shape is measured once, and counted ``times`` times.
         dtype: of both factors and the result.
         deadline: on the clock of ``time.monotonic``; later repetitions are left out.
+        device: where they are multiplied.
     """
-    return sum(_fastest(product, dtype, deadline) * product.times for product in distinct(products))
+    place = torch.device(device)
+    return sum(
+        fastest(product, dtype, deadline, place) * product.times for product in distinct(products)
+    )
 
 
 def distinct(products: list[Product]) -> list[Product]:
@@ -87,18 +96,27 @@ def distinct(products: list[Product]) -> list[Product]:
     return [Product(*shape, count) for shape, count in times.items()]
 
 
-def _fastest(product: Product, dtype: torch.dtype, deadline: float) -> float:
-    left = torch.ones(product.batch, product.m, product.k, dtype=dtype)
-    right = torch.ones(product.batch, product.k, product.n, dtype=dtype)
+def fastest(product: Product, dtype: torch.dtype, deadline: float, device: torch.device) -> float:
+    """Return the seconds of the fastest of up to 20 runs of a product, on random numbers."""
+    left = torch.randn(product.batch, product.m, product.k, device=device).to(dtype)
+    right = torch.randn(product.batch, product.k, product.n, device=device).to(dtype)
     if product.batch == 1:
         left, right = left[0], right[0]
     # A result that exists already: no page faults are timed.
     out = left @ right
     best = float("inf")
     for repetition in range(20):
+        wait_for(device)
         started = time.perf_counter()
         torch.matmul(left, right, out=out)
+        wait_for(device)
         best = min(best, time.perf_counter() - started)
         if repetition >= 2 and time.monotonic() > deadline:
             break
     return best
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
