@@ -6,8 +6,12 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engram_eval.paths import PACKAGE
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "engram-eval",
@@ -52,9 +56,40 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def gpus() -> int:
+    """Return how many GPUs this process may use; an empty ``CUDA_VISIBLE_DEVICES`` hides them."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def compute_device() -> "torch.device":
+    """Return where a stage computes: this process's GPU where there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if gpus() else torch.device("cpu")
+
+
+def take_gpu(number: int) -> None:
+    """Let this process compute on one of the GPUs, taking turns; nothing to do without any."""
+    import torch
+
+    if gpus():
+        torch.cuda.set_device(number % gpus())
+
+
+def default_workers() -> int:
+    """Return how many processes a study is run by: one for each GPU, else for each core."""
+    return gpus() or len(os.sched_getaffinity(0))
+
+
 @functools.cache
 def device() -> str:
-    """Name the processor and the cores that this process may use."""
+    """Name what computes: the GPU where there is one; else the processor and usable cores."""
+    if gpus():
+        import torch
+
+        return f"gpu: {torch.cuda.get_device_name()}"
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

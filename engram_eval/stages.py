@@ -29,7 +29,7 @@ STAGES: dict[str, Stage] = {
     "train": Stage("engram_eval.training.stage:train", 2),
     "equal_loss": Stage("engram_eval.training.equal_loss:equal_loss", 1),
     "load": Stage("engram_eval.adapters.stage:load", 1),
-    "evaluate": Stage("engram_eval.evaluation.stage:evaluate", 2),
+    "evaluate": Stage("engram_eval.evaluation.heldout_stage:evaluate", 2),
     "score_equal_loss": Stage("engram_eval.evaluation.stage:evaluate_equal_loss", 2),
     "baseline": Stage("engram_eval.evaluation.stage:evaluate_baseline", 3),
     "offload": Stage("engram_eval.bench.offload_stage:time_storages", 1),

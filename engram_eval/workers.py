@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from engram_eval.environment import take_gpu
 from engram_eval.errors import UserError
 from engram_eval.node_run import run_node
 from engram_eval.progress import Board, RemoteReporter, Reporter
@@ -222,6 +223,7 @@ def _work(tasks: Any, events: Any, number: int, store: Path, parent: int) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     report = RemoteReporter(events)
+    take_gpu(number)
     while node := tasks.get():
         try:
             error, users_mistake = run_node(node, store, report), False

@@ -14,6 +14,7 @@ from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.load import open_model
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import Corpus, load_corpus
+from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow, file_sha256, write_atomic
@@ -119,4 +120,4 @@ def _open(train: Path, corpus: Corpus) -> Adapter:
         own = json.loads((corpus.folder / "tokenizer" / "tokenizer.json").read_text())
         if vocabulary != own["model"]["vocab"]:
             raise UserError(f"{folder} and {corpus.folder} have different tokenizers")
-    return open_model(folder)
+    return open_model(folder, device=compute_device())

@@ -15,6 +15,7 @@ PROBES_MAY = {
     "engram_eval.adapters",
     "engram_eval.config",
     "engram_eval.corpus",
+    "engram_eval.environment",
     "engram_eval.errors",
     "engram_eval.evaluation.questions",
     "engram_eval.models",

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engram_eval.models.loss import linear_cross_entropy
+from engram_eval.models import loss as loss_module
+from engram_eval.models.loss import linear_cross_entropy, losses_by_token
 
 
 def make(n: int, d: int, v: int, ignored: int = 0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,3 +126,17 @@ def test_memory_stays_below_the_full_logits() -> None:
     with Watch(), torch.no_grad():
         linear_cross_entropy(hidden, weight, labels, chunk_tokens=32)
     assert max(seen) == 32 * 300
+
+
+def test_what_is_fused_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the compiler is given; that it compiles is for the slow tests.
+    monkeypatch.setattr(loss_module, "_compiled_chunk", lambda: loss_module._to_be_fused)
+    runs = []
+    for fused in (False, True):
+        hidden = torch.randn(37, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        labels = torch.arange(37)
+        found = losses_by_token(hidden, weight, labels, 16, fused)
+        runs.append((found.mean, found.each, *torch.autograd.grad(found.mean, (hidden, weight))))
+    for plain, other in zip(*runs, strict=True):
+        torch.testing.assert_close(other, plain)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
 from engram_eval.models.grouped_experts import grouped_experts
-from engram_eval.models.moe import MoE
+from engram_eval.models.moe import MoE, expert_counts
 
 
 def copy_experts(ours: MoE, theirs: torch.nn.Module) -> None:
@@ -89,6 +91,27 @@ def test_padded_and_grouped_equal_one_by_one(count: int, top_k: int, seed: int) 
     for expected, padded, grouped in zip(*runs, strict=True):
         torch.testing.assert_close(padded, expected)
         torch.testing.assert_close(grouped, expected)
+
+
+@given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 5))
+def test_one_kernel_equals_listed_slices(count: int, top_k: int, seed: int) -> None:
+    layer = make_moe(seed, num_experts_per_tok=top_k)
+    _, weights, chosen = layer.gate(draw(count, 32, seed=seed))
+    half = partial(torch.Tensor.to, dtype=torch.bfloat16)
+    x, gate_up, down = (
+        half(part.detach()).requires_grad_()
+        for part in (draw(count, 32, seed=seed), *layer.experts.parameters())
+    )
+    counts = expert_counts(chosen, 6)
+    assert counts.tolist() == torch.bincount(chosen.flatten(), minlength=6).tolist()
+    runs = []
+    for one_kernel in (False, True):
+        output = grouped_experts(x, weights, chosen, gate_up, down, counts, one_kernel)
+        inputs = (x, gate_up, down, layer.gate.weight)
+        grads = torch.autograd.grad(output.float().square().sum(), inputs, retain_graph=True)
+        runs.append((output, *grads))
+    for listed, kernel in zip(*runs, strict=True):
+        torch.testing.assert_close(kernel, listed, rtol=0.02, atol=1e-3)
 
 
 def test_autocast_stays_close_to_single_precision() -> None:

@@ -11,10 +11,13 @@ from torch import Tensor
 from engram_eval.config import TrainConfig
 from engram_eval.ledger import architecture_config
 from engram_eval.models import grouped_experts, moe, norm
+from engram_eval.models.compiled import compile_blocks
 from engram_eval.models.modeling_engram import EngramForCausalLM
+from engram_eval.scales import SCALES
 from engram_eval.training.data import Batch, Batches
 from engram_eval.training.loop import train_step
 from engram_eval.training.optim import build_optimizer, parameter_groups, set_learning_rate
+from engram_eval.training.watch import Watch
 
 STEPS = 50
 SETTINGS = TrainConfig(seq_len=70, batch_size=3, router_bias_rate=0.0, router_aux_loss_coef=0.0)
@@ -101,3 +104,24 @@ def test_in_bf16_it_is_as_close_to_float32_as_the_plain_path(
     fast, plain = (losses(name, kind, SETTINGS, monkeypatch) - truth for kind in (True, False))
     assert 0 < float(fast.norm()) < 1.5 * float(plain.norm())
     assert float(fast.abs().max()) < 0.05
+
+
+@pytest.mark.slow
+def test_compiled_steps_have_the_same_losses() -> None:
+    """Blocks and loss through the compiler, routers, gates and tables included."""
+    sizes = SCALES["smoke"]
+    architecture = {**sizes.backbone, **sizes.experts, **sizes.memory, "vocab_size": 512}
+    architecture |= {"engram_compression": False}
+    tokens = torch.randint(512, (16 * 64 * 4 + 1,), generator=torch.Generator().manual_seed(0))
+    batch = Batches(tokens.numpy(), 64, 16, 0).batch(0)
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = EngramForCausalLM(architecture_config(architecture))
+        settings = dataclasses.replace(sizes.train, compile=compiled)
+        optimizer, watch = build_optimizer(model, settings), Watch(model)
+        if compiled:
+            compile_blocks(model)
+        losses.append([train_step(model, optimizer, batch, settings).loss for _ in range(4)])
+        assert 0 < watch.numbers()["gate_mean"] < 1
+    assert losses[0] == pytest.approx(losses[1], abs=5e-3) and losses[0][3] < losses[0][0]

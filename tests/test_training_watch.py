@@ -101,7 +101,6 @@ def test_router_numbers_of_an_even_and_of_a_stubborn_router() -> None:
         # All ties: everybody goes to the same two of four experts.
         assert even["router_load_max"] == pytest.approx(2)
         assert even["router_load_entropy_bits"] == pytest.approx(1, rel=1e-6)
-        assert "router_entropy_bits" not in watch.numbers()
 
 
 def test_gate_quantiles_and_what_survives_an_interruption() -> None:
@@ -120,5 +119,6 @@ def test_gate_quantiles_and_what_survives_an_interruption() -> None:
     assert watch.numbers() == other.numbers()
     watch.close()
     other.close()
-    model(ids)
-    assert "gate_mean" not in watch.numbers()
+    touched = watch.numbers()["rows_touched"]
+    model(text(seed=2))
+    assert watch.numbers()["rows_touched"] == touched, "nobody looks any more"

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,10 @@ from engram_eval.baselines.registry import build_baseline
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
-from engram_eval.environment import device
-from engram_eval.errors import UserError
+from engram_eval.environment import compute_device, device
 from engram_eval.evaluation.fast_lm import FastLM
-from engram_eval.evaluation.heldout import (
-    Documents,
-    document_rows,
-    per_document,
-    scored_tokens,
-    token_bits,
-)
+from engram_eval.evaluation.heldout import token_bits
+from engram_eval.evaluation.heldout_stage import check, heldout, windows
 from engram_eval.evaluation.loading import benchmarks, load_tasks
 from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.evaluation.result_cache import FOLDER, ResultCache, identity
@@ -40,7 +34,7 @@ from engram_eval.evaluation.shared_lm import SharedLM, own_folder, shared_cost
 from engram_eval.parallel.launched import launched
 from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
-from engram_eval.records import EQUAL_LOSS, EQUAL_LOSS_FACTS, MetricRow, file_sha256, write_jsonl
+from engram_eval.records import EQUAL_LOSS, EQUAL_LOSS_FACTS, MetricRow, file_sha256
 from engram_eval.stage_config import BaselineStage, EqualLossScores
 from engram_eval.stages import STAGES
 
@@ -77,13 +71,12 @@ def evaluate(
         UserError: an impossible setting or an unknown task (before the model is loaded), or no
             model.
     """
-    _check(config)
+    check(config)
     keep_freed_memory()
     loaded = _tasks(config, inputs)
     model = inputs["train"] / "model"
     corpus = load_corpus(inputs["corpus"]) if "corpus" in inputs else None
-    # As many tokens per pass as a batch of requests of moderate length has.
-    batch = max(1, config.batch_size // 4)
+    batch = windows(config)
     with ExitStack() as stack:
         ranks = stack.enter_context(joined()) if launched() else None
         lm = functools.cache(lambda: hf_lm(model, config.batch_size, ranks))
@@ -119,7 +112,7 @@ def evaluate_baseline(
         out: the folder to fill; what the baseline keeps on disk lies in ``memory``.
         report: where progress goes.
     """
-    _check(config.evaluate)
+    check(config.evaluate)
     keep_freed_memory()
     loaded = _tasks(config.evaluate, inputs)
     corpus = load_corpus(inputs["corpus"])
@@ -191,15 +184,6 @@ def _tasks(config: EvalConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     )
 
 
-def _check(config: EvalConfig) -> None:
-    least = {"limit": 0, "batch_size": 1, "seq_len": 1, "heldout_sequences": 0}
-    if any(length < 1 for length in config.lengths):
-        raise UserError(f"evaluate.lengths {list(config.lengths)}: each must be at least 1")
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            raise UserError(f"evaluate.{name} {getattr(config, name)}: must be at least {bound}")
-
-
 def hf_lm(folder: Path, batch_size: int, ranks: Ranks | None = None) -> FastLM:
     """Load a model folder for lm-eval.
 
@@ -212,9 +196,8 @@ def hf_lm(folder: Path, batch_size: int, ranks: Ranks | None = None) -> FastLM:
         UserError: the folder holds no model.
     """
     model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(str(folder))
-    if ranks is None:
-        return fast_lm(model, tokenizer, batch_size)
-    return fast_lm(model.to(ranks.device), tokenizer, batch_size, ranks)
+    place = compute_device() if ranks is None else ranks.device
+    return fast_lm(model.to(place), tokenizer, batch_size, ranks)
 
 
 def fast_lm(model: Any, tokenizer: Any, batch_size: int, ranks: Ranks | None = None) -> FastLM:
@@ -249,16 +232,4 @@ def _score(
     ]
     if not config.heldout or corpus is None:
         return rows
-    with report.task("held-out text", 1) as bar:
-        tokens = scored_tokens(corpus, "val", config.seq_len, config.heldout_sequences)
-        documents = per_document(corpus, "val", cost(tokens))
-        bar.advance()
-    write_jsonl(out / "heldout.jsonl", _document_lines(documents, corpus))
-    return rows + document_rows(documents, corpus)
-
-
-def _document_lines(documents: Documents, corpus: Corpus) -> Iterator[dict[str, Any]]:
-    """Yield each document's sums, for comparisons between models."""
-    for entry in zip(*(array.tolist() for array in documents), strict=True):
-        values = dict(zip(Documents._fields, entry, strict=True))
-        yield {**values, "domain": corpus.domains[values["domain"]]}
+    return rows + heldout(cost, corpus, config, out, report)

@@ -110,7 +110,8 @@ class EngramAttention(Attention):
             output = rotary_causal_attention(query, key, value, *position_embeddings, self.scaling)
             return self.o_proj(output), None
         cos, sin = (part.unsqueeze(1) for part in position_embeddings)
-        query, key = rotate(self._heads(query), cos, sin), rotate(self._heads(key), cos, sin)
+        # Positions may be wider than the heads; the result is not.
+        query, key = (rotate(self._heads(x), cos, sin).to(x.dtype) for x in (query, key))
         value = self._heads(value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)

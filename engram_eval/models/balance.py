@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .moe import MoE, Router
+from .moe import MoE, Router, expert_counts
 
 
 class Routing(NamedTuple):
@@ -57,8 +57,7 @@ def balance_loss(routing: Sequence[Routing]) -> Tensor | float:
 
 def _one(layer: Routing) -> Tensor:
     experts = layer.probabilities.shape[1]
-    counts = torch.bincount(layer.chosen.flatten(), minlength=experts)
-    share = counts / layer.chosen.numel()
+    share = expert_counts(layer.chosen, experts) / layer.chosen.numel()
     return experts * (share * layer.probabilities.mean(dim=0)).sum()
 
 

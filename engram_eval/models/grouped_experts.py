@@ -1,14 +1,16 @@
-"""All experts of a layer in one differentiable step, for CPUs: little padding, few passes.
+"""All experts of a layer in one differentiable step: little padding, few passes.
 
-Tokens are sorted by expert once; each expert multiplies its own slice straight into the result.
-Slices are padded to a multiple of ``BLOCK`` rows: oneDNN compiles a kernel for every new shape,
-which takes ten times as long as the product itself, and loads differ from step to step. The
+Tokens are sorted by expert once; each expert multiplies its own slice straight into the result. The
 routing weights scale the inner activations, which are narrower than the outputs, and a token's
 outputs are gathered and added in one pass.
+
+On a CPU slices are padded to a multiple of ``BLOCK`` rows: oneDNN compiles a kernel for every new
+shape, which takes ten times as long as the product itself, and loads differ from step to step. On a
+GPU one kernel multiplies all slices, and nothing waits to learn how long they are.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,10 +20,33 @@ from torch.nn import functional as F
 BLOCK = 32
 EVEN = 1.5
 """Padding to the fullest expert's load pays up to this factor: one batched product for all."""
+ALIGNED = 16
+"""Rows to which the grouped kernel's slices are padded."""
+
+
+class Slices(Protocol):
+    """Consecutive rows, a slice for each expert."""
+
+    def per_expert(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Multiply each slice of ``rows`` (S, A) by its matrix of ``weights`` (E, A, B)."""
+
+    def outer_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return ``left.T @ right`` of each slice: (S, A), (S, B) -> (E, A, B)."""
+
+
+def fits_grouped_kernel(x: Tensor) -> bool:
+    """Return whether one kernel can multiply all slices of ``x`` without knowing their lengths."""
+    return x.is_cuda and x.dtype == torch.bfloat16
 
 
 def grouped_experts(
-    x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, loads: Tensor
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    loads: Tensor,
+    one_kernel: bool | None = None,
 ) -> Tensor:
     """Return ``sum_k weights[:, k] * expert[chosen[:, k]](x)``, (N, D), in the dtype of ``x``.
 
@@ -32,16 +57,27 @@ def grouped_experts(
         gate_up: (E, D, 2F) first weights, in the dtype of ``x``.
         down: (E, F, D) second weights, in the dtype of ``x``.
         loads: (E,) tokens of each expert.
+        one_kernel: multiply all slices by one grouped kernel; by default where it is fast.
     """
-    sizes = _slice_sizes(loads)
+    one_kernel = fits_grouped_kernel(x) if one_kernel is None else one_kernel
+    if one_kernel:
+        # One block more than is needed, so that none is empty: of an empty slice the kernel's
+        # gradient is undefined. The rows that are left over at the end belong to nobody.
+        sizes = (loads // ALIGNED + 1) * ALIGNED
+        total = chosen.numel() + len(loads) * ALIGNED
+        slices: Slices = KernelSlices(sizes.cumsum(0).int())
+    else:
+        sizes = _slice_sizes(loads)
+        listed = sizes.tolist()
+        total, slices = sum(listed), ListedSlices(listed)
     place = _places(chosen, loads, sizes)
     slots = torch.arange(chosen.numel(), device=x.device)
-    tokens = slots.new_zeros(int(sizes.sum())).index_copy_(0, place, slots // chosen.shape[1])
+    tokens = slots.new_zeros(total).index_copy_(0, place, slots // chosen.shape[1])
     # Padding holds some token's row; its factor is 0, and so is all that it contributes.
-    factors = x.new_zeros(len(tokens)).index_copy(0, place, weights.flatten().to(x.dtype))
+    factors = x.new_zeros(total).index_copy(0, place, weights.flatten().to(x.dtype))
     with torch.autocast(x.device.type, enabled=False):
         output: Tensor = _GroupedExperts.apply(
-            x, factors.unsqueeze(1), gate_up, down, tokens, place.view_as(chosen), sizes.tolist()
+            x, factors.unsqueeze(1), gate_up, down, tokens, place.view_as(chosen), slices
         )
     return output
 
@@ -62,6 +98,52 @@ def _places(chosen: Tensor, loads: Tensor, sizes: Tensor) -> Tensor:
     return torch.empty_like(order).index_copy_(0, order, rows)
 
 
+class KernelSlices(NamedTuple):
+    """Slices for the grouped kernel; ``ends`` (E,) int32, each a multiple of ``ALIGNED``."""
+
+    ends: Tensor
+
+    def per_expert(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """See ``Slices``; rows beyond the last slice are undefined."""
+        return F.grouped_mm(rows, weights, offs=self.ends)
+
+    def outer_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """See ``Slices``."""
+        return F.grouped_mm(left.T, right, offs=self.ends)
+
+
+class ListedSlices(NamedTuple):
+    """Slices whose lengths are known; one batched product where all are equal."""
+
+    loads: Sequence[int]
+
+    def per_expert(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """See ``Slices``."""
+        if self._equal():
+            return torch.bmm(rows.view(len(self.loads), -1, rows.shape[1]), weights).flatten(0, 1)
+        output = rows.new_empty(len(rows), weights.shape[2])
+        parts = zip(
+            rows.split(self.loads), weights.unbind(0), output.split(self.loads), strict=True
+        )
+        for part, weight, result in parts:
+            torch.mm(part, weight, out=result)
+        return output
+
+    def outer_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """See ``Slices``."""
+        if self._equal():
+            left, right = (p.view(len(self.loads), -1, p.shape[1]) for p in (left, right))
+            return torch.bmm(left.mT, right)
+        output = left.new_empty(len(self.loads), left.shape[1], right.shape[1])
+        parts = zip(left.split(self.loads), right.split(self.loads), output.unbind(0), strict=True)
+        for part, other, result in parts:
+            torch.mm(part.T, other, out=result)
+        return output
+
+    def _equal(self) -> bool:
+        return min(self.loads) == max(self.loads)
+
+
 class _GroupedExperts(torch.autograd.Function):
     """Rows are sorted by expert: ``tokens`` (S,) says whose they are, ``place`` (N, K) where."""
 
@@ -74,60 +156,44 @@ class _GroupedExperts(torch.autograd.Function):
         down: Tensor,
         tokens: Tensor,
         place: Tensor,
-        loads: Sequence[int],
+        slices: Slices,
     ) -> Tensor:
         rows = x.index_select(0, tokens)
-        hidden = _per_expert(rows, gate_up, loads)
+        hidden = slices.per_expert(rows, gate_up)
         gate, up = hidden.chunk(2, dim=-1)
         active = F.silu(gate)
         inner = active * up
-        outer = _per_expert(inner * factors, down, loads)
+        outer = slices.per_expert(inner * factors, down)
         ctx.save_for_backward(rows, factors, hidden, active, inner, gate_up, down, tokens, place)
-        ctx.loads = loads
+        ctx.slices = slices
         return F.embedding_bag(place, outer, mode="sum")
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, factors, hidden, active, inner, gate_up, down, tokens, place = ctx.saved_tensors
+        slices: Slices = ctx.slices
         gate, up = hidden.chunk(2, dim=-1)
         grad_outer = grad.index_select(0, tokens)
-        grad_down = _outer_products(inner * factors, grad_outer, ctx.loads)
-        grad_scaled = _per_expert(grad_outer, down.mT, ctx.loads)
+        grad_down = slices.outer_products(inner * factors, grad_outer)
+        grad_scaled = slices.per_expert(grad_outer, down.mT)
         grad_factors = (grad_scaled * inner).sum(-1, keepdim=True)
         grad_inner = grad_scaled * factors
-        grad_hidden = torch.empty_like(hidden)
-        grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
-        torch.mul(grad_inner, active, out=grad_up)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grad_inner * up, gate))
-        grad_gate_up = _outer_products(rows, grad_hidden, ctx.loads)
-        grad_rows = _per_expert(grad_hidden, gate_up.mT, ctx.loads)
+        grad_gate = torch.ops.aten.silu_backward(grad_inner * up, gate)
+        grad_hidden = _side_by_side(grad_gate, grad_inner, active)
+        grad_gate_up = slices.outer_products(rows, grad_hidden)
+        grad_rows = slices.per_expert(grad_hidden, gate_up.mT)
         grad_x = F.embedding_bag(place, grad_rows, mode="sum")
         return grad_x, grad_factors, grad_gate_up, grad_down, None, None, None
 
 
-def _per_expert(rows: Tensor, weights: Tensor, loads: Sequence[int]) -> Tensor:
-    """Multiply each expert's slice of ``rows`` (S, A) by its matrix of ``weights`` (E, A, B)."""
-    if _equal(loads):
-        return torch.bmm(rows.view(len(loads), -1, rows.shape[1]), weights).flatten(0, 1)
-    output = rows.new_empty(len(rows), weights.shape[2])
-    parts = zip(rows.split(loads), weights.unbind(0), output.split(loads), strict=True)
-    for part, weight, result in parts:
-        torch.mm(part, weight, out=result)
-    return output
-
-
-def _outer_products(left: Tensor, right: Tensor, loads: Sequence[int]) -> Tensor:
-    """Return ``left.T @ right`` of each expert's slices: (S, A), (S, B) -> (E, A, B)."""
-    if _equal(loads):
-        left, right = (part.view(len(loads), -1, part.shape[1]) for part in (left, right))
-        return torch.bmm(left.mT, right)
-    output = left.new_empty(len(loads), left.shape[1], right.shape[1])
-    parts = zip(left.split(loads), right.split(loads), output.unbind(0), strict=True)
-    for part, other, result in parts:
-        torch.mm(part.T, other, out=result)
-    return output
-
-
-def _equal(loads: Sequence[int]) -> bool:
-    return min(loads) == max(loads)
+def _side_by_side(left: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+    """Return ``left`` and ``factor * other``, each (S, F), as one (S, 2F)."""
+    if left.is_cuda:
+        # What is compiled there writes its results in place by itself.
+        return torch.cat((left, factor * other), dim=-1)
+    joined = left.new_empty(len(left), 2 * left.shape[1])
+    first, second = joined.chunk(2, dim=-1)
+    first.copy_(left)
+    torch.mul(factor, other, out=second)
+    return joined

@@ -17,9 +17,16 @@ def attention_masks(
     embeds: torch.Tensor,
     mask: torch.Tensor | None,
     cache: Cache | None,
-    position_ids: torch.Tensor,
+    position_ids: torch.Tensor | None,
 ) -> dict[str, torch.Tensor | None]:
     """Return the mask that each type of layer attends by.
+
+    Args:
+        config: of the model.
+        embeds: (B, T, D).
+        mask: as the model is given it.
+        cache: of earlier positions.
+        position_ids: as the model is given them; positions that begin anew begin another text.
 
     Raises:
         ValueError: a four-dimensional ``mask`` for layers that see a window or blocks of keys.

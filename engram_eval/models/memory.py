@@ -125,6 +125,9 @@ class EngramMemory(nn.Module):
 
     Hook taps: ``memory_rows`` sees e_t (B, T, d_mem), ``gate_tap`` the gates (B, T, M); the
     module's output is what is added to the residual stream.
+
+    Attributes:
+        last_gate: (B, T, M) of the last forward pass, without a graph.
     """
 
     def __init__(self, spec: MemorySpec) -> None:
@@ -141,6 +144,7 @@ class EngramMemory(nn.Module):
             self.key_norm = RMSNorm(gain, spec.norm_eps)
             self.query_norm = RMSNorm(gain, spec.norm_eps)
         self.gate_tap = nn.Identity()
+        self.last_gate: torch.Tensor | None = None
         if spec.conv:
             self.conv_norm = RMSNorm(gain, spec.conv_norm_eps)
             self.conv = DepthwiseCausalConv(width, spec.kernel_size, spec.dilation)
@@ -165,6 +169,7 @@ class EngramMemory(nn.Module):
         streams = hidden_states.unflatten(-1, shape) if flat else hidden_states
         read = as_operand(self.memory_rows(self.table(rows)))
         gate = self.gate_tap(self._gate(streams, read))
+        self.last_gate = gate.detach()
         gated = gate.unsqueeze(-1) * self.value_proj(read).unsqueeze(2)
         if present is not None:
             gated = gated * present[..., None, None].to(gated.dtype)

@@ -201,9 +201,10 @@ class EngramModel(EngramPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         present = present_positions(attention_mask, int(past), length)
+        # Positions of the caller's may hold several texts in a row; to look costs a wait on a GPU.
+        masks = attention_masks(self.config, embeds, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             position_ids = default_position_ids(attention_mask, int(past), length, embeds.device)
-        masks = attention_masks(self.config, embeds, attention_mask, past_key_values, position_ids)
         if self.config.attention_kind == "block_sparse":
             kwargs["key_positions"] = key_positions(
                 attention_mask, int(past), length, embeds.device

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .configuration_engram import EngramConfig
-from .grouped_experts import grouped_experts
+from .grouped_experts import fits_grouped_kernel, grouped_experts
 from .precision import as_operand
 
 
@@ -28,7 +28,11 @@ class SwiGLU(nn.Module):
 
 
 class Router(nn.Module):
-    """Chooses ``num_experts_per_tok`` experts for each token."""
+    """Chooses ``num_experts_per_tok`` experts for each token.
+
+    Attributes:
+        last_logits: (N, E) of the last forward pass, without a graph.
+    """
 
     e_score_correction_bias: torch.Tensor
 
@@ -40,6 +44,7 @@ class Router(nn.Module):
         self.routed_scaling_factor = config.routed_scaling_factor
         self.weight = nn.Parameter(torch.zeros(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+        self.last_logits: torch.Tensor | None = None
 
     def forward(
         self, hidden_states: torch.Tensor
@@ -53,6 +58,7 @@ class Router(nn.Module):
         # Near-equal scores would flip with half precision, and with them the experts.
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits = nn.functional.linear(hidden_states.to(wide), self.weight.to(wide))
+        self.last_logits = logits.detach()
         scores = self._scores(logits)
         biased = self._in_best_groups(scores.detach() + self.e_score_correction_bias)
         chosen = biased.topk(self.top_k, dim=-1).indices
@@ -95,8 +101,8 @@ class Experts(nn.Module):
     ) -> torch.Tensor:
         """Send each token of ``x`` (N, D) to its ``chosen`` (N, K) experts and add their outputs.
 
-        Few tokens, and even loads on a GPU, run as one batched product, padded to the fullest
-        expert's load; otherwise each expert multiplies its own slice. Both give the same numbers.
+        Few tokens run as one batched product, padded to the fullest expert's load; otherwise each
+        expert multiplies its own slice. Both give the same numbers.
 
         Args:
             x: (N, D).
@@ -104,12 +110,11 @@ class Experts(nn.Module):
             chosen: (N, K) expert numbers.
             counts: (E,) tokens of each expert.
         """
-        slots, capacity = chosen.numel(), int(counts.max())
-        few = slots <= 2 * len(counts)
-        if few or (x.device.type != "cpu" and len(counts) * capacity <= 2 * slots):
-            return self._padded(x, weights, chosen, counts, capacity)
+        x = as_operand(x)
+        if chosen.numel() <= 2 * len(counts) and not fits_grouped_kernel(x):
+            return self._padded(x, weights, chosen, counts, int(counts.max()))
         gate_up, down = as_operand(self.gate_up_proj), as_operand(self.down_proj)
-        return grouped_experts(as_operand(x), weights, chosen, gate_up, down, counts)
+        return grouped_experts(x, weights, chosen, gate_up, down, counts)
 
     def _padded(
         self,
@@ -130,6 +135,13 @@ class Experts(nn.Module):
         outer = torch.bmm(inner, self.down_proj).flatten(0, 1)
         back = torch.empty_like(order).index_copy_(0, order, place)
         return _combine(outer.index_select(0, back), weights)
+
+
+def expert_counts(chosen: torch.Tensor, experts: int) -> torch.Tensor:
+    """Return how many of ``chosen`` (N, K) each expert got, (E,) int64."""
+    flat = chosen.flatten()
+    # ``bincount`` makes the CPU wait for a GPU, to learn the largest number.
+    return flat.new_zeros(experts).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def _by_expert(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,7 +178,7 @@ class MoE(nn.Module):
         """Transform ``hidden_states`` (B, T, D)."""
         flat = hidden_states.flatten(0, -2)
         _, weights, chosen = self.gate(flat)
-        counts = torch.bincount(chosen.flatten(), minlength=len(self.gate.weight))
+        counts = expert_counts(chosen, len(self.gate.weight))
         self.last_expert_counts = counts
         x = as_operand(flat)
         output = self.experts(x, weights, chosen, counts)

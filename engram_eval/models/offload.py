@@ -6,6 +6,7 @@ also on the device; only what is read is then made into numbers again.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -66,6 +67,11 @@ class HostTable(RowTable):
         self.refresh: Callable[[torch.Tensor], None] | None = None
         self.cache: RowCache | None = None
         self._fetch: Fetch | None = None
+        self._pool: Executor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the thread and what it reads: neither can be copied."""
+        return {**self.__dict__, "_fetch": None, "_pool": None}
 
     def _room(self, rows: int) -> torch.Tensor:
         if self.format is None:
@@ -73,10 +79,13 @@ class HostTable(RowTable):
         return self._new(rows, self.row_dim + SCALE_BYTES, torch.uint8)
 
     def _new(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(rows, width, dtype=dtype, pin_memory=self._pinned())
+        if self.anchor.device.type == "meta":
+            return torch.empty(rows, width, dtype=dtype, device="meta")
+        pinned = self._pinned()
+        return torch.empty(rows, width, dtype=dtype, device="cpu", pin_memory=pinned)
 
     def _pinned(self) -> bool:
-        return torch.cuda.is_available() and self.anchor.device.type != "meta"
+        return torch.cuda.is_available()
 
     @torch.no_grad()
     def draw(self, std: float) -> None:
@@ -136,7 +145,8 @@ class HostTable(RowTable):
         """Begin to read ``rows`` (B, T, heads), which ``forward`` will be given."""
         if self.ahead:
             self._settle()
-            self._fetch = Fetch(rows, self._reader(), self.anchor.device)
+            self._pool = self._pool or ThreadPoolExecutor(1, "rows")
+            self._fetch = Fetch(rows, self._reader(), self.anchor.device, self._pool)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2."""
@@ -192,13 +202,20 @@ class HostTable(RowTable):
 
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Return ``rows`` (...) in the model's dtype on the model's device, (..., row_dim)."""
-        values = nn.functional.embedding(rows.to(self.weight.device), self.weight)
-        if self.anchor.device.type == "cuda" and values.device.type == "cpu":
-            values = values.pin_memory()
+        values = self._raw(rows)
         if self.format is None:
-            return values.to(self.anchor.device, self.anchor.dtype, non_blocking=True)
+            # After the move: before it, the CPU would change the dtype, and wait.
+            return values.to(self.anchor.device, non_blocking=True).to(self.anchor.dtype)
         moved = values.to(self.anchor.device, non_blocking=True)
         return self.format.unpack(moved, self.anchor.dtype)
+
+    def _raw(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ``rows`` (...) as they are kept, (..., width), in pinned memory for a GPU."""
+        if self.anchor.device.type != "cuda" or self.weight.device.type != "cpu":
+            return nn.functional.embedding(rows.to(self.weight.device), self.weight)
+        flat, width = rows.cpu().flatten(), self.weight.shape[1]
+        room = torch.empty(len(flat), width, dtype=self.weight.dtype, pin_memory=True)
+        return torch.index_select(self.weight, 0, flat, out=room).view(*rows.shape, width)
 
     def merge_used(self) -> list[Used]:
         """Join what several passes have read and its gradients into one entry, or none."""

@@ -65,7 +65,7 @@ def train_in_parallel(run: Run, export: EngramForCausalLM, ranks: Ranks, report:
         KeyboardInterrupt, SystemExit: asked to end by a signal; a resume point is saved.
     """
     settings = run.config
-    for name in ("skip_bad_batches", "tensorboard"):
+    for name in ("compile", "skip_bad_batches", "tensorboard"):
         if getattr(settings, name):
             raise UserError(f"train.{name}: is for training in one process")
     shares = ranks.world * settings.accumulate

@@ -121,7 +121,7 @@ def unpack(
         for key in OPTIMIZER_STATE:
             value = tensors.get(f"optimizer.{key}.{name}")
             if value is not None:
-                optimizer.state[parameter][key] = value.clone()
+                optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
 
 
 def _rows(optimizer: torch.optim.Optimizer) -> dict[str, RowAdamW]:

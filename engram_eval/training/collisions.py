@@ -11,12 +11,13 @@ class Collisions:
 
     Args:
         rows: rows of the whole table, all heads together.
+        device: where batches are.
     """
 
-    def __init__(self, rows: int) -> None:
-        self.last = torch.full((rows,), NOBODY, dtype=torch.int64)
+    def __init__(self, rows: int, device: torch.device | str = "cpu") -> None:
+        self.last = torch.full((rows,), NOBODY, dtype=torch.int64, device=device)
 
-    def see(self, rows: Tensor, mixes: Tensor) -> float:
+    def see(self, rows: Tensor, mixes: Tensor) -> Tensor:
         """Count one batch and return its collision rate.
 
         Args:
@@ -24,8 +25,8 @@ class Collisions:
             mixes: (B, T, orders), numbers >= 0 that tell n-grams apart.
 
         Returns:
-            Share of the reads whose row was last read for another n-gram, in an earlier batch.
-            The first read of a row is none.
+            Scalar: share of the reads whose row was last read for another n-gram, in an earlier
+            batch. The first read of a row is none.
         """
         readers = mixes.repeat_interleave(rows.shape[-1] // mixes.shape[-1], dim=-1)
         before = self.last[rows]
@@ -34,4 +35,4 @@ class Collisions:
         self.last.scatter_reduce_(
             0, rows.flatten(), readers.flatten(), reduce="amax", include_self=False
         )
-        return float(rate)
+        return rate

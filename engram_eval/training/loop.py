@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from engram_eval.config import TrainConfig
 from engram_eval.models.balance import update_router_bias
+from engram_eval.models.compiled import compile_blocks
 from engram_eval.models.loss import Losses, losses_by_token
 from engram_eval.progress import Reporter, Task
 from engram_eval.training.accumulate import accumulate, objective
@@ -67,7 +68,8 @@ class Run:
     """What a training run consists of.
 
     Attributes:
-        model: on the CPU, in float32; its state is replaced by a resume point's, if there is one.
+        model: in float32, where it is trained; its state is replaced by a resume point's, if there
+            is one.
         batches: the text.
         steps: optimiser steps in all.
         keep_at: steps after which ``keep`` is called.
@@ -98,14 +100,17 @@ class State(NamedTuple):
     board: Board
 
 
-def loss_of(model: PreTrainedModel, batch: Batch, bf16: bool) -> Losses:
-    """Return the losses of a batch, in nats per token."""
+def loss_of(model: PreTrainedModel, batch: Batch, bf16: bool, fused: bool = False) -> Losses:
+    """Return the losses of a batch, in nats per token; ``fused``: see ``losses_by_token``."""
     rows = batch.lookup.rows if batch.lookup is not None and batch.lookup.rows else None
     with torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16, enabled=bf16):
         decoder = model.model
         hidden = decoder(input_ids=batch.inputs, use_cache=False, engram_rows=rows)
         return losses_by_token(
-            hidden.last_hidden_state.flatten(0, 1), model.lm_head.weight, batch.labels.flatten()
+            hidden.last_hidden_state.flatten(0, 1),
+            model.lm_head.weight,
+            batch.labels.flatten(),
+            fused=fused,
         )
 
 
@@ -121,7 +126,9 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     losses = accumulate(
         lambda piece: objective(
-            lambda: loss_of(model, piece, config.autocast_bf16), model, config.router_aux_loss_coef
+            lambda: loss_of(model, piece, config.autocast_bf16, config.compile),
+            model,
+            config.router_aux_loss_coef,
         ),
         model,
         batch,
@@ -160,6 +167,8 @@ def train_model(run: Run, report: Reporter) -> None:
             bad.unpack(point.tensors)
             report.say(f"going on after step {point.step} of {run.steps}")
         first, sizes = (point.step, point.log_sizes) if point else (0, {})
+        if run.config.compile:
+            compile_blocks(run.model)
         logs = {n: stack.enter_context(Log(run.out / n, sizes.get(n, 0))) for n in LOGS}
         board = stack.enter_context(Board(run.out, run.config.tensorboard, first))
         task = stack.enter_context(report.task("train", run.steps - first))
@@ -175,7 +184,7 @@ def _steps(run: Run, state: State, first: int, task: Task, interrupt: Interrupt)
             info = _one(run, state, step, batch)
             done = step + 1
             if done in run.keep_at:
-                for row in run.keep(done):
+                for row in _kept(run, done):
                     state.logs["validation.jsonl"].write(row)
             task.advance(1, info)
             due = time.monotonic() - saved >= run.config.save_every_s
@@ -183,6 +192,14 @@ def _steps(run: Run, state: State, first: int, task: Task, interrupt: Interrupt)
                 _save(run, state, done)
                 saved = time.monotonic()
             interrupt.leave()
+
+
+def _kept(run: Run, step: int) -> list[dict[str, Any]]:
+    """Keep a checkpoint; validation has other shapes, for which compiling would not pay."""
+    if not run.config.compile:
+        return run.keep(step)
+    with torch.compiler.set_stance("force_eager"):
+        return run.keep(step)
 
 
 def _one(run: Run, state: State, step: int, batch: Batch) -> str:
@@ -229,7 +246,7 @@ def _by_domain(each: Tensor, batch: Batch, names: Sequence[str]) -> dict[str, di
     """Return the loss and the tokens of each domain in a batch."""
     if batch.domains is None:
         return {}
-    nats, tokens = by_domain(each, batch.domains, len(names))
+    nats, tokens = by_domain(each.cpu(), batch.domains, len(names))
     return {
         name: {"loss_nats": float(nats[i] / tokens[i]), "tokens": int(tokens[i])}
         for i, name in enumerate(names)

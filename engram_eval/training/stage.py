@@ -18,6 +18,7 @@ import torch
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.config import TrainConfig, key_dict
 from engram_eval.corpus.store import Corpus, load_corpus
+from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import heldout_rows
 from engram_eval.ledger import architecture_config, ledger_of
@@ -91,7 +92,7 @@ def train(
     keep_freed_memory()
     reset_peak_memory()
     with _threads(settings.threads):
-        model = build_model(config.architecture, seed, corpus)
+        model = build_model(config.architecture, seed, corpus).to(compute_device())
         keep_at = checkpoint_steps(settings.checkpoints, steps)
         name = _run_name(config, seed, inputs["corpus"])
         fixed = (batches, settings, steps, frozenset(keep_at))
@@ -210,7 +211,9 @@ def _keep(
         place.parent.mkdir(exist_ok=True)
         place.unlink(missing_ok=True)
         place.symlink_to("../model")
-    rows = heldout_rows(model, corpus, settings.seq_len, settings.val_sequences, EVAL_BATCH)
+    rows = heldout_rows(
+        model, corpus, settings.seq_len, settings.val_sequences, EVAL_BATCH, model.device
+    )
     return [row_to_dict(replace(row, name="train", step=step)) for row in rows]
 
 

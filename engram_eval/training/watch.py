@@ -1,7 +1,7 @@
 """What a training run shows of itself: router, memory gates, rows read, collisions, memory used."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,54 +20,61 @@ GATE_QUANTILES = {"gate_p10": 0.1, "gate_p50": 0.5, "gate_p90": 0.9}
 
 
 class Watch:
-    """Counts what experts and memories do in training, by forward hooks until ``close``."""
+    """Counts what experts and memories do in training, until ``close``.
+
+    Gates and routers are read after a step, from its last forward pass: hooks on them would cut
+    compiled blocks into pieces.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._read: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
-        self._gates: list[Tensor] = []
-        self._router_bits: list[float] = []
-        self._rates: list[float] = []
+        self._rates: list[Tensor] = []
         self._collisions: dict[int, Collisions] = {}
         self._decoder = model.model
-        self._experts = [module for module in model.modules() if isinstance(module, MoE)]
+        self._device = model.device
+        modules = list(model.modules())
+        self._experts = [module for module in modules if isinstance(module, MoE)]
+        self._memories = [module for module in modules if isinstance(module, EngramMemory)]
         for name, module in model.named_modules():
             if isinstance(module, RowTable):
-                self._read[name] = torch.zeros(len(module.weight), dtype=torch.bool)
+                self._read[name] = module.weight.new_zeros(len(module.weight), dtype=torch.bool)
                 self._hooks.append(module.register_forward_pre_hook(self._mark(name)))
-            elif isinstance(module, EngramMemory):
-                self._hooks.append(module.gate_tap.register_forward_hook(self._gate))
-            elif isinstance(module, Router):
-                self._hooks.append(module.register_forward_hook(self._route))
 
     def look(self, lookup: Lookup) -> None:
         """Count the collisions of what a batch reads."""
         for layer, mixes in lookup.mixes.items():
             if layer not in self._collisions:
-                self._collisions[layer] = self._new(layer)
+                self._collisions[layer] = self._new(layer, mixes.device)
             self._rates.append(self._collisions[layer].see(lookup.rows[layer], mixes))
 
     def numbers(self) -> dict[str, float]:
         """Return what the last training step showed; empty for a dense model without memory."""
-        found = {}
+        found = _fetched(self._layer_by_layer())
+        loads = found.pop("load", [])
+        if loads:
+            found["router_load_max"] = [max(loads)]
+        self._rates.clear()
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+    def _layer_by_layer(self) -> dict[str, list[Tensor]]:
+        """Return scalars, one for each layer or one for all."""
+        found: dict[str, list[Tensor]] = {}
         if self._experts:
             counts = [_counts(module) for module in self._experts]
-            found["router_load_max"] = max(float(c.max() / c.mean()) for c in counts)
-            found["router_load_entropy_bits"] = _mean([_entropy_bits(c / c.sum()) for c in counts])
-        if self._router_bits:
-            found["router_entropy_bits"] = _mean(self._router_bits)
+            found["load"] = [c.max() / c.mean() for c in counts]
+            found["router_load_entropy_bits"] = [_entropy_bits(c / c.sum()) for c in counts]
+            found["router_entropy_bits"] = [_router_bits(module.gate) for module in self._experts]
         if self._read:
-            rows = torch.cat(list(self._read.values()))
-            found["rows_touched"] = float(rows.float().mean())
+            found["rows_touched"] = [torch.cat(list(self._read.values())).float().mean()]
         if self._rates:
-            found["collision_rate"] = _mean(self._rates)
-        if self._gates:
-            gates = torch.cat(self._gates)
-            found["gate_mean"] = float(gates.mean())
+            found["collision_rate"] = list(self._rates)
+        seen = [memory.last_gate for memory in self._memories if memory.last_gate is not None]
+        if seen:
+            gates = torch.cat([gate.float().flatten() for gate in seen])
+            found["gate_mean"] = [gates.mean()]
             spread = torch.quantile(gates, gates.new_tensor(list(GATE_QUANTILES.values())))
-            found |= dict(zip(GATE_QUANTILES, spread.tolist(), strict=True))
-        for seen in (self._gates, self._router_bits, self._rates):
-            seen.clear()
+            found |= {name: [value] for name, value in zip(GATE_QUANTILES, spread, strict=True)}
         return found
 
     def pack(self) -> dict[str, Tensor]:
@@ -78,11 +85,11 @@ class Watch:
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the tensors of ``pack`` back."""
         for name in self._read:
-            self._read[name] = tensors[f"read.{name}"].clone()
+            self._read[name].copy_(tensors[f"read.{name}"])
         for name, tensor in tensors.items():
             kind, _, layer = name.partition(".")
             if kind == "reader":
-                self._collisions[int(layer)] = self._new(int(layer))
+                self._collisions[int(layer)] = self._new(int(layer), self._device)
                 self._collisions[int(layer)].last.copy_(tensor)
 
     def close(self) -> None:
@@ -90,25 +97,16 @@ class Watch:
         for hook in self._hooks:
             hook.remove()
 
-    def _new(self, layer: int) -> Collisions:
-        return Collisions(len(self._decoder.memory(layer).table.weight))
+    def _new(self, layer: int, device: torch.device) -> Collisions:
+        return Collisions(len(self._decoder.memory(layer).table.weight), device)
 
     def _mark(self, name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, args: Any) -> None:
             if module.training:
-                self._read[name][args[0]] = True
+                read = self._read[name]
+                read[args[0].to(read.device)] = True
 
         return hook
-
-    def _gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        if module.training:
-            self._gates.append(output.detach().float().flatten())
-
-    def _route(self, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> None:
-        if module.training:
-            logits = output[0].detach().float()
-            scores = logits.sigmoid() if module.scoring == "sigmoid" else logits.softmax(dim=-1)
-            self._router_bits.append(_entropy_bits(scores / scores.sum(-1, keepdim=True)))
 
 
 def _counts(module: MoE) -> Tensor:
@@ -118,13 +116,25 @@ def _counts(module: MoE) -> Tensor:
     return module.last_expert_counts.float()
 
 
-def _entropy_bits(shares: Tensor) -> float:
+def _router_bits(router: Router) -> Tensor:
+    """Return the mean entropy of a router's choice for one token."""
+    if router.last_logits is None:
+        raise ValueError("router entropy needs a forward pass first")
+    logits = router.last_logits.float()
+    scores = logits.sigmoid() if router.scoring == "sigmoid" else logits.softmax(dim=-1)
+    return _entropy_bits(scores / scores.sum(-1, keepdim=True))
+
+
+def _entropy_bits(shares: Tensor) -> Tensor:
     """Return the entropy of ``shares`` (..., E), averaged over all but the last axis."""
-    return float(torch.special.entr(shares).sum(-1).mean()) / math.log(2)
+    return torch.special.entr(shares).sum(-1).mean().double() / math.log(2)
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _fetched(found: Mapping[str, Sequence[Tensor]]) -> dict[str, list[float]]:
+    """Return scalars as numbers; the CPU waits for a GPU only once."""
+    scalars = [value.double() for values in found.values() for value in values]
+    numbers = iter(torch.stack(scalars).tolist() if scalars else [])
+    return {name: [next(numbers) for _ in values] for name, values in found.items()}
 
 
 def reset_peak_memory() -> None:

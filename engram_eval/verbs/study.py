@@ -49,8 +49,9 @@ def _change_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _process_arguments(parser: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, help="processes (default: cores)")
+    parser.add_argument(
+        "--workers", type=int, help="processes (default: one for each GPU, else for each core)"
+    )
     parser.add_argument(
         "--launcher", choices=("processes", "submitit"), default="processes", help="who runs stages"
     )
@@ -176,14 +177,16 @@ def _run_study(
     only: tuple[str | None, int | None] = (None, None),
     table: bool = False,
 ) -> int:
+    from engram_eval.environment import default_workers
     from engram_eval.progress import Reporter
     from engram_eval.runner import run_study
     from engram_eval.stages import MARKDOWN, resolve
 
-    if arguments.workers < 1:
-        raise UserError(f"--workers {arguments.workers}: at least 1 is needed")
+    workers = default_workers() if arguments.workers is None else arguments.workers
+    if workers < 1:
+        raise UserError(f"--workers {workers}: at least 1 is needed")
     report = Reporter(quiet=arguments.quiet)
-    failed = run_study(study, out, report, stages, only, arguments.workers, _launcher(arguments))
+    failed = run_study(study, out, report, stages, only, workers, _launcher(arguments))
     for node in failed:
         print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
     if table:
