@@ -25,7 +25,9 @@ class Peer(NamedTuple):
     build: Callable[[], transformers.PreTrainedModel]
 
 
-def peers(moe: Mapping[str, Any], memory: Mapping[str, Any], on_gpu: bool) -> Iterator[Peer]:
+def peers(
+    moe: Mapping[str, Any], memory: Mapping[str, Any], on_gpu: bool = False
+) -> Iterator[Peer]:
     """Yield the peers of a scale, each in every setting that might be its best.
 
     OLMoE has no shared expert; it visits one routed expert more instead, so that a token costs

@@ -166,7 +166,7 @@ class _GroupedExperts(torch.autograd.Function):
         outer = slices.per_expert(inner * factors, down)
         ctx.save_for_backward(rows, factors, hidden, active, inner, gate_up, down, tokens, place)
         ctx.slices = slices
-        return F.embedding_bag(place, outer, mode="sum")
+        return _added(outer, place)
 
     @staticmethod
     @once_differentiable
@@ -183,7 +183,7 @@ class _GroupedExperts(torch.autograd.Function):
         grad_hidden = _side_by_side(grad_gate, grad_inner, active)
         grad_gate_up = slices.outer_products(rows, grad_hidden)
         grad_rows = slices.per_expert(grad_hidden, gate_up.mT)
-        grad_x = F.embedding_bag(place, grad_rows, mode="sum")
+        grad_x = _added(grad_rows, place)
         return grad_x, grad_factors, grad_gate_up, grad_down, None, None, None
 
 
@@ -197,3 +197,11 @@ def _side_by_side(left: Tensor, factor: Tensor, other: Tensor) -> Tensor:
     first.copy_(left)
     torch.mul(factor, other, out=second)
     return joined
+
+
+def _added(rows: Tensor, place: Tensor) -> Tensor:
+    """Add each token's rows of (S, D), which lie at ``place`` (N, K): (N, D)."""
+    if rows.is_cuda:
+        # Compiled, nothing is written between reading and adding.
+        return rows.index_select(0, place.flatten()).view(*place.shape, -1).sum(1)
+    return F.embedding_bag(place, rows, mode="sum")
