@@ -259,11 +259,14 @@ def row_to_dict(row: MetricRow) -> dict[str, Any]:
     return dataclasses.asdict(row)
 
 
+ROW_KEYS = frozenset(f.name for f in dataclasses.fields(MetricRow))
+
+
 def row_from_dict(data: Mapping[str, Any]) -> MetricRow:
     """Rebuild a row; a newer schema or an unknown key raises ``UserError``."""
     if data.get("schema", 0) > SCHEMA:
         raise UserError(f"metric row of schema {data['schema']}: this version reads up to {SCHEMA}")
-    extra = set(data) - {f.name for f in dataclasses.fields(MetricRow)}
+    extra = set(data) - ROW_KEYS
     if extra:
         raise UserError(f"metric row with unknown keys {sorted(extra)}")
     return MetricRow(**data)

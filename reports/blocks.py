@@ -68,7 +68,7 @@ class Block:
         ident = f"{self.ident}-{view}-{panel}{'n' if narrow else ''}"
         finding = self.alt or self.finding
         label = f"{self.title}, {chosen.title}. {finding}" if chosen.title else finding
-        return to_svg(drawn.figure, ident, clean(label, 600), drawn.tips)
+        return to_svg(drawn.drawn(), ident, clean(label, 600), drawn.tips)
 
     def csv_href(self) -> str:
         """Return the rows as a link to a file."""

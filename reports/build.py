@@ -5,10 +5,12 @@ said where it would have stood.
 """
 
 import base64
+import gc
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -49,12 +51,24 @@ def build_report(study_dir: Path, out_file: Path) -> Path:
         study_dir: holds study.json, ledger.json, stages.json, metrics.jsonl, comparisons.jsonl.
         out_file: the HTML file.
     """
-    study = load_study(study_dir)
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(RC), uncollected():
+        study = load_study(study_dir)
         html = render(study)
     write_atomic(out_file, printable(html).encode())
     write_json(out_file.with_name("summary.json"), summary(study))
     return out_file
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Leave garbage alone: figures are large cycles, kept to the end, and searched each time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def render(study: Study) -> str:

@@ -69,6 +69,11 @@ def _checks(cls: Any) -> list[tuple[str, Callable[[Any], bool]]]:
     return [(field.name, _checker(hints[field.name])) for field in dataclasses.fields(cls)]
 
 
+@cache
+def _names(cls: Any) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(cls))
+
+
 def check(instance: Any) -> None:
     """Raise ``ValueError`` where a field of a dataclass has not the type it declares."""
     cls: Any = type(instance)
@@ -86,7 +91,8 @@ def decode(cls: type[T], data: Any) -> T:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"expected an object, got {data!r}")
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    kind: Any = cls
+    names = _names(kind)
     try:
         instance = cls(**{key: value for key, value in data.items() if key in names})
     except TypeError as error:

@@ -8,11 +8,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reports.numbers import count, fixed
 from reports.svg import clean
 from reports.theme import GRID, INK, MUTED, PAPER, Look
+from reports.ticks import draw_ticks, place_ticks
 
 # Drawing units are CSS pixels at the narrowest screen, so 11 stays readable on a phone.
 PANEL_WIDTH = 320
@@ -51,16 +53,27 @@ class Line(NamedTuple):
 
 @dataclass
 class Canvas:
-    """A figure with one pair of axes, and the tooltips of its artists."""
+    """A figure with one pair of axes, and the tooltips of its artists.
+
+    Attributes:
+        grid: the axis whose ticks get a line across.
+    """
 
     figure: Figure
     axes: Axes
     tips: list[str] = field(default_factory=list)
+    grid: Literal["", "x", "y"] = ""
 
     def tip(self, text: str) -> str:
         """Register a tooltip and return the gid that carries it."""
         self.tips.append(text)
         return f"tip{len(self.tips) - 1}"
+
+    def drawn(self) -> Figure:
+        """Return the figure with its ticks, which are drawn once; limits then stand."""
+        if self.axes.xaxis.get_visible():
+            draw_ticks(self.axes, self.grid)
+        return self.figure
 
 
 def canvas(width: int, height: int, left: int, bottom: int = 42, top: int = 14) -> Canvas:
@@ -76,8 +89,9 @@ def canvas(width: int, height: int, left: int, bottom: int = 42, top: int = 14) 
     )
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.tick_params(colors=MUTED, labelcolor=INK, length=0, pad=5)
-    axes.set_axisbelow(True)
+    # Where a title's height is given, its place is not searched for.
+    axes.set_title("", y=1.0)
+    axes.ticklabel_format(style="plain", useOffset=False)
     return Canvas(figure, axes)
 
 
@@ -94,16 +108,15 @@ def dots(
     left = min(16 + longest * 7, max(width // 2, 12 + longest * 6))
     row = 34 if width > PANEL_WIDTH else 38
     result = canvas(width, 60 + row * len(names), left)
-    axes = result.axes
+    axes, result.grid = result.axes, "x"
     lanes = _lanes(values) if apart else dict.fromkeys((dot.look for dot in values), 0.0)
     for dot in values:
         _dot(result, dot, dot.category + lanes[dot.look])
-    axes.set_yticks(range(len(names)), names)
+    place_ticks(axes.yaxis, range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(xlabel, color=MUTED)
+    axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(5 if width > PANEL_WIDTH else 4))
     axes.margins(x=0.06)
-    axes.grid(axis="x", color=GRID, linewidth=0.8, clip_on=False)
     for y in range(1, len(names)):
         axes.axhline(y - 0.5, color=GRID, linewidth=0.8, clip_on=False)
     return result
@@ -142,8 +155,9 @@ def _lanes(values: Sequence[Dot]) -> dict[Look, float]:
 def _dot(target: Canvas, dot: Dot, y: float) -> None:
     if dot.low is not None and dot.high is not None:
         ends = [dot.low, dot.high]
-        target.axes.plot(ends, [y, y], color=dot.look.color, linewidth=1.6, clip_on=False)
-    target.axes.plot(
+        bar = Line2D(ends, [y, y], color=dot.look.color, linewidth=1.6, clip_on=False)
+        target.axes.add_line(bar)
+    mark = Line2D(
         [dot.value],
         [y],
         linestyle="none",
@@ -155,6 +169,7 @@ def _dot(target: Canvas, dot: Dot, y: float) -> None:
         clip_on=False,
         gid=target.tip(dot.tip),
     )
+    target.axes.add_line(mark)
 
 
 def lines(
@@ -167,12 +182,11 @@ def lines(
 ) -> Canvas:
     """Draw curves over one axis; the y label stands above the axes, horizontally."""
     result = canvas(width, height, left=46, top=30)
-    axes = result.axes
+    axes, result.grid = result.axes, "y"
     for curve in curves:
         _curve(result, curve)
-    axes.set_xlabel(xlabel, color=MUTED)
-    axes.set_title(ylabel, loc="left", x=-0.02, fontsize=11, color=MUTED, pad=9)
-    axes.grid(axis="y", color=GRID, linewidth=0.8, clip_on=False)
+    axes.set_xlabel(xlabel)
+    axes.set_title(ylabel, loc="left", x=-0.02, y=1.0, fontsize=11, color=MUTED, pad=9)
     axes.spines["bottom"].set(visible=True, color=GRID)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=integer_x))
     if not integer_x:
@@ -208,16 +222,16 @@ def heat_map(
     result = canvas(size, size, left=44, bottom=44, top=28)
     axes, colors = result.axes, matplotlib.colormaps["viridis"]
     width = max((len(row) for row in matrix), default=0)
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(-0.5, len(matrix) - 0.5)
     for y, row in enumerate(matrix):
         for x, value in enumerate(row):
             if value is not None:
                 _cell(result, x, y, value, colors, numbered=width <= 12)
-    axes.set_xlim(-0.5, width - 0.5)
-    axes.set_ylim(-0.5, len(matrix) - 0.5)
-    axes.set_xticks(range(width))
-    axes.set_yticks(range(len(matrix)))
-    axes.set_xlabel(clean(xlabel, 40), color=MUTED)
-    axes.set_title(clean(ylabel, 40), loc="left", x=-0.02, fontsize=11, color=MUTED, pad=9)
+    place_ticks(axes.xaxis, range(width))
+    place_ticks(axes.yaxis, range(len(matrix)))
+    axes.set_xlabel(clean(xlabel, 40))
+    axes.set_title(clean(ylabel, 40), loc="left", x=-0.02, y=1.0, fontsize=11, color=MUTED, pad=9)
     return result
 
 
@@ -226,7 +240,8 @@ def _cell(target: Canvas, x: int, y: int, value: float, colors: Colormap, number
     patch = matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colors(shade), linewidth=0)
     patch.set_clip_on(False)
     patch.set_gid(target.tip(f"block {y} against block {x}: {fixed(value, 3)}"))
-    target.axes.add_patch(patch)
+    # The limits stand, so nobody need ask each cell for its own.
+    target.axes.add_artist(patch)
     if numbered:
         # Fixed black or white, because the cell's own colour is the same in both themes.
         ink = "#000000" if _luminance(colors(shade)) > MIDDLE else "#ffffff"

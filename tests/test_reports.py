@@ -304,7 +304,11 @@ def test_figures_are_saved_for_papers(small, tmp_path):
             seen.append(picture.stem)
             yield picture
 
-    files = save_figures(small, tmp_path / "figures", formats=("svg",), watch=watch)
+    options = {"formats": ("svg",), "watch": watch}
+    files = save_figures(small, tmp_path / "figures", workers=2, **options)
+    again = save_figures(small, tmp_path / "alone", only="logit-lens", **options)
+    assert all(f.read_bytes() == (tmp_path / "figures" / f.name).read_bytes() for f in again)
+    del seen[-len([f for f in again if f.suffix == ".svg"]) :]
     assert {f"{stem}.svg" for stem in seen} == {f.name for f in files if f.suffix == ".svg"}
     assert len(files) == len(set(files)) > 20 and all(f.stat().st_size > 100 for f in files)
     hero = (tmp_path / "figures" / "heldout-by-domain.svg").read_text()

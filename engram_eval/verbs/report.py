@@ -52,7 +52,8 @@ def _extras(folder: Path, arguments: argparse.Namespace) -> None:
 
     if arguments.figures is not None:
         watch = partial(_watched, arguments.quiet)
-        resolve(FIGURES)(folder, arguments.figures, only=arguments.figure, watch=watch)
+        options = {"only": arguments.figure, "watch": watch, "workers": arguments.workers}
+        resolve(FIGURES)(folder, arguments.figures, **options)
         print(arguments.figures)
     if arguments.markdown:
         print(resolve(MARKDOWN)(folder), end="")

@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from matplotlib.ticker import NullLocator
-
 from engram_eval.records import MetricRow
 from reports.blocks import Block, Panel, View, flat_rows
 from reports.draw import Canvas
@@ -25,7 +23,6 @@ def depth_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         # The first block adds a hundred times what it reads, the later ones a fraction of it.
         result.axes.set_yscale("log")
         result.axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        result.axes.yaxis.set_minor_locator(NullLocator())
         return result
 
     whole = [row for row in added if not row.slice]

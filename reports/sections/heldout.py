@@ -29,7 +29,7 @@ from reports.sections.columns import (
 )
 from reports.sections.effects import heldout_differences
 from reports.sections.overview import who
-from reports.theme import GRID, INK, Look, looks
+from reports.theme import INK, Look, looks
 
 
 def heldout_items(study: Study) -> list[Item]:
@@ -115,7 +115,6 @@ def _panel(
         found = [r for r in bounds if domain_of(r) == domain and r.metric == metric]
         if found:
             result.axes.axvline(value_of(found[0]), color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
-    result.axes.grid(axis="x", color=GRID)
     return result
 
 

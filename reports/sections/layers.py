@@ -10,6 +10,7 @@ from reports.query import pick, value_of
 from reports.sections.overview import who
 from reports.seeds import bundled
 from reports.theme import Look
+from reports.ticks import place_ticks
 
 WORDS: dict[str | tuple[str, str], str] = {
     ("static_in", "high"): "token read: the most predictable third",
@@ -83,7 +84,8 @@ def layer_panel(
             drawn += bundled(seeds, model + _condition(condition))
     result = lines(drawn, "after block", ylabel, width, 330 if width > 400 else 250, integer_x=True)
     shown = depths if len(depths) <= 12 else depths[:: len(depths) // 8]
-    result.axes.set_xticks(shown, ["emb." if depth < 0 else str(depth) for depth in shown])
+    labels = ["emb." if depth < 0 else str(depth) for depth in shown]
+    place_ticks(result.axes.xaxis, shown, labels)
     return result
 
 
