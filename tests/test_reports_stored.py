@@ -63,7 +63,9 @@ def test_the_first_screen_says_who_stores_more(tmp_path: Path, engram: float, to
     html = page(tmp_path, "capacity", stored({"moe_16x": 0.4, "engram_16x": engram}))
     text = words(html)
     assert told in text and 'id="capacity"' in html
-    assert "moe_16x 40.0, 40.1 and 40.2 % of 1320 bits" in text
+    assert "Stored of 1320 bits of facts, every seed: moe_16x 40.0, 40.1 and 40.2 %;" in text
+    assert "asked for in a wording that was never told, " in text
+    assert "against 20.0, 20.1 and 20.2 %." in text
     assert "people who do not exist" in text and "Held-out text was not scored" in text
 
 

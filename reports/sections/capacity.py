@@ -73,12 +73,16 @@ def _picture(
 
 
 def finding(rows: Sequence[MetricRow], models: Sequence[str]) -> str:
-    """Quote every seed's share of trained wordings, and how much there was to store."""
-    told = []
-    for model in models:
-        shares = stored_shares(rows, model)
-        bits = values(pick(rows, model=model, metric="facts_bits"))
-        if shares and bits:
-            stored = listing([percent(share) for share in shares])
-            told.append(f"{model} {stored} % of {fixed(bits[0], 0)} bits")
-    return f"Stored of the facts, every seed: {'; '.join(told)}."
+    """Quote every seed's share of told wordings, of the models with most facts to store."""
+    bits = {
+        model: found[0]
+        for model in models
+        if (found := values(pick(rows, model=model, metric="facts_bits")))
+    }
+    most = max(bits.values(), default=0.0)
+    told = [
+        f"{model} {listing([percent(share) for share in stored_shares(rows, model)])} %"
+        for model in models
+        if bits.get(model) == most
+    ]
+    return f"Stored of {fixed(most, 0)} bits of facts, every seed: {'; '.join(told)}."
