@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from engram_eval.models.hashing import NgramHash, allot_primes, draw_multipliers
 from engram_eval.models.remainders import FEWEST, LARGEST, remainders, worthwhile
@@ -50,13 +51,16 @@ def test_a_million_numbers_and_all_around_the_largest_multiples(modulus: int) ->
     assert torch.equal(found[:, 0], numbers % modulus)
 
 
-def test_few_numbers_other_devices_and_traced_graphs_are_divided() -> None:
+def test_few_numbers_other_devices_and_watched_operations_are_divided() -> None:
     enough = torch.zeros(FEWEST, 1, dtype=torch.int64)
     assert worthwhile(enough)
     assert not worthwhile(enough[1:]) and not worthwhile(enough.to("meta"))
     with FakeTensorMode() as mode:
         assert not worthwhile(mode.from_tensor(enough))
     index = NgramHash((2,), (53, 59), (3, 5))
+    with FlopCounterMode(display=False) as counter:
+        index(torch.ones(2, 1, FEWEST, dtype=torch.int64))
+    assert counter.get_total_flops() == 0
     history = torch.arange(2 * FEWEST).view(2, 1, FEWEST)
     graph = torch.export.export(index, (history,))
     assert torch.equal(graph.module()(history), index(history))

@@ -11,6 +11,7 @@ import sys
 from typing import NamedTuple
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 DIGITS, BITS = 4, 16
 LARGEST = 2**29
@@ -45,11 +46,12 @@ class Constants(NamedTuple):
 def worthwhile(numbers: torch.Tensor) -> bool:
     """Tell whether ``remainders`` of ``numbers`` are faster than a division, and known here.
 
-    Not on a GPU, and not where a graph is traced: it may be run elsewhere.
+    Not on a GPU; not where a graph is traced, which may be run elsewhere; and not where operations
+    are counted: a hash has no floating-point operations, and its product would pass for some.
     """
-    plain = type(numbers) is torch.Tensor and not torch.compiler.is_compiling()
-    here = plain and numbers.device.type == "cpu" and sys.byteorder == "little"
-    return here and numbers.numel() >= FEWEST
+    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    here = numbers.device.type == "cpu" and sys.byteorder == "little"
+    return here and not watched and numbers.numel() >= FEWEST
 
 
 def remainders(
