@@ -11,6 +11,7 @@ import torch
 from lm_eval.api.instance import Instance
 from transformers import LlamaForCausalLM
 
+from engram_eval.baselines import knn
 from engram_eval.baselines.around import TokenMemory, around
 from engram_eval.baselines.built import Setting, document_side
 from engram_eval.baselines.cache import Cache
@@ -253,7 +254,11 @@ def test_nearest_neighbours_equal_exact_search(tmp_path: Path) -> None:
     assert (tmp_path / "index.faiss").stat().st_size > stored.nbytes
 
 
-def test_a_large_store_finds_nearly_all_neighbours() -> None:
+@pytest.mark.parametrize("codes_from", [knn.CODES_FROM, 20_000])
+def test_a_large_store_finds_nearly_all_neighbours(
+    codes_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn, "CODES_FROM", codes_from)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((40, 16)) * 3
     stored = (centres[rng.integers(40, size=20_000)] + rng.standard_normal((20_000, 16))).astype(
@@ -266,6 +271,8 @@ def test_a_large_store_finds_nearly_all_neighbours() -> None:
     wanted = np.argsort(squared, axis=1)[:, :10]
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(near.tokens, wanted, strict=True)])
     assert recall > 0.8
+    nearest = np.take_along_axis(squared, wanted, axis=1)
+    assert near.squared.mean() == pytest.approx(nearest.mean(), rel=0.05)
 
 
 def test_the_temperature_is_the_likeliest_of_those_tried() -> None:
