@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .configuration_engram import EngramConfig
-from .grouped_experts import fits_grouped_kernel, grouped_experts
+from .grouped_experts import BLOCK, fits_grouped_kernel, grouped_experts
 from .precision import as_operand
 
 
@@ -102,7 +102,7 @@ class Experts(nn.Module):
         """Send each token of ``x`` (N, D) to its ``chosen`` (N, K) experts and add their outputs.
 
         Few tokens run as one batched product, padded to the fullest expert's load; otherwise each
-        expert multiplies its own slice. Both give the same numbers.
+        expert multiplies its own slice, which CPUs would pad to more. Both give the same numbers.
 
         Args:
             x: (N, D).
@@ -111,7 +111,8 @@ class Experts(nn.Module):
             counts: (E,) tokens of each expert.
         """
         x = as_operand(x)
-        if chosen.numel() <= 2 * len(counts) and not fits_grouped_kernel(x):
+        few = chosen.numel() <= 2 * len(counts) and not fits_grouped_kernel(x)
+        if few or (x.device.type == "cpu" and int(counts.max()) <= BLOCK):
             return self._padded(x, weights, chosen, counts, int(counts.max()))
         gate_up, down = as_operand(self.gate_up_proj), as_operand(self.down_proj)
         return grouped_experts(x, weights, chosen, gate_up, down, counts)
