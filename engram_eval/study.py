@@ -143,7 +143,7 @@ def graph(study: StudyConfig) -> list[Node]:
     """Return the stages of a solved study in an order in which they can run."""
     text = _text(study.corpus, None)
     own = _own_texts(study)
-    shared = text._asdict() if _reads_text(study) else {}
+    shared = _scored_text(study, text)
     data = _data_salt(study)
     trains = [
         _model(m, seed, study, own.get(m.name, text).corpus)
@@ -205,14 +205,17 @@ def _offload(study: StudyConfig) -> list[Node]:
     return nodes
 
 
-def _reads_text(study: StudyConfig) -> bool:
-    """Tell whether any score depends on the corpus; benchmarks of trained models do not."""
+def _scored_text(study: StudyConfig, text: Text) -> dict[str, Node]:
+    """Return what scores depend on: the corpus, and its items where a task asks about them.
+
+    Benchmarks of trained models depend on neither.
+    """
     generated = resolve("engram_eval.evaluation.table:has_generated_items")
-    return (
-        study.evaluate.heldout
-        or bool(study.baselines)
-        or any(generated(task) for task in study.evaluate.tasks)
-    )
+    if any(generated(task) for task in study.evaluate.tasks):
+        return text._asdict()
+    if study.evaluate.heldout or study.baselines:
+        return {"corpus": text.corpus}
+    return {}
 
 
 def _data_salt(study: StudyConfig) -> dict[str, Any]:
