@@ -76,9 +76,31 @@ def kept_rows(
 ) -> list[Mapping[str, Any]]:
     """Return the rows that verdicts rest on, and those about whole models at the end."""
     selectors = [selector for entry in verdicts for selector in entry["rows"]]
+    every = list(rows)
+    ends = _last_steps(every)
     return [
-        row for row in rows if _about_whole_models(row) or any(_fits(row, s) for s in selectors)
+        row
+        for row in every
+        if _about_whole_models(row)
+        or _validates(row) == ends.get((row["model"], row["seed"]))
+        or any(_fits(row, s) for s in selectors)
     ]
+
+
+def _validates(row: Mapping[str, Any]) -> int:
+    """Return the step at which a row scores the validation text in training; else -1."""
+    scores = row["stage"] == "train" and row["split"] == "val" and set(row["slice"]) <= {"domain"}
+    return int(row["step"]) if scores and row["step"] is not None else -1
+
+
+def _last_steps(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], int]:
+    """Return the last step at which each trained model was validated."""
+    last: dict[tuple[str, int], int] = {}
+    for row in rows:
+        if _validates(row) >= 0:
+            who = row["model"], row["seed"]
+            last[who] = max(last.get(who, 0), _validates(row))
+    return last
 
 
 def _about_whole_models(row: Mapping[str, Any]) -> bool:

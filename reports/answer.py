@@ -14,6 +14,7 @@ from reports.query import (
     ordered,
     pick,
     pooled_comparisons,
+    scored_in_training_alone,
     values,
 )
 from reports.sections.offload import told as speed_told
@@ -147,6 +148,8 @@ def scale_text(study: Study, a: Model, b: Model) -> str:
     parts.append(seeds_text([a, b]))
     if b.tokens and not (a.tuned and b.tuned):
         parts.append("learning rates untuned")
+    if scored_in_training_alone(study):
+        parts.append("the evaluation is missing: scored on the validation text of the training")
     scale = study.text("scale")
     return f"At this scale only{f' ({scale})' if scale else ''}: {'; '.join(parts)}."
 

@@ -54,9 +54,34 @@ def ordered(names: Iterable[T], first: Sequence[T] = ()) -> list[T]:
 
 
 def heldout(study: Study, metric: str = "bits_per_byte") -> list[MetricRow]:
-    """Return the held-out rows per domain of the trained models and the baselines."""
+    """Return the held-out rows per domain of the trained models and the baselines.
+
+    Where the evaluation of a trained model is missing, those of all at the end of training instead:
+    fewer sequences, but the same for every model. Baselines were not scored on them.
+    """
+    if scored_in_training_alone(study):
+        return [row for row in _last_validation(study) if row.metric == metric]
     rows = pick(study.rows, name="heldout", metric=metric, condition=None)
     return [row for row in rows if only_domain(row)]
+
+
+def scored_in_training_alone(study: Study) -> bool:
+    """Return whether a model that was trained to its end lacks its evaluation of held-out text."""
+    if not asked(study, "evaluate", "heldout", True):
+        return False
+    rows = pick(study.rows, name="heldout", metric="bits_per_byte", condition=None)
+    scored = {(row.model, row.seed) for row in rows}
+    return any((row.model, row.seed) not in scored for row in _last_validation(study))
+
+
+def _last_validation(study: Study) -> list[MetricRow]:
+    """Return the validation rows per domain of each trained model's last step."""
+    rows = [r for r in pick(study.rows, name="train", split="val") if only_domain(r) and r.step]
+    last: dict[tuple[str | None, int | None], int] = {}
+    for row in rows:
+        who = row.model, row.seed
+        last[who] = max(last.get(who, 0), row.step or 0)
+    return [row for row in rows if row.step == last[row.model, row.seed]]
 
 
 def headline_pair(study: Study) -> tuple[Model, Model] | None:

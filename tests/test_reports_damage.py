@@ -57,7 +57,9 @@ def test_failed_stage_is_told_on_top_and_in_place(study):
     text = rebuilt(study).text()
     assert "This study is not complete." in text
     assert "evaluate engram seed 0: failed – out of memory at step 17" in text
-    assert "No answer yet: held-out loss of both moe and engram is not recorded." in text
+    # What all were scored on at the end of training takes its place, and that is said.
+    assert "the evaluation is missing: scored on the validation text of the training" in text
+    assert "No answer yet" not in text
     assert "Two evaluated models are needed to compare answers." in text
     assert "LogitLens: how early" in text
     assert json.loads((study / "summary.json").read_text())["complete"] is False
