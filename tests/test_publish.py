@@ -67,9 +67,10 @@ def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
     selector = {k: lens[k] for k in ("name", "metric", "slice", "condition", "site", "layer")}
     early = {**ROW, "step": 16}
     part = {"stage": "train", "slice": {"domain": "code"}}
-    rows = [ROW, lens, {**lens, "layer": 2}, early, {**ROW, **part}]
-    assert kept_rows(rows, [{"rows": [selector]}]) == [ROW, lens]
-    assert kept_rows(rows, []) == [ROW]
+    half, end = ({**ROW, "stage": "train", "split": "val", "step": step} for step in (8, 16))
+    rows = [ROW, lens, {**lens, "layer": 2}, early, {**ROW, **part}, half, end]
+    assert kept_rows(rows, [{"rows": [selector]}]) == [ROW, lens, end]
+    assert kept_rows(rows, []) == [ROW, end], "and what was scored at the end of training"
 
 
 @pytest.fixture
