@@ -95,6 +95,7 @@ def test_how_it_is_run_is_no_part_of_the_key() -> None:
     assert to_dict(other)["train"]["skip_bad_batches"] == 3
     assert set(to_dict(plain)["train"]) - set(key_dict(plain)["train"]) == {
         "accumulate",
+        "compile",
         "optimizer",
         "skip_bad_batches",
         "tensorboard",
