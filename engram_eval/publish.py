@@ -89,7 +89,8 @@ def kept_rows(
 
 def _validates(row: Mapping[str, Any]) -> int:
     """Return the step at which a row scores the validation text in training; else -1."""
-    scores = row["stage"] == "train" and row.get("split") == "val" and set(row["slice"]) <= {"domain"}
+    validated = row["stage"] == "train" and row.get("split") == "val"
+    scores = validated and set(row["slice"]) <= {"domain"}
     return int(row["step"]) if scores and row["step"] is not None else -1
 
 
