@@ -13,7 +13,7 @@ from reports.numbers import fixed, quoted
 from reports.query import widest
 from reports.sections.benchmarks import against
 from reports.sections.columns import _alike, seed_cells, seeds_cell, seeds_note
-from reports.sections.training import thinned
+from reports.sections.training import read_run, thinned
 from reports.seeds import bundled
 from reports.theme import Look, stand_in
 
@@ -66,6 +66,12 @@ def test_thinned_curves_keep_their_end_and_their_order(length, most):
     assert len(kept) <= most and list(kept) == sorted(set(kept)) and set(kept) <= set(steps)
     assert not steps or kept[-1] == steps[-1]
     assert len(steps) > most or list(kept) == steps
+
+
+def test_curves_stand_against_all_seconds_until_then(study):
+    stage = next(s for s in study.stages if s.stage == "train" and s.model == "dense")
+    seconds = read_run(study, stage).seconds
+    assert [seconds[step] for step in (1, 2, 5)] == pytest.approx([1.01, 2.02, 5.05])
 
 
 def test_headers_merge_within_their_band_only():

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, flat_rows
@@ -38,14 +39,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Timing:
-    """One line of ``timing.jsonl``."""
+    """One line of ``timing.jsonl``: what one step took."""
 
     step: int
     seconds: float
 
 
 class Run(NamedTuple):
-    """The recorded course of one training: steps, and seconds and validation loss by step."""
+    """The recorded course of one training.
+
+    Attributes:
+        seconds: spent in steps, by the step up to which they are counted.
+        validation: loss in nats per token, by step.
+    """
 
     model: Model
     seed: int | None
@@ -95,14 +101,15 @@ def read_run(study: Study, stage: Stage) -> Run | None:
     ignored: list[Problem] = [] if not stage.finished else study.problems
     folder = study.path_of(stage)
     steps = list(read_lines(folder / "train.jsonl", _decoder(Step), ignored, stage.finished))
-    times = read_lines(folder / "timing.jsonl", _decoder(Timing), ignored, needed=False)
+    times = list(read_lines(folder / "timing.jsonl", _decoder(Timing), ignored, needed=False))
     validation = pick(
         study.rows, name="train", split="val", metric="loss_nats", model=model.name, seed=stage.seed
     )
     found = {r.step: value_of(r) for r in validation if r.step is not None and not r.slice}
     if not steps and not found:
         return None
-    seconds = {t.step: t.seconds for t in times}
+    passed = accumulate(t.seconds for t in times)
+    seconds = dict(zip((t.step for t in times), passed, strict=True))
     return Run(model, stage.seed, steps, seconds, found)
 
 
