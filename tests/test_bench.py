@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,24 @@ def test_turns_end_at_the_deadline_and_the_first_is_not_counted() -> None:
     assert counts["slow"] == 2 and len(times["slow"]) == 1
     assert counts["quick"] == len(times["quick"]) + 1 > 5
     assert task.done == pytest.approx(0.6, abs=0.5)
+
+
+def test_one_by_one_each_has_its_time_and_goes() -> None:
+    made: list[str] = []
+
+    def contenders() -> Iterator[train.Contender]:
+        for name in ("first", "second"):
+            made.append(name)
+            yield train.Contender(name, name, None, lambda: time.sleep(0.002))
+            assert made == ["first", "second"][: len(made)], "made when its turn comes"
+
+    started = time.monotonic()
+    done, times = train.one_by_one(contenders(), 0.05 * train.GPU_CONTENDERS, Task("bench", 1.0))
+    assert [each.name for each in done] == ["first", "second"] == list(times)
+    assert all(len(taken) >= 3 for taken in times.values())
+    assert 0.1 < time.monotonic() - started < 5
+    with pytest.raises(RuntimeError, match="given up"):
+        done[0].step()
 
 
 def test_bench_at_the_smallest_scale_measures_everybody() -> None:
