@@ -18,7 +18,7 @@ from typing import Any
 from engram_eval.claims.verdicts import read_verdicts, write_verdicts
 from engram_eval.config import StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError
-from engram_eval.records import read_jsonl, write_json, write_jsonl
+from engram_eval.records import EQUAL_LOSS, read_jsonl, write_json, write_jsonl
 from engram_eval.stages import REPORT, resolve
 from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.study import solve
@@ -115,7 +115,9 @@ def _about_whole_models(row: Mapping[str, Any]) -> bool:
 
 def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:
     keys = ("name", "metric", "slice", "condition", "site", "layer")
-    return row["step"] is None and all(row[key] == selector[key] for key in keys)
+    # What meets another model's loss is of an earlier step, and says so by its condition.
+    wanted = row["step"] is None or row["condition"] == EQUAL_LOSS
+    return wanted and all(row[key] == selector[key] for key in keys)
 
 
 def kept_comparisons(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

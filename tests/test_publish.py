@@ -71,6 +71,10 @@ def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
     rows = [ROW, lens, {**lens, "layer": 2}, early, {**ROW, **part}, half, end]
     assert kept_rows(rows, [{"rows": [selector]}]) == [ROW, lens, end]
     assert kept_rows(rows, []) == [ROW, end], "and what was scored at the end of training"
+    met = {**early, "condition": "equal_loss"}
+    at_equal_loss = {**selector, "name": "heldout", "metric": "bits_per_byte", "layer": None}
+    asked = [{"rows": [{**at_equal_loss, "condition": "equal_loss"}]}]
+    assert kept_rows([early, met], asked) == [met]
 
 
 @pytest.fixture
