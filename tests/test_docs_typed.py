@@ -80,6 +80,7 @@ def _bring(desk: Path) -> None:
     vectors = ROOT.parent / "shared" / "reference" / "engram_module_hc4.safetensors"
     if vectors.exists():
         (desk / "vectors.safetensors").symlink_to(vectors)
+        (desk / "tokenizer.json").symlink_to(vectors.with_name("tokenizer.json"))
 
 
 def toml(value: Any) -> str:
