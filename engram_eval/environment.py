@@ -78,9 +78,14 @@ def take_gpu(number: int) -> None:
         torch.cuda.set_device(number % gpus())
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def default_workers() -> int:
     """Return how many processes a study is run by: one for each GPU, else for each core."""
-    return gpus() or len(os.sched_getaffinity(0))
+    return gpus() or cores()
 
 
 @functools.cache
@@ -97,4 +102,4 @@ def device() -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    return f"cpu: {name}, {len(os.sched_getaffinity(0))} cores"
+    return f"cpu: {name}, {cores()} cores"

@@ -25,7 +25,7 @@ OPTIONS = ProbeConfig(tokens=512, seq_len=32, items=2)
 # Layers that a probe looks at, where not at all.
 PARTIAL = {"gates": {1}, "memory_usage": {1}, "router": {1, 2}, "task_knockout": {None}}
 # They ask about generated people; test_probes_patching runs them on some.
-OF_PEOPLE = {"patching", "surgery"}
+OF_PEOPLE = {"capacity", "patching", "surgery"}
 QUIET = Reporter(quiet=True)
 
 

@@ -48,11 +48,12 @@ def _draw(arguments: argparse.Namespace) -> int:
 
 def _extras(folder: Path, arguments: argparse.Namespace) -> None:
     """Save figures and print the key results, where that is asked for."""
+    from engram_eval.environment import cores
     from engram_eval.stages import FIGURES, MARKDOWN, resolve
 
     if arguments.figures is not None:
-        watch = partial(_watched, arguments.quiet)
-        options = {"only": arguments.figure, "watch": watch, "workers": arguments.workers}
+        watch, workers = partial(_watched, arguments.quiet), arguments.workers or cores()
+        options = {"only": arguments.figure, "watch": watch, "workers": workers}
         resolve(FIGURES)(folder, arguments.figures, **options)
         print(arguments.figures)
     if arguments.markdown:
