@@ -95,6 +95,19 @@ def test_one_by_one_each_has_its_time_and_goes() -> None:
         done[0].step()
 
 
+def test_share_of_the_peak_is_three_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = architecture_config({**KINDS["dense"], "vocab_size": 512})
+    settings, gpu = SIZES.train, torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    forward = ledger(config, settings.seq_len).flops_per_token
+    wanted = 100 * 3 * forward * 1e6 / 989e12
+    assert train._mfu_pct(config, settings, 1e6, gpu) == pytest.approx(wanted)
+    assert train._mfu_pct(None, settings, 1e6, gpu) is None, "a peer's are not counted"
+    assert train._mfu_pct(config, settings, 1e6, torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
+    assert train._mfu_pct(config, settings, 1e6, gpu) is None, "its peak is not known"
+
+
 def test_bench_at_the_smallest_scale_measures_everybody() -> None:
     out = io.StringIO()
     rows = resolve(BENCHES["train"])(2.0, Reporter(out=out, interval_s=0.0), scale="smoke")

@@ -90,6 +90,13 @@ def test_a_bench_is_given_the_seconds(
     assert (row["seconds"], row["quiet"]) == (7.0, True)
 
 
+def test_a_bench_is_given_the_scale_where_it_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "lookup", "--scale", "smoke"]) == 2
+    assert "bench lookup takes no --scale" in capsys.readouterr().err
+    assert main(["bench", "train", "--scale", "smok"]) == 2
+    assert "did you mean 'smoke'" in capsys.readouterr().err
+
+
 def test_every_flag_is_typed_by_some_test() -> None:
     typed = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     flags = {

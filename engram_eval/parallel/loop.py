@@ -160,10 +160,10 @@ def _step(parts: Parts, step: int, batch: Batch) -> dict[str, Any]:
 
 
 def share_of(batch: Batch, ranks: Ranks) -> Batch:
-    """Return this process's sequences of a batch, where it computes."""
+    """Return this process's sequences of a batch."""
     mine = slice(ranks.rank, None, ranks.world)
     domains = None if batch.domains is None else batch.domains[mine]
-    inputs, labels = (each[mine].to(ranks.device) for each in (batch.inputs, batch.labels))
+    inputs, labels = batch.inputs[mine], batch.labels[mine]
     return Batch(inputs, labels, batch.sequences[mine], batch.epoch, domains)
 
 
