@@ -193,3 +193,20 @@ def test_model_card_tells_what_it_is(trained: tuple[Path, list[MetricRow]]) -> N
     assert "1,536 tokens" in card and "| seed | 0 |" in card
     config = json.loads((trained[0] / "model" / "config.json").read_text())
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_engram.EngramForCausalLM"
+
+
+@pytest.mark.slow
+def test_a_compiled_run_ends_as_the_plain_one(
+    corpus: Path, trained: tuple[Path, list[MetricRow]], tmp_path: Path
+) -> None:
+    """Compiled for training alone: its checkpoints are validated as they are."""
+    plain, plain_rows = trained
+    rows = run(corpus, tmp_path, compile=True)
+    for one, other in zip(
+        read_jsonl(plain / "train.jsonl"), read_jsonl(tmp_path / "train.jsonl"), strict=True
+    ):
+        assert other["loss_nats"] == pytest.approx(one["loss_nats"], abs=0.02)
+        assert other["gate_mean"] == pytest.approx(one["gate_mean"], abs=0.02)
+    at_end = {"step": 12, "split": "val"}
+    wanted = value(plain_rows, "bits_per_byte", **at_end)
+    assert value(rows, "bits_per_byte", **at_end) == pytest.approx(wanted, abs=0.02)
