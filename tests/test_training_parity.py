@@ -118,10 +118,11 @@ def test_compiled_steps_have_the_same_losses() -> None:
     for compiled in (False, True):
         torch.manual_seed(0)
         model = EngramForCausalLM(architecture_config(architecture))
-        settings = dataclasses.replace(sizes.train, compile=compiled)
+        # In bf16 rounding alone sends a token to another expert now and then.
+        settings = dataclasses.replace(sizes.train, compile=compiled, autocast_bf16=False)
         optimizer, watch = build_optimizer(model, settings), Watch(model)
         if compiled:
             compile_blocks(model)
         losses.append([train_step(model, optimizer, batch, settings).loss for _ in range(4)])
         assert 0 < watch.numbers()["gate_mean"] < 1
-    assert losses[0] == pytest.approx(losses[1], abs=5e-3) and losses[0][3] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) and losses[0][3] < losses[0][0]
