@@ -1,5 +1,3 @@
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import given
@@ -97,9 +95,9 @@ def test_padded_and_grouped_equal_one_by_one(count: int, top_k: int, seed: int) 
 def test_one_kernel_equals_listed_slices(count: int, top_k: int, seed: int) -> None:
     layer = make_moe(seed, num_experts_per_tok=top_k)
     _, weights, chosen = layer.gate(draw(count, 32, seed=seed))
-    half = partial(torch.Tensor.to, dtype=torch.bfloat16)
+    # The kernel takes single precision at most.
     x, gate_up, down = (
-        half(part.detach()).requires_grad_()
+        part.detach().float().requires_grad_()
         for part in (draw(count, 32, seed=seed), *layer.experts.parameters())
     )
     counts = expert_counts(chosen, 6)
@@ -111,7 +109,7 @@ def test_one_kernel_equals_listed_slices(count: int, top_k: int, seed: int) -> N
         grads = torch.autograd.grad(output.float().square().sum(), inputs, retain_graph=True)
         runs.append((output, *grads))
     for listed, kernel in zip(*runs, strict=True):
-        torch.testing.assert_close(kernel, listed, rtol=0.02, atol=1e-3)
+        torch.testing.assert_close(kernel, listed)
 
 
 def test_autocast_stays_close_to_single_precision() -> None:

@@ -33,6 +33,12 @@ class Slices(Protocol):
     def outer_products(self, left: Tensor, right: Tensor) -> Tensor:
         """Return ``left.T @ right`` of each slice: (S, A), (S, B) -> (E, A, B)."""
 
+    def added(self, rows: Tensor, place: Tensor) -> Tensor:
+        """Add each token's rows of (S, D), which lie at ``place`` (N, K): (N, D)."""
+
+    def side_by_side(self, left: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+        """Return ``left`` and ``factor * other``, each (S, F), as one (S, 2F)."""
+
 
 def fits_grouped_kernel(x: Tensor) -> bool:
     """Return whether one kernel can multiply all slices of ``x`` without knowing their lengths."""
@@ -111,6 +117,14 @@ class KernelSlices(NamedTuple):
         """See ``Slices``."""
         return F.grouped_mm(left.T, right, offs=self.ends)
 
+    def added(self, rows: Tensor, place: Tensor) -> Tensor:
+        """See ``Slices``; compiled, nothing is written between reading and adding."""
+        return rows.index_select(0, place.flatten()).view(*place.shape, -1).sum(1)
+
+    def side_by_side(self, left: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+        """See ``Slices``; compiled, both parts are written in place."""
+        return torch.cat((left, factor * other), dim=-1)
+
 
 class ListedSlices(NamedTuple):
     """Slices whose lengths are known; one batched product where all are equal."""
@@ -140,6 +154,18 @@ class ListedSlices(NamedTuple):
             torch.mm(part.T, other, out=result)
         return output
 
+    def added(self, rows: Tensor, place: Tensor) -> Tensor:
+        """See ``Slices``."""
+        return F.embedding_bag(place, rows, mode="sum")
+
+    def side_by_side(self, left: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+        """See ``Slices``."""
+        joined = left.new_empty(len(left), 2 * left.shape[1])
+        first, second = joined.chunk(2, dim=-1)
+        first.copy_(left)
+        torch.mul(factor, other, out=second)
+        return joined
+
     def _equal(self) -> bool:
         return min(self.loads) == max(self.loads)
 
@@ -166,7 +192,7 @@ class _GroupedExperts(torch.autograd.Function):
         outer = slices.per_expert(inner * factors, down)
         ctx.save_for_backward(rows, factors, hidden, active, inner, gate_up, down, tokens, place)
         ctx.slices = slices
-        return _added(outer, place)
+        return slices.added(outer, place)
 
     @staticmethod
     @once_differentiable
@@ -180,28 +206,8 @@ class _GroupedExperts(torch.autograd.Function):
         grad_factors = (grad_scaled * inner).sum(-1, keepdim=True)
         grad_inner = grad_scaled * factors
         grad_gate = torch.ops.aten.silu_backward(grad_inner * up, gate)
-        grad_hidden = _side_by_side(grad_gate, grad_inner, active)
+        grad_hidden = slices.side_by_side(grad_gate, grad_inner, active)
         grad_gate_up = slices.outer_products(rows, grad_hidden)
         grad_rows = slices.per_expert(grad_hidden, gate_up.mT)
-        grad_x = _added(grad_rows, place)
+        grad_x = slices.added(grad_rows, place)
         return grad_x, grad_factors, grad_gate_up, grad_down, None, None, None
-
-
-def _side_by_side(left: Tensor, factor: Tensor, other: Tensor) -> Tensor:
-    """Return ``left`` and ``factor * other``, each (S, F), as one (S, 2F)."""
-    if left.is_cuda:
-        # What is compiled there writes its results in place by itself.
-        return torch.cat((left, factor * other), dim=-1)
-    joined = left.new_empty(len(left), 2 * left.shape[1])
-    first, second = joined.chunk(2, dim=-1)
-    first.copy_(left)
-    torch.mul(factor, other, out=second)
-    return joined
-
-
-def _added(rows: Tensor, place: Tensor) -> Tensor:
-    """Add each token's rows of (S, D), which lie at ``place`` (N, K): (N, D)."""
-    if rows.is_cuda:
-        # Compiled, nothing is written between reading and adding.
-        return rows.index_select(0, place.flatten()).view(*place.shape, -1).sum(1)
-    return F.embedding_bag(place, rows, mode="sum")
