@@ -41,13 +41,11 @@ class Scale:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
-def _memory(
-    row_dim: int, rows: int, heads: int = 4, layers: tuple[int, ...] = (1,)
-) -> dict[str, Any]:
+def _memory(row_dim: int, rows: int) -> dict[str, Any]:
     return {
-        "engram_layers": list(layers),
+        "engram_layers": [1],
         "engram_ngram_orders": [2, 3],
-        "engram_heads": heads,
+        "engram_heads": 4,
         "engram_rows": [rows, rows],
         "engram_row_dim": row_dim,
     }

@@ -5,14 +5,8 @@ when the code changes what its numbers mean: finished stages of another version 
 """
 
 import importlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
-
-from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow
-
-StageFunction = Callable[[Mapping[str, Path], Any, int | None, Path, Reporter], list[MetricRow]]
 
 
 class Stage(NamedTuple):

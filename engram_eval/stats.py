@@ -59,17 +59,6 @@ def mean_stderr(values: npt.ArrayLike) -> tuple[float, float]:
     return float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size))
 
 
-def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson 1927); it never leaves [0, 1]."""
-    if not 0 <= successes <= n or n < 1:
-        raise UserError(f"wilson_interval: {successes} successes of {n}")
-    z = float(scipy.stats.norm.ppf(0.5 + level / 2))
-    share, z2n = successes / n, z * z / n
-    centre = (share + z2n / 2) / (1 + z2n)
-    half = z * math.sqrt(share * (1 - share) / n + z2n / (4 * n)) / (1 + z2n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def clustered_stderr(values: npt.ArrayLike, clusters: Sequence[object]) -> float:
     """Return the standard error of the mean of items that share sources.
 
@@ -197,17 +186,6 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
-def welch_test(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> SeedTest:
-    """Compare the means of two groups of seeds without assuming equal variances (Welch 1947)."""
-    first, second = _vector(a, "welch_test", least=2), _vector(b, "welch_test", least=2)
-    va, vb = first.var(ddof=1) / first.size, second.var(ddof=1) / second.size
-    spread = float(va + vb)
-    if spread == 0:
-        raise UserError("welch_test: both groups are constant")
-    dof = spread**2 / (va**2 / (first.size - 1) + vb**2 / (second.size - 1))
-    return _t_test(float(second.mean() - first.mean()), math.sqrt(spread), float(dof), level)
-
-
 def pooled_seed_test(
     arms: Mapping[str, Sequence[float]], a: str, b: str, level: float = 0.95
 ) -> SeedTest:
@@ -242,14 +220,6 @@ def holm(p_values: npt.ArrayLike) -> Array:
     p = _vector(p_values, "holm")
     order = np.argsort(p, kind="stable")
     scaled = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
-    return _unsort(scaled, order)
-
-
-def benjamini_hochberg(p_values: npt.ArrayLike) -> Array:
-    """Return p-values that control the share of false discoveries (Benjamini-Hochberg 1995)."""
-    p = _vector(p_values, "benjamini_hochberg")
-    order = np.argsort(p, kind="stable")[::-1]
-    scaled = np.minimum.accumulate(p[order] * p.size / np.arange(p.size, 0, -1))
     return _unsort(scaled, order)
 
 

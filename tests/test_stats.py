@@ -27,19 +27,6 @@ def test_mean_stderr_equals_scipy():
     assert stderr == pytest.approx(scipy_stats.sem(values))
 
 
-@pytest.mark.parametrize(("k", "n", "level"), [(0, 7, 0.95), (3, 10, 0.95), (55, 56, 0.9)])
-def test_wilson_equals_scipy(k, n, level):
-    truth = scipy_stats.binomtest(k, n).proportion_ci(level, method="wilson")
-    assert stats.wilson_interval(k, n, level) == pytest.approx((truth.low, truth.high))
-
-
-@given(st.integers(1, 400), st.floats(0, 1))
-def test_wilson_holds_the_share_and_stays_in_the_unit_interval(n, fraction):
-    k = round(n * fraction)
-    low, high = stats.wilson_interval(k, n)
-    assert 0 <= low <= k / n + 1e-12 and k / n - 1e-12 <= high <= 1
-
-
 def test_clustered_stderr_by_hand():
     # mean 3; sums of deviations per cluster: (1-3)+(2-3) = -3, (3-3)+(6-3) = 3;
     # sqrt(2/1 * (9 + 9)) / 4 = 6 / 4
@@ -124,15 +111,6 @@ def test_mcnemar_by_hand():
     assert stats.mcnemar([1, 0], [1, 0]) == 1.0
 
 
-def test_welch_equals_scipy():
-    a, b = rng(1).normal(size=4), rng(2).normal(1, 3, size=6)
-    ours = stats.welch_test(a, b, level=0.9)
-    truth = scipy_stats.ttest_ind(b, a, equal_var=False)
-    assert (ours.t, ours.p, ours.dof) == pytest.approx((truth.statistic, truth.pvalue, truth.df))
-    bounds = truth.confidence_interval(0.9)
-    assert (ours.low, ours.high) == pytest.approx((bounds.low, bounds.high))
-
-
 def test_pooled_test_of_two_arms_is_students():
     a, b = [1.0, 1.3, 0.9], [1.6, 1.5]
     ours = stats.pooled_seed_test({"a": a, "b": b}, "a", "b", level=0.95)
@@ -150,23 +128,16 @@ def test_pooled_test_equals_tukeys_ingredients():
     assert ours.t == pytest.approx((1.55 - 1.15) / math.sqrt(within))
 
 
-def test_holm_and_hochberg_by_hand():
+def test_holm_by_hand():
     p = [0.01, 0.04, 0.03, 0.005]
     assert stats.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, 0.02])
 
 
 @given(P_VALUES)
-def test_hochberg_equals_scipy(p):
-    assert stats.benjamini_hochberg(p) == pytest.approx(scipy_stats.false_discovery_control(p))
-
-
-@given(P_VALUES)
-def test_corrections_never_lower_a_p_value_and_keep_its_rank(p):
-    strict, lenient = stats.holm(p), stats.benjamini_hochberg(p)
-    assert (strict <= 1).all() and (lenient >= np.array(p) - 1e-12).all()
-    assert (strict >= lenient - 1e-12).all()
-    assert (np.diff(strict[np.argsort(p, kind="stable")]) >= -1e-12).all()
+def test_a_correction_never_lowers_a_p_value_and_keeps_its_rank(p):
+    corrected = stats.holm(p)
+    assert (corrected <= 1).all() and (corrected >= scipy_stats.false_discovery_control(p)).all()
+    assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= -1e-12).all()
 
 
 @given(st.floats(0, 0.9))
@@ -180,7 +151,6 @@ def test_centred_maps_chance_to_zero_and_one_to_one(chance):
     [
         lambda: stats.mean_stderr([1.0]),
         lambda: stats.mean_stderr([1.0, math.nan]),
-        lambda: stats.wilson_interval(3, 2),
         lambda: stats.clustered_stderr([1, 2], ["x"]),
         lambda: stats.clustered_stderr([1, 2], ["x", "x"]),
         lambda: stats.paired_bootstrap([1.0, 2.0], [1.0], rng()),
@@ -188,7 +158,6 @@ def test_centred_maps_chance_to_zero_and_one_to_one(chance):
         lambda: stats.paired_bootstrap([1.0, 2.0], [1.0, 1.0], rng(), clusters=["x"]),
         lambda: stats.paired_bootstrap([1.0], [1.0], rng()),
         lambda: stats.mcnemar([0.5], [1]),
-        lambda: stats.welch_test([1, 1], [2, 2]),
         lambda: stats.pooled_seed_test({"a": [1.0], "b": [2.0]}, "a", "b"),
         lambda: stats.centred(0.5, 1.0),
     ],

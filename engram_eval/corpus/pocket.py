@@ -6,7 +6,6 @@ change in one moves no text of the others.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from engram_eval.config import CorpusConfig
 from engram_eval.corpus.arithmetic import arithmetic_documents
@@ -23,14 +22,6 @@ LIBRARY_DOMAINS = ("code", "docs")
 # but a piece too short to be read as code helps nobody.
 MAX_SHARE = 8
 MIN_LIMIT = 2_000
-
-
-class Entropies(NamedTuple):
-    """A domain's answers: how many, and the mean bits of each without and with the skill."""
-
-    answers: int
-    absent_bits: float
-    perfect_bits: float
 
 
 @dataclass
@@ -79,17 +70,3 @@ def cut(text: str, size: int) -> str:
     """Return the whole leading lines of a text that fit in ``size`` bytes; maybe none."""
     data = text.encode()
     return text if len(data) <= size else data[: data.rfind(b"\n", 0, size) + 1].decode()
-
-
-def domain_entropies(documents: Iterable[Document]) -> dict[str, Entropies]:
-    """Sum up the analytic entropies per domain, for the domains that have answers."""
-    sums: dict[str, list[float]] = {}
-    for document in documents:
-        for answer in document.answers:
-            total = sums.setdefault(document.domain, [0, 0.0, 0.0])
-            total[0] += 1
-            total[1] += answer.absent_bits
-            total[2] += answer.perfect_bits
-    return {
-        d: Entropies(int(n), absent / n, perfect / n) for d, (n, absent, perfect) in sums.items()
-    }

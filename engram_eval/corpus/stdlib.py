@@ -93,7 +93,7 @@ def stdlib_documents(
         with tokenize.open(module.path) as handle:
             source = handle.read()
         tree = ast.parse(source)
-        texts = {"code": _stripped(source, tree), "docs": _prose(tree, module.name)}
+        texts = {"code": strip_docstrings(source, tree), "docs": docstring_prose(tree, module.name)}
         for domain, text in texts.items():
             if MIN_CHARS <= len(text) <= MAX_CHARS:
                 yield Document(text, domain, f"{domain}:{module.name}", split)
@@ -126,15 +126,11 @@ def _docstring(node: _Definition) -> ast.Expr | None:
     return first if is_text and isinstance(first.value.value, str) else None  # type: ignore
 
 
-def strip_docstrings(source: str) -> str:
+def strip_docstrings(source: str, tree: ast.Module) -> str:
     """Remove all docstrings; what remains is the same program, comments and layout kept.
 
-    A body that was nothing but a docstring becomes ``pass``.
+    A body that was nothing but a docstring becomes ``pass``. ``tree`` is what ``source`` parses to.
     """
-    return _stripped(source, ast.parse(source))
-
-
-def _stripped(source: str, tree: ast.Module) -> str:
     lines = source.encode().splitlines(keepends=True)
     for node, _ in _definitions(tree, ""):
         statement = _docstring(node)
@@ -165,12 +161,8 @@ def _blank(lines: list[bytes], statement: ast.Expr, replacement: bytes) -> None:
         following += 1
 
 
-def docstring_prose(source: str, module: str) -> str:
+def docstring_prose(tree: ast.Module, module: str) -> str:
     """Join a module's docstrings: each under the dotted name of what it documents."""
-    return _prose(ast.parse(source), module)
-
-
-def _prose(tree: ast.Module, module: str) -> str:
     parts = []
     for node, name in _definitions(tree, module):
         text = (ast.get_docstring(node) or "").strip()
