@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engram_eval.claims.verdicts import write_verdicts
+from engram_eval.contrasts import interval, p_greater, seed_contrast
 from engram_eval.equivalent_layers import equivalent_rows
 from engram_eval.errors import UserError
 from engram_eval.evaluation.informative import Judgement, judge_tasks
@@ -217,33 +218,58 @@ def _reason(table: Table, pairing: Pairing, judgement: Judgement | None) -> str:
 def _seed_rows(
     table: Table, metric: str, pairing: Pairing, scores: Scores, judgement: Judgement | None
 ) -> list[dict[str, Any]]:
-    """Test over seeds, with the variance of all arms pooled, from three seeds per model on."""
+    """Test over seeds, from three seeds per model on."""
     if min(len(pairing.seeds_a), len(pairing.seeds_b)) < SEEDS_FOR_A_TEST:
         return []
-    sign = 1 if METRICS[metric].higher_is_better else -1
-    arms = {
-        model: [sign * table.score(metric, (model, seed)) for seed in seeds]
-        for model, seeds in scores.models.items()
-        if None not in seeds and table.has(metric, [(model, seed) for seed in seeds])
-    }
     try:
-        found = pooled_seed_test(arms, pairing.a, pairing.b)
+        found, test = _over_seeds(table, metric, pairing, scores)
     except UserError:
         # Every seed of every arm scores the same: there is no spread to test against.
         return []
     return [
         _row(table, metric, pairing, judgement)
         | {
-            "effect": found.value,
-            "ci_low": found.low,
-            "ci_high": found.high,
-            "p": found.p,
-            "test": f"t-test over seeds, variance pooled over {len(arms)} models",
+            **found,
+            "test": test,
             "units": "seeds",
             "n": len(pairing.seeds_a) + len(pairing.seeds_b),
             "reason": None if judgement is None or judgement.informative else judgement.reason,
         }
     ]
+
+
+def _over_seeds(
+    table: Table, metric: str, pairing: Pairing, scores: Scores
+) -> tuple[dict[str, float], str]:
+    """Return effect, interval and p of b - a over seeds, and by which test.
+
+    The variance is pooled over all trained models. A model with a memory beside it is no training
+    of its own: it is compared seed by seed, and its spread counts for nobody else.
+    """
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    pair = (pairing.a, pairing.b)
+    mixed = not scores.beside.isdisjoint(pair)
+    arms = {
+        model: {
+            seed: sign * table.score(metric, (model, seed)) for seed in seeds if seed is not None
+        }
+        for model, seeds in scores.models.items()
+        if None not in seeds
+        and (model in pair if mixed else model not in scores.beside)
+        and table.has(metric, [(model, seed) for seed in seeds])
+    }
+    if mixed:
+        each = seed_contrast(arms, {pairing.b: 1.0, pairing.a: -1.0})
+        low, high = interval(each)
+        p = 2 * min(p_greater(each), 1 - p_greater(each))
+        return _effect(each.value, low, high, p), "t-test over each seed's difference"
+    found = pooled_seed_test({m: list(v.values()) for m, v in arms.items()}, *pair)
+    test = f"t-test over seeds, variance pooled over {len(arms)} models"
+    return _effect(found.value, found.low, found.high, found.p), test
+
+
+def _effect(value: float, low: float, high: float, p: float) -> dict[str, float]:
+    return {"effect": value, "ci_low": low, "ci_high": high, "p": p}
 
 
 def _adjust(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from engram_eval.errors import UserError, nearest
 from engram_eval.quiet import settle_libraries
@@ -22,7 +22,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Turn argparse's complaint into a ``UserError``."""
-        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is left over here, where the options are known that it may be meant for."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            meant = nearest(rest[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unknown argument {rest[0]!r}{meant}")
+        return found, rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,10 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+    allowed = (*VERBS, "-h", "--help", "--version")
+    if argv and argv[0] not in allowed:
         raise UserError(
-            f"unknown verb {argv[0]!r}{nearest(argv[0], VERBS)}; allowed: {', '.join(VERBS)}"
+            f"unknown verb {argv[0]!r}{nearest(argv[0], allowed)}; allowed: {', '.join(VERBS)}"
         )
+    if argv[:1] == ["--version"]:
+        from engram_eval.environment import versions
+
+        print(f"engram-eval {versions()['engram-eval']}")
+        return 0
     arguments = build_parser().parse_args(argv or ["--help"])
     if arguments.verb != "bench":
         settle_libraries()
@@ -61,6 +75,7 @@ def _dispatch(argv: list[str]) -> int:
 def build_parser() -> Parser:
     """Return the parser of all verbs; its errors are ``UserError``."""
     parser = Parser(prog="engram-eval", description="The referee for conditional memory.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         sub = verbs.add_parser(name, help=verb.about, description=verb.about)

@@ -362,8 +362,20 @@ def override(config: T, assignments: typing.Sequence[str]) -> T:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        _assign(data, path.split("."), value, path)
+        keys = path.split(".")
+        if keys[0] not in data:
+            raise _unknown_key(path, keys[0], data)
+        _assign(data, keys, value, path)
     return from_dict(type(config), data)
+
+
+def _unknown_key(path: str, key: str, data: Mapping[str, Any]) -> UserError:
+    """Build the error for a key that a table lacks; a table below may have it."""
+    below = [
+        f"{name}.{key}" for name, part in data.items() if isinstance(part, dict) and key in part
+    ]
+    hint = f" (did you mean {' or '.join(map(repr, below))}?)" if below else nearest(key, data)
+    return UserError(f"--set {path}: unknown key {key!r}{hint}; allowed: {', '.join(data)}")
 
 
 def _assign(data: Any, keys: list[str], value: Any, path: str) -> None:
@@ -384,10 +396,7 @@ def _assign(data: Any, keys: list[str], value: Any, path: str) -> None:
             if last:
                 data[key] = value
             elif key not in data:
-                raise UserError(
-                    f"--set {path}: unknown key {key!r}{nearest(key, data)}; "
-                    f"allowed: {', '.join(data)}"
-                )
+                raise _unknown_key(path, key, data)
             else:
                 data = data[key]
         else:

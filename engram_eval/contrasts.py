@@ -41,12 +41,14 @@ class Design(NamedTuple):
         solve: (arms + seeds, n): least-squares effects from n observations.
         residual: (n, n): projects observations on what the effects leave over.
         covariance: (arms, arms): of the arms' effects, in units of the error variance.
+        told: (arms + seeds, arms + seeds): projects on what the layout can tell.
         dof: n minus the effects that can be told apart.
     """
 
     solve: Array
     residual: Array
     covariance: Array
+    told: Array
     dof: int
 
 
@@ -66,7 +68,8 @@ def block_design(cells: tuple[tuple[str, int], ...]) -> Design:
     solve: Array = np.linalg.pinv(matrix).astype(np.float64)
     residual = np.eye(len(cells)) - matrix @ solve
     covariance = (solve @ solve.T)[: len(arms), : len(arms)]
-    return Design(solve, residual, covariance, len(cells) - int(np.linalg.matrix_rank(matrix)))
+    dof = len(cells) - int(np.linalg.matrix_rank(matrix))
+    return Design(solve, residual, covariance, solve @ matrix, dof)
 
 
 def block_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
@@ -92,6 +95,9 @@ def block_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
     vector = np.array([weights.get(arm, 0.0) for arm in dict.fromkeys(a for a, _ in cells)])
     if design.dof < 1:
         raise UserError("contrast: no degrees of freedom are left for the error")
+    asked = np.pad(vector, (0, len(design.told) - vector.size))
+    if not np.allclose(asked @ design.told, asked):
+        raise UserError(f"contrast: no seeds link the arms {', '.join(weights)}")
     left = design.residual @ observed
     variance = float(left @ left) / design.dof
     spread = variance * float(vector @ design.covariance @ vector)
@@ -137,9 +143,9 @@ def slope_weights(x: Mapping[str, float]) -> dict[str, float]:
     return {arm: float(c) / total for arm, c in zip(x, centred, strict=True)}
 
 
-def interval(found: Estimate, level: float = 0.95) -> tuple[float, float]:
-    """Return Student's confidence interval of a contrast."""
-    half = float(scipy.stats.t.ppf(0.5 + level / 2, found.dof)) * found.stderr
+def interval(found: Estimate) -> tuple[float, float]:
+    """Return Student's 95 % confidence interval of a contrast."""
+    half = float(scipy.stats.t.ppf(0.975, found.dof)) * found.stderr
     return found.value - half, found.value + half
 
 

@@ -125,10 +125,17 @@ def _joined(measures: Sequence[Measure]) -> Measure:
 
 
 class Scores(NamedTuple):
-    """All tables of a study, and the seeds of each model (a baseline's only seed is None)."""
+    """All tables of a study and who was scored.
+
+    Attributes:
+        tables: all of them.
+        models: the seeds of each model (a baseline's only seed is None).
+        beside: which of the models are another one with a memory beside it, or only a memory.
+    """
 
     tables: list[Table]
     models: Mapping[str, tuple[int | None, ...]]
+    beside: frozenset[str]
 
 
 def select(table: Table, label: str, value: str) -> Table | None:
@@ -146,18 +153,20 @@ def load_scores(study_dir: Path) -> Scores:
     path = study_dir / "stages.json"
     if not path.exists():
         raise UserError(f"{study_dir}: no stages.json; run the study first")
-    folders = {
-        (stage["model"], stage["seed"]): study_dir / stage["folder"]
+    scored = [
+        stage
         for stage in json.loads(path.read_text())
         if stage["stage"] in ("evaluate", "baseline") and stage["status"] == "ok"
-    }
+    ]
+    folders = {(s["model"], s["seed"]): study_dir / s["folder"] for s in scored}
+    beside = frozenset(s["model"] for s in scored if s["stage"] == "baseline")
     models: dict[str, tuple[int | None, ...]] = {}
     for model, seed in folders:
         models[model] = (*models.get(model, ()), seed)
     names = sorted({f.stem for folder in folders.values() for f in folder.glob("samples/*.jsonl")})
     domains = _task_domains(study_dir)
     tasks = [_task_table(name, folders, domains.get(name)) for name in names]
-    return Scores([*tasks, *_heldout_tables(folders)], models)
+    return Scores([*tasks, *_heldout_tables(folders)], models, beside)
 
 
 def _task_domains(study_dir: Path) -> dict[str, str]:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.claims.verdicts import read_verdicts, write_verdicts
+from engram_eval.claims.stored import read_verdicts
+from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.config import StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError
 from engram_eval.records import EQUAL_LOSS, read_jsonl, write_json, write_jsonl

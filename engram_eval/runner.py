@@ -44,14 +44,16 @@ def run_study(
     study = solve(study)
     nodes = graph(study)
     store = out.parent / "store"
+    wanted = _with_inputs([n for n in nodes if n.stage in stages and selected(n, only)])
+    # A report alone must not touch what was recorded elsewhere, or by another version.
+    ours = bool(wanted) or any(node.done(store) for node in nodes)
+    if not ours and not (out / "metrics.jsonl").exists():
+        raise UserError(f"{out}: nothing of this study has run here; `engram-eval run` does that")
     with _locked(out):
-        wanted = _with_inputs([n for n in nodes if n.stage in stages and selected(n, only)])
         failed: list[Node] = []
         for message in _outdated(out):
             report.say(message)
-        # A report alone must not touch what was recorded elsewhere, or by another version.
-        ours = bool(wanted) or any(node.done(store) for node in nodes)
-        if ours or not (out / "metrics.jsonl").exists():
+        if ours:
             write_study_folder(study, nodes, store, out)
         if wanted:
             try:

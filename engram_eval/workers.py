@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,6 +22,12 @@ from engram_eval.study import Node
 FOUNDATIONS = ("corpus", "load")
 """Stages whose mistakes end the study; elsewhere they are recorded and the rest goes on."""
 
+TYPICAL: Mapping[str, float] = {
+    **{"corpus": 19.0, "items": 11.0, "tune": 450.0, "train": 450.0, "load": 5.0},
+    **{"equal_loss": 0.1, "evaluate": 39.0, "score_equal_loss": 39.0, "baseline": 14.0},
+    **{"sample": 11.0, "probe": 19.0, "probe_pair": 11.0, "offload": 60.0},
+}
+"""Seconds that a stage of each kind takes in the quick study; only their ratios count."""
 
 Launcher = Callable[["Plan", Path, Reporter], None]
 """Runs everything that a plan allows; failures are noted in the plan."""
@@ -107,21 +113,28 @@ class Plan:
     def seconds_left(self) -> float | None:
         """Estimate from the stages of each kind that ended; None before the first.
 
-        A kind that none has ended of is taken to be as long as all others on average. Divided by
-        the stages that run side by side.
+        A kind that none has ended of is taken to be to the others as is typical. Divided by the
+        stages that run side by side.
         """
-        everything = [seconds for found in self.took.values() for seconds in found]
-        if not everything:
+        if not self.took:
             return None
-        waiting = [self.took.get(node.stage, everything) for node in self.waiting]
-        running = [self.took.get(node.stage, everything) for node in self.running.values()]
-        means = [sum(found) / len(found) for found in waiting]
-        halves = [sum(found) / len(found) / 2 for found in running]
-        return (sum(means) + sum(halves)) / max(1, len(self.running))
+        usual = sum(_typical(stage) * len(found) for stage, found in self.took.items())
+        pace = sum(map(sum, self.took.values())) / usual
+
+        def expected(node: Node) -> float:
+            found = self.took.get(node.stage)
+            return sum(found) / len(found) if found else pace * _typical(node.stage)
+
+        halves = sum(map(expected, self.running.values())) / 2
+        return (sum(map(expected, self.waiting)) + halves) / max(1, len(self.running))
 
     def blocked(self) -> list[Node]:
         """Return what still waits; at the end, what cannot run."""
         return list(self.waiting)
+
+
+def _typical(stage: str) -> float:
+    return TYPICAL.get(stage, 10.0)
 
 
 def _run_here(plan: Plan, store: Path, report: Reporter) -> None:

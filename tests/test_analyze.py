@@ -139,11 +139,14 @@ def test_analysis_is_deterministic_and_ignores_what_did_not_finish(study, tmp_pa
     )
 
 
-def planted(folder, seeds=(0, 1, 2), gain=0.3, items=80, drop=()):
-    """Write a study of models a and b; b is right on more items, by ``gain`` in probability."""
+def planted(folder, seeds=(0, 1, 2), gain=0.3, items=80, drop=(), beside=()):
+    """Write a study of models a and b; b is right on more items, by ``gain`` in probability.
+
+    ``beside`` are names of models with a memory beside them, right on nine of ten.
+    """
     rng = np.random.default_rng(0)
     stages, rows = [], []
-    for model, share in (("a", 0.4), ("b", 0.4 + gain)):
+    for model, share in (("a", 0.4), ("b", 0.4 + gain), *((name, 0.9) for name in beside)):
         for seed in seeds:
             right = rng.random(items) < share
             samples = [
@@ -154,12 +157,14 @@ def planted(folder, seeds=(0, 1, 2), gain=0.3, items=80, drop=()):
             place = f"store/{model}{seed}"
             kept = [{k: v for k, v in sample.items() if k not in drop} for sample in samples]
             write_jsonl(folder / place / "samples" / "quiz.jsonl", kept)
-            stages.append({"stage": "evaluate", "status": "ok", "model": model, "seed": seed,
+            kind = "baseline" if model in beside else "evaluate"
+            stages.append({"stage": kind, "status": "ok", "model": model, "seed": seed,
                            "folder": place})  # fmt: skip
             rows.append(MetricRow("quiz", "acc", float(right.mean()), model=model, seed=seed,
                                   stage="evaluate", split="test", slice={"domain": "code"},
                                   baseline=0.25, n=items))  # fmt: skip
-    write_json(folder / "study.json", {"models": [{"name": "a"}, {"name": "b"}]})
+    models = [{"name": "a"}, {"name": "b"}]
+    write_json(folder / "study.json", {"models": models, "baselines": list(beside)})
     write_json(folder / "stages.json", stages)
     write_jsonl(folder / "metrics.jsonl", map(row_to_dict, rows))
     return rows
@@ -175,6 +180,20 @@ def test_three_seeds_bear_students_test(tmp_path):
     assert (row["effect"], row["p"]) == pytest.approx((np.mean(b) - np.mean(a), truth.pvalue))
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((bounds.low, bounds.high))
     assert row["n"] == 6
+
+
+def test_a_memory_beside_a_model_is_compared_seed_by_seed_and_tells_no_spread(tmp_path):
+    rows = planted(tmp_path, beside=("a+ngram",))
+    found = list(read_jsonl(analyze(tmp_path)))
+    quiz = {(r["model_a"], r["model_b"]): r for r in compared(found, units="seeds", metric="acc")
+            if r["name"] == "quiz"}  # fmt: skip
+    assert quiz["a", "b"]["test"].endswith("over 2 models")
+    a, mixed = ([r.value for r in rows if r.model == m] for m in ("a", "a+ngram"))
+    truth = scipy_stats.ttest_rel(mixed, a)
+    row = quiz[tuple(sorted(("a+ngram", "a"), key=["a+ngram", "a", "b"].index))]
+    sign = 1 if row["model_b"] == "a+ngram" else -1
+    assert row["p"] == pytest.approx(truth.pvalue) and "each seed" in row["test"]
+    assert sign * row["effect"] == pytest.approx(np.mean(mixed) - np.mean(a))
 
 
 def test_constant_scores_bear_no_seed_test(tmp_path):
@@ -235,14 +254,17 @@ def test_items_of_one_source_are_resampled_together():
         {"acc": Measure({("a", 0): np.zeros(60), ("b", 0): gain}, np.ones(60))},
         sources,
     )
-    pairing, scores = Pairing("a", "b", (0,), (0,)), Scores([table], {"a": (0,), "b": (0,)})
+    pairing, scores = (
+        Pairing("a", "b", (0,), (0,)),
+        Scores([table], {"a": (0,), "b": (0,)}, frozenset()),
+    )
     (row,) = compare_table(table, [pairing], scores, {})
     salt = np.random.default_rng(int(content_hash(["made", {}]), 16))
     expected = paired_bootstrap(np.zeros(60), gain, salt, clusters=sources)
     assert (row["ci_low"], row["ci_high"], row["p"]) == pytest.approx(expected[1:])
     assert row["test"] == "paired bootstrap over 12 sources of items" and row["n"] == 60
     apart = dataclasses.replace(table, sources=())
-    (other,) = compare_table(apart, [pairing], Scores([apart], scores.models), {})
+    (other,) = compare_table(apart, [pairing], Scores([apart], scores.models, frozenset()), {})
     assert other["test"] == "exact McNemar over items"
     assert row["ci_high"] - row["ci_low"] > 1.5 * (other["ci_high"] - other["ci_low"])
     # A part without shared sources is as good as single items; joined parts keep theirs apart.

@@ -11,7 +11,8 @@ from engram_eval.bench.offload import STORAGES
 from engram_eval.bench.offload_stage import arm_name
 from engram_eval.claims.collect import NO_LOGARITHM
 from engram_eval.claims.registry import claims_of
-from engram_eval.claims.verdicts import read_verdicts, write_verdicts
+from engram_eval.claims.stored import read_verdicts
+from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.config import to_dict
 from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
 from engram_eval.studies.capacity import PEOPLE

@@ -7,7 +7,7 @@ import pytest
 from engram_eval.claims.claim import MEAN_OF_TASKS
 from engram_eval.claims.collect import NO_LOGARITHM
 from engram_eval.claims.registry import CLAIMS
-from engram_eval.claims.verdicts import read_verdicts
+from engram_eval.claims.stored import read_verdicts
 from engram_eval.cli import main
 
 STUDIES = sorted({claim.study for claim in CLAIMS.values()})

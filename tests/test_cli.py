@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from engram_eval.cli import VERBS, main
+from engram_eval.environment import versions
 from engram_eval.listing import LISTS
 
 
@@ -30,11 +32,22 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("module", ["engram_eval", "engram_eval.cli"])
+def test_python_runs_it_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", module, "list", "scales"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("smoke"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["rnu", "quick"], "unknown verb 'rnu' (did you mean 'run'?)"),
-        (["run"], "the following arguments are required: study"),
+        (["run"], "engram-eval: the following arguments are required: study"),
+        (["run", "quick", "--sead", "3"], "unknown argument '--sead' (did you mean '--seed"),
+        (["run", "quick", "--set", "lr=1"], "unknown key 'lr' (did you mean 'train.lr'?)"),
+        (["run", "quick", "--set", "trian.lr=1"], "unknown key 'trian' (did you mean 'train'?)"),
+        (["list", "studies", "tasks"], "unknown argument 'tasks'"),
         (["run", "quik"], "unknown study 'quik' (did you mean 'quick'?)"),
         (["run", "main", "--scale", "huge"], "unknown scale 'huge'"),
         (["run", "quick", "--seeds", "two"], "invalid int value: 'two'"),
@@ -49,6 +62,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["convert", "nowhere", "x", "--to", "hf"], "nowhere: no such file or folder"),
         (["status", "nowhere"], "no stages.json here"),
         (["verify", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["claims", "nowhere"], "nowhere: no such folder"),
         (["generate", "nowhere", "hi"], "nowhere: no such folder"),
         (["generate", "nowhere", ""], "the prompt is empty"),
         (["generate", "nowhere", "hi", "--tokens", "0"], "--tokens 0"),
@@ -62,6 +76,29 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_folders_and_files_that_are_no_study_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text('{"name": 3}')
+    for argv, message in (
+        (["run", "empty"], "empty: no study.json here"),
+        (["claims", "empty"], "empty: no verdicts.json here"),
+        (["report", "empty", "--out", "x.html"], "empty: no study here"),
+        (["report", "smoke"], "runs/smoke: nothing of this study has run here"),
+        (["run", "bad.json"], "bad.json: name: expected str, got 3"),
+    ):
+        assert main(argv) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.json", "empty"]
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"engram-eval {versions()['engram-eval']}\n"
 
 
 @pytest.mark.parametrize("what", LISTS)

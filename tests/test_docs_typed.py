@@ -72,7 +72,8 @@ def _bring(desk: Path) -> None:
     study = json.loads((desk / "runs/quick/study.json").read_text()) | {"name": "mine"}
     lines = [f"{key} = {toml(value)}\n" for key, value in study.items() if value is not None]
     (desk / "my_study.toml").write_text("".join(lines))
-    (sets,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    (sets,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
     (desk / "my_sets.toml").write_text(sets)
     (desk / "downloads").mkdir()
     with lzma.open(desk / "downloads" / "arc_easy.jsonl.xz", "wt") as items:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.table import markdown
-from engram_eval.claims.verdicts import read_verdicts, write_verdicts
+from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.cli import main
 from engram_eval.config import StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engram_eval.claims.verdicts import read_verdicts
+from engram_eval.claims.stored import read_verdicts
 from engram_eval.cli import main
 
 PUBLISHED = Path(__file__).parents[1] / "reports" / "published" / "placement-tiny"

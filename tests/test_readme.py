@@ -2,12 +2,13 @@
 
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.table import markdown as verdict_table
-from engram_eval.claims.verdicts import read_verdicts
 from engram_eval.cli import build_parser
 from reports.markdown import results
 
@@ -66,5 +67,9 @@ def test_the_results_are_the_published_ones() -> None:
 def test_the_verdicts_are_the_published_ones() -> None:
     """The table is what `engram-eval claims reports/published/* --markdown` prints."""
     folders = sorted(path.parent for path in (ROOT / "reports/published").glob("*/verdicts.json"))
-    assert folders
-    assert verdict_table([entry for f in folders for entry in read_verdicts(f)]) in TEXT
+    entries = [entry for folder in folders for entry in read_verdicts(folder)]
+    assert entries
+    assert verdict_table(entries) in (ROOT / "docs/verdicts.md").read_text()
+    counts = Counter(entry["verdict"].replace("_", " ") for entry in entries).most_common()
+    told = ", ".join(f"{count} {word}" for word, count in counts)
+    assert f"{len(entries)} claims from {len(folders)} studies: {told};" in TEXT

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engram_eval.bench import offload
-from engram_eval.claims.verdicts import read_verdicts
+from engram_eval.claims.stored import read_verdicts
 from engram_eval.corpus.store import load_corpus
 from engram_eval.progress import Reporter
 from engram_eval.records import read_jsonl

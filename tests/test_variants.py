@@ -299,7 +299,7 @@ def test_the_table_counts_what_is_compared() -> None:
     # By hand: 16 experts of 3 x 128 x 64 in 7 layers, and so on, are 4.46 million.
     assert cells["moe"][3:] == ["4.46 M", "1.52 M", "–", "4.09 M |"]
     assert cells["engram"][3:] == ["4.46 M", "1.53 M", "0.68 M", "4.11 M |"]
-    assert "\n".join(lines) in (Path(__file__).parent.parent / "README.md").read_text()
+    assert "\n".join(lines) in (Path(__file__).parent.parent / "docs/models.md").read_text()
     with pytest.raises(UserError, match="unknown scale 'quik'"):
         solved_variant("moe", "quik")
     with pytest.raises(UserError, match="did you mean 'moe'"):

@@ -161,11 +161,16 @@ def test_a_heading_tells_the_time_left(tmp_path: Path, monkeypatch: pytest.Monke
     plan.finish(first.key, None)
     second = plan.next()
     assert second is not None
-    # Half of the one that runs, two more trainings, and an evaluation that is taken to be as long.
-    assert plan.seconds_left() == 60 + 2 * 120 + 120
-    assert plan.heading(second) == "[2/5, about 7 min left] train"
+    # Half of the one that runs, two more trainings, and an evaluation, much shorter as a rule.
+    evaluation = 120 * runner_module.TYPICAL["evaluate"] / runner_module.TYPICAL["train"]
+    assert plan.seconds_left() == pytest.approx(60 + 2 * 120 + evaluation)
+    assert plan.heading(second) == "[2/5, about 5 min left] train"
     assert plan.next() is not None
-    assert plan.seconds_left() == (2 * 60 + 120 + 120) / 2
+    assert plan.seconds_left() == pytest.approx((2 * 60 + 120 + evaluation) / 2)
+
+
+def test_every_kind_of_stage_has_a_typical_length() -> None:
+    assert set(runner_module.TYPICAL) == set(stages.STAGES)
 
 
 class Clock:

@@ -18,7 +18,6 @@ def _above_middle(arm: str) -> dict[str, float]:
 ALLOCATION = (
     Claim(
         "allocation.u_shape",
-        "allocation",
         "The loss over the experts' share is U-shaped: both ends lie above the middle",
         FIGURE,
         "1.7248 at rho 100 %, 1.7109 at 80 %, 1.7247 at 40 %",
@@ -31,7 +30,6 @@ ALLOCATION = (
     ),
     Claim(
         "allocation.some_memory",
-        "allocation",
         "A fifth of the sparse parameters serves better in a table than in experts",
         FIGURE,
         "1.7109 at rho 80 % against 1.7248 nats",
@@ -40,7 +38,6 @@ ALLOCATION = (
     ),
     Claim(
         "allocation.first_share_buys_most",
-        "allocation",
         "The first 5 % of the budget buys more than half of the gain",
         FIGURE,
         "66 to 77 % of the best gain",
@@ -55,8 +52,7 @@ ALLOCATION = (
     ),
     Claim(
         "allocation.far_end",
-        "allocation",
-        "With 40 % of the budget in experts the model is as good as with all of it",
+        "With 40 % of the budget in experts the loss is the same as with all of it",
         FIGURE,
         "1.7247 against 1.7248 nats",
         less_than("rho_40", "rho_100"),
@@ -65,7 +61,6 @@ ALLOCATION = (
     ),
     Claim(
         "allocation.half_is_too_much",
-        "allocation",
         "Half of the budget in a table is worse than a quarter",
         "arXiv:2608.30320 (Qwen3.8-Flash-Next)",
         "1.201 against 1.197 nats",

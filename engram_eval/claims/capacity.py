@@ -54,7 +54,6 @@ def _claim(
 ) -> Claim:
     return Claim(
         f"capacity.{name}",
-        "capacity",
         sentence,
         source,
         published,
@@ -108,7 +107,8 @@ CAPACITY = (
     ),
     _claim(
         "far_below_capacity",
-        "Far below one bit per parameter, more people are remembered as well as few",
+        "Far below one bit per parameter, what is remembered of each person does not depend on how "
+        "many there are",
         f"{LAWS} (1 bit a parameter after 100 exposures, 2 after 1,000)",
         "up to there all facts are stored, however many",
         {"slope of dense over people": _slope((1.0, "dense"))},

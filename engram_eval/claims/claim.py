@@ -8,8 +8,9 @@ Prediction = Literal["greater", "equal"]
 """``greater``: the contrast is positive. ``equal``: it is smaller than the smallest effect."""
 
 Test = Literal["pooled", "paired"]
-"""``pooled``: within seeds, one variance for all arms of the study. ``paired``: the contrast's own
-spread over seeds, for arms that are trained differently (other widths, other horizons)."""
+"""``pooled``: within seeds, one variance for all models that the study trains. ``paired``: the
+contrast's own spread over seeds, for arms that are trained differently (other widths, other
+horizons) and for a model with a memory beside it, which is no other training than the model."""
 
 ALL_TEXT: Mapping[str, str] = {}
 MEAN_OF_TASKS = "tasks"
@@ -59,8 +60,7 @@ class Claim:
     """A published claim, or a published doubt, as a test.
 
     Attributes:
-        id: ``<study>.<name>``.
-        study: the study whose rows decide it.
+        id: ``<study>.<name>``; that study's rows decide it.
         sentence: what is claimed.
         source: who claims it.
         published: the figure that was published, with its unit.
@@ -71,7 +71,6 @@ class Claim:
     """
 
     id: str
-    study: str
     sentence: str
     source: str
     published: str
@@ -81,6 +80,11 @@ class Claim:
     prediction: Prediction = "greater"
     test: Test = "pooled"
     axis: Mapping[str, float] | None = None
+
+    @property
+    def study(self) -> str:
+        """The study whose rows decide it."""
+        return self.id.partition(".")[0]
 
     @property
     def about(self) -> str:

@@ -31,7 +31,6 @@ def _claim(
     label = " ".join(f"{'+' if weight > 0 else '-'} {arm}" for arm, weight in contrast.items())
     return Claim(
         f"context.{name}",
-        "context",
         sentence,
         source,
         published,
@@ -123,7 +122,7 @@ CONTEXT = (
     ),
     _claim(
         "fresh_at_first_sight",
-        "The same words in another order cost no less: only what was read before is stored",
+        "The same words in another order cost the same: only what was read before is stored",
         OURS,
         NOT_PUBLISHED,
         _one(_cost("repeated_fragments", repeat="fresh 1")),

@@ -1,119 +1,97 @@
 """Claims of ``controls``: is it the n-grams, or would something simpler do?"""
 
-from engram_eval.claims.claim import Claim, Prediction, less_than
+from engram_eval.claims.claim import Claim, less_than
 
 SMALLEST = 0.01
 """Bits per byte; see ``main``."""
-
-
-def _control(
-    name: str,
-    sentence: str,
-    source: str,
-    published: str,
-    better: str,
-    worse: str,
-    prediction: Prediction = "greater",
-) -> Claim:
-    contrast = less_than(better, worse)
-    return Claim(
-        f"controls.{name}",
-        "controls",
-        sentence,
-        source,
-        published,
-        contrast,
-        SMALLEST,
-        prediction=prediction,
-    )
 
 
 SUITE = "this suite's control"
 NONE = "not published"
 
 CONTROLS = (
-    _control(
-        "capacity_one",
+    Claim(
+        "controls.capacity_one",
         "A table of one row per head does about as well as the whole table",
         "deepseek-ai/Engram issue 24",
         "a reported experiment without figures",
-        "engram",
-        "capacity_one",
-        "equal",
+        less_than("engram", "capacity_one"),
+        SMALLEST,
+        prediction="equal",
     ),
-    _control(
-        "capacity_one_experts_removed",
+    Claim(
+        "controls.capacity_one_experts_removed",
         "The memory beats a table of one row that gives no parameters back to the experts",
         "arXiv:2601.07372 section 3",
         "the gain is the memory's, not that of fewer experts",
-        "engram",
-        "capacity_one_bare",
+        less_than("engram", "capacity_one_bare"),
+        SMALLEST,
     ),
-    _control(
-        "one_row_adds_nothing",
-        "A table of one row per head is worth no more than the experts that pay for it",
+    Claim(
+        "controls.one_row_adds_nothing",
+        "A table of one row per head is worth as much as the experts that pay for it, not more",
         SUITE,
         NONE,
-        "capacity_one",
-        "moe",
-        "equal",
+        less_than("capacity_one", "moe"),
+        SMALLEST,
+        prediction="equal",
     ),
-    _control(
-        "random_index",
+    Claim(
+        "controls.random_index",
         "Rows of n-grams that were written beat rows that are read at random",
         SUITE,
         NONE,
-        "engram",
-        "random_index",
+        less_than("engram", "random_index"),
+        SMALLEST,
     ),
-    _control(
-        "random_index_adds_nothing",
-        "Rows that are read at random are worth no more than the experts that pay for them",
+    Claim(
+        "controls.random_index_adds_nothing",
+        "Rows that are read at random are worth as much as the experts that pay for them, not more",
         SUITE,
         NONE,
-        "random_index",
-        "moe",
-        "equal",
+        less_than("random_index", "moe"),
+        SMALLEST,
+        prediction="equal",
     ),
-    _control(
-        "trained_rows",
+    Claim(
+        "controls.trained_rows",
         "Trained rows beat random rows that are never trained",
         "arXiv:2608.17050",
         "a frozen memory is not enough: 38.5 against 34.6",
-        "engram",
-        "frozen_rows",
+        less_than("engram", "frozen_rows"),
+        SMALLEST,
     ),
-    _control(
-        "frozen_rows",
+    Claim(
+        "controls.frozen_rows",
         "Random rows that are never trained still beat the experts that pay for them",
         SUITE,
         NONE,
-        "frozen_rows",
-        "moe",
+        less_than("frozen_rows", "moe"),
+        SMALLEST,
     ),
-    _control(
-        "collisions",
-        "Rows without collisions gain nothing",
+    Claim(
+        "controls.collisions",
+        "Rows without collisions make no difference",
         "arXiv:2601.16531 (Engram-Nine)",
         "4.4799 +- 0.012 against 4.4809 +- 0.008 nats",
-        "collision_free",
-        "engram",
-        "equal",
+        less_than("collision_free", "engram"),
+        SMALLEST,
+        prediction="equal",
     ),
-    _control(
-        "bigram",
+    Claim(
+        "controls.bigram",
         "A plain table of bigrams does better than the gated memory",
         "arXiv:2609.15126 (MoME)",
         "bits per byte: plain bigrams beat a port of Engram",
-        "bigram",
-        "engram",
+        less_than("bigram", "engram"),
+        SMALLEST,
     ),
-    _control(
-        "over_encoding",
+    Claim(
+        "controls.over_encoding",
         "The memory inside the model beats n-grams averaged into its input",
         "arXiv:2601.07372 Fig. 3",
         "1.7678 against 1.7820 nats at equal slots",
-        "engram",
-        "over_encoding",
+        less_than("engram", "over_encoding"),
+        SMALLEST,
     ),
 )

@@ -28,7 +28,6 @@ OVER_WIDTH = {"minus the slope over width": _shrinking_gap(dict(WIDTHS))}
 HORIZON = (
     Claim(
         "horizon.gap_at_16x",
-        "horizon",
         "Engram still leads the MoE after sixteen times the tokens",
         "arXiv:2601.07372 Table 1",
         "0.012 nats after 262 B tokens",
@@ -38,7 +37,6 @@ HORIZON = (
     ),
     Claim(
         "horizon.vanishes_with_tokens",
-        "horizon",
         "The gap between Engram and the MoE shrinks as tokens grow",
         "arXiv:2609.35578 (FactorEngram)",
         "gone at 1 B parameters and 120 B tokens: perplexity 15.57 against 15.60",
@@ -49,7 +47,6 @@ HORIZON = (
     ),
     Claim(
         "horizon.relative_gap_vanishes",
-        "horizon",
         "The gap shrinks even as a share of the loss",
         "karpathy/nanochat log, January 2026",
         "a slight gain that vanishes at depth 25",
@@ -60,7 +57,6 @@ HORIZON = (
     ),
     Claim(
         "horizon.vanishes_with_size",
-        "horizon",
         "The gap between Engram and the MoE shrinks as models get wider",
         "arXiv:2609.35578 (FactorEngram)",
         "perplexity 22.29 against 23.19 at 340 M, equal at 1 B",
@@ -71,7 +67,6 @@ HORIZON = (
     ),
     Claim(
         "horizon.persists_with_size",
-        "horizon",
         "The gap, as a share of the loss, stays as it is when models get wider",
         "arXiv:2601.07372 Fig. 3",
         "0.0137 nats at 2e20 and 0.0153 at 6e20 training FLOPs",

@@ -117,14 +117,11 @@ def _combine(claim: Claim, parts: tuple[Part, ...], seeds: int) -> Tested:
     return Tested(claim, parts, least, sign, p, min(1.0, count * min(same)), seeds)
 
 
-def judge(claims: Sequence[tuple[Claim, Values]], alpha: float = ALPHA) -> list[Verdict]:
-    """Judge the claims of one study together, p-values corrected by Holm over those tested.
+def judge(claims: Sequence[tuple[Claim, Values]]) -> list[Verdict]:
+    """Judge claims of one study, each with its score's values, together.
 
-    Differences and equivalences are two families, each of them at ``alpha``.
-
-    Args:
-        claims: each with its score's values.
-        alpha: chance of any false verdict of either kind.
+    p-values are corrected by Holm over the claims that can be tested. Differences and
+    equivalences are two families, each of them at ``ALPHA``.
     """
     results = [(claim, values, test_claim(claim, values)) for claim, values in claims]
     tested = [found for _, _, found in results if isinstance(found, Tested)]
@@ -134,7 +131,7 @@ def judge(claims: Sequence[tuple[Claim, Values]], alpha: float = ALPHA) -> list[
     same = holm([found.p_equivalence for found in tested])
     corrected = iter(zip(different.tolist(), same.tolist(), strict=True))
     return [
-        _decide(found, *next(corrected), alpha, len(tested))
+        _decide(found, *next(corrected), len(tested))
         if isinstance(found, Tested)
         else _untested(claim, values, found)
         for claim, values, found in results
@@ -145,18 +142,18 @@ def _untested(claim: Claim, values: Values, reason: str) -> Verdict:
     return Verdict(claim, "inconclusive", reason, seeds_of(claim, values))
 
 
-def _decide(found: Tested, different: float, same: float, alpha: float, count: int) -> Verdict:
+def _decide(found: Tested, different: float, same: float, count: int) -> Verdict:
     """Turn corrected p-values into a verdict and say why."""
     claim = found.claim
-    power = _power(found, alpha / count)
+    power = _power(found, ALPHA / count)
     bound = f"{claim.smallest_effect:g} {claim.score.unit}"
     word: Word
-    if same < alpha:
+    if same < ALPHA:
         word = "supported" if claim.prediction == "equal" else "no_difference"
         reason = f"smaller than {bound}"
-        if different < alpha:
+        if different < ALPHA:
             reason += ", though not zero"
-    elif different < alpha:
+    elif different < ALPHA:
         word = "reversed" if claim.prediction == "equal" or found.sign < 0 else "supported"
         reason = "differs from zero"
     else:

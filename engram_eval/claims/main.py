@@ -12,9 +12,7 @@ ENGRAM = less_than("engram", "moe")
 
 
 def _domain(name: str, domain: str, sentence: str, published: str, source: str = PAPER) -> Claim:
-    return Claim(
-        f"main.{name}", "main", sentence, source, published, ENGRAM, DOMAIN, heldout(domain)
-    )
+    return Claim(f"main.{name}", sentence, source, published, ENGRAM, DOMAIN, heldout(domain))
 
 
 def _relative_gains(more: str, less: str) -> Score:
@@ -29,13 +27,12 @@ def _relative_gains(more: str, less: str) -> Score:
 def _tasks(domain: str, sentence: str, published: str) -> Claim:
     score = Score(((1.0, Rows(MEAN_OF_TASKS, "acc", {"domain": domain})),), unit="accuracy")
     contrast = {"engram - moe": {"engram": 1.0, "moe": -1.0}}
-    return Claim(f"main.tasks_{domain}", "main", sentence, PAPER, published, contrast, 0.02, score)
+    return Claim(f"main.tasks_{domain}", sentence, PAPER, published, contrast, 0.02, score)
 
 
 MAIN = (
     Claim(
         "main.baseline",
-        "main",
         "The mixture of experts beats its dense twin of equal FLOPs: the baseline is established",
         PAPER,
         "validation loss 1.634 against 1.768 nats",
@@ -44,7 +41,6 @@ MAIN = (
     ),
     Claim(
         "main.loss",
-        "main",
         "At equal parameters and FLOPs, Engram predicts held-out text better than the MoE",
         PAPER,
         "validation loss 1.622 against 1.634 nats",
@@ -69,7 +65,6 @@ MAIN = (
     ),
     Claim(
         "main.reasoning_as_much",
-        "main",
         "Reasoning gains even more than knowledge does",
         "arXiv:2601.07372 abstract",
         "BBH +5.0 against MMLU +3.0 points",
@@ -79,7 +74,6 @@ MAIN = (
     ),
     Claim(
         "main.code_as_much",
-        "main",
         "Code gains as much as knowledge does",
         "arXiv:2601.07372 abstract",
         "HumanEval +3.0 against MMLU +3.0 points",
@@ -90,7 +84,6 @@ MAIN = (
     ),
     Claim(
         "main.dense_engram",
-        "main",
         "A memory added to a dense model lowers its loss",
         "deepseek-ai/Engram issue 20",
         "lower loss at 1.3 B with extra parameters, benchmarks hardly better",
@@ -99,7 +92,6 @@ MAIN = (
     ),
     Claim(
         "main.extra",
-        "main",
         "A memory on top of all experts lowers the loss",
         "arXiv:2608.30320 (Qwen3.8-Flash-Next)",
         "1.541 against 1.585 nats with a table of 50 times the rows",
@@ -108,8 +100,7 @@ MAIN = (
     ),
     Claim(
         "main.experts_spared",
-        "main",
-        "The experts that make room for the memory are not missed",
+        "Keeping the experts that make room for the memory makes no difference",
         "arXiv:2601.07372 section 3",
         "72 experts reduced to 55 at equal parameters",
         less_than("engram_extra", "engram"),

@@ -27,7 +27,6 @@ def _retained(more: str, less: str) -> Score:
 MECHANISM = (
     Claim(
         "mechanism.early_lens",
-        "mechanism",
         "After the first third of the blocks Engram is nearer to its final prediction",
         LENS,
         "KL 0.3 to 1.0 lower in layers 1 to 17 of 30",
@@ -37,7 +36,6 @@ MECHANISM = (
     ),
     Claim(
         "mechanism.early_lens_needs_early_memory",
-        "mechanism",
         "It is the early place: a late memory does not bring early blocks nearer",
         "this suite's control",
         "not published",
@@ -48,7 +46,6 @@ MECHANISM = (
     *(
         Claim(
             f"mechanism.early_lens_beyond_{control}",
-            "mechanism",
             f"After the first third of the blocks Engram is nearer to its prediction than {what}",
             "this suite's control",
             "not published",
@@ -63,7 +60,6 @@ MECHANISM = (
     ),
     Claim(
         "mechanism.half_way_earlier",
-        "mechanism",
         "Engram has covered half of the way to its prediction in fewer blocks",
         LENS,
         "layer 5 of Engram is like layer 12 of the MoE",
@@ -73,7 +69,6 @@ MECHANISM = (
     ),
     Claim(
         "mechanism.facts_rely_on_memory",
-        "mechanism",
         "Without the memory, facts are lost more than looking up in the context",
         KNOCKOUT,
         "TriviaQA keeps 29 %, reading 81 to 93 %",
@@ -84,7 +79,6 @@ MECHANISM = (
     ),
     Claim(
         "mechanism.facts_more_than_math",
-        "mechanism",
         "Without the memory, facts are lost more than mathematics",
         f"{KNOCKOUT} (doubted: MATH keeps 36 % only)",
         "TriviaQA keeps 29 %, MATH 36 %",

@@ -1,5 +1,7 @@
 """All claims by id, and which of them a study decides."""
 
+from collections.abc import Collection
+
 from engram_eval.claims.allocation import ALLOCATION
 from engram_eval.claims.capacity import CAPACITY
 from engram_eval.claims.claim import Claim
@@ -11,8 +13,11 @@ from engram_eval.claims.main import MAIN
 from engram_eval.claims.mechanism import MECHANISM
 from engram_eval.claims.memory_systems import MEMORY_SYSTEMS
 from engram_eval.claims.offload import OFFLOAD
-from engram_eval.claims.placement import PLACEMENT
+from engram_eval.claims.placement import placement_claims
 from engram_eval.claims.slots import SLOTS
+
+BLOCKS = 4
+"""Blocks of the models at ``tiny``, whose claims stand in ``CLAIMS``."""
 
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
@@ -22,7 +27,7 @@ CLAIMS: dict[str, Claim] = {
         HORIZON,
         ALLOCATION,
         SLOTS,
-        PLACEMENT,
+        placement_claims(BLOCKS),
         COMPONENTS,
         MECHANISM,
         CONTEXT,
@@ -39,11 +44,18 @@ TRIMMED: dict[str, tuple[str, tuple[str, ...]]] = {
 """Studies that are another one with fewer arms: the claims about these arms are theirs too."""
 
 
-def claims_of(study: str) -> list[Claim]:
-    """Return the claims that a study decides, in their order; none for an unknown one."""
+def claims_of(study: str, models: Collection[str] = ()) -> list[Claim]:
+    """Return the claims that a study decides, in their order; none for an unknown one.
+
+    Args:
+        study: its name.
+        models: its arms, where it was run: their number may decide what a claim is about.
+    """
     whole, arms = TRIMMED.get(study, (study, None))
+    blocks = sum(model.startswith("block_") for model in models)
+    known = placement_claims(blocks) if whole == "placement" and blocks else CLAIMS.values()
     return [
         claim
-        for claim in CLAIMS.values()
+        for claim in known
         if claim.study == whole and (arms is None or set(claim.arms) <= set(arms))
     ]

@@ -10,16 +10,20 @@ from typing import Any
 
 import numpy as np
 
+# Not ``from scipy import stats``: half a second that most of what needs these sums never uses.
+import scipy
+
 from engram_eval.contrasts import Array, Values
 
-RESAMPLES = 2_000
-
-CURVES: Mapping[str, Callable[[Array], list[Array]]] = {
-    "flat": lambda x: [],
-    "step at the end": lambda x: [(x == x.max()).astype(np.float64)],
-    "line": lambda x: [x],
-    "parabola": lambda x: [x, x**2],
+CURVES: Mapping[str, Callable[[Array], list[list[Array]]]] = {
+    "flat": lambda x: [[]],
+    "step at the end": lambda x: [[(x == x.max()).astype(np.float64)]],
+    "line": lambda x: [[x]],
+    "flat, then a line": lambda x: [[np.maximum(x - bend, 0.0)] for bend in _bends(x)],
+    "a line, then flat": lambda x: [[np.minimum(x - bend, 0.0)] for bend in _bends(x)],
+    "parabola": lambda x: [[x, x**2]],
 }
+"""Columns beside an intercept; of several, one for each place of a bend, the best counts."""
 
 
 def describe_shape(axis: Mapping[str, float], values: Values) -> dict[str, Any] | None:
@@ -31,8 +35,8 @@ def describe_shape(axis: Mapping[str, float], values: Values) -> dict[str, Any] 
 
     Returns:
         ``weights`` (Akaike weights, adding up to 1), ``best``, ``lowest`` with ``low`` and ``high``
-        (95 % bootstrap over seeds; null where the parabola opens downwards); None with fewer than
-        four arms or two seeds that all arms have.
+        (95 %, Fieller 1954, cut off at the axis' ends; null where the parabola opens downwards);
+        None with fewer than four arms or two seeds that all arms have.
     """
     arms = [arm for arm in axis if values.get(arm)]
     shared = sorted(set.intersection(*(set(values[arm]) for arm in arms))) if arms else []
@@ -41,7 +45,7 @@ def describe_shape(axis: Mapping[str, float], values: Values) -> dict[str, Any] 
     x = np.array([axis[arm] for arm in arms])
     y = np.array([[values[arm][seed] for seed in shared] for arm in arms])
     y = y - y.mean(axis=0)
-    scores = {name: _aicc(columns(x), y) for name, columns in CURVES.items()}
+    scores = {name: _aicc(designs(x), y) for name, designs in CURVES.items()}
     least = min(scores.values())
     odds = {name: math.exp((least - score) / 2) for name, score in scores.items()}
     total = sum(odds.values())
@@ -52,26 +56,42 @@ def describe_shape(axis: Mapping[str, float], values: Values) -> dict[str, Any] 
     }
 
 
-def _aicc(columns: list[Array], y: Array) -> float:
-    """Return AICc of a least-squares fit with an intercept; y is (arms, seeds)."""
-    design = np.column_stack([np.ones(len(y)), *columns])
-    fitted = design @ np.linalg.lstsq(design, y.mean(axis=1), rcond=None)[0]
-    squares = max(float(np.square(y - fitted[:, None]).sum()), 1e-18)
-    # Intercept and error variance are parameters too.
-    n, k = y.size, design.shape[1] + 1
+def _bends(x: Array) -> Array:
+    """Return where a curve may bend: every place but the two outermost."""
+    return np.unique(x)[1:-1]
+
+
+def _aicc(designs: list[list[Array]], y: Array) -> float:
+    """Return AICc of the best least-squares fit with an intercept; y is (arms, seeds)."""
+    squares = max(min(_squares(columns, y) for columns in designs), 1e-18)
+    # Intercept, error variance, seeds' levels and the place of a bend are parameters too.
+    n, k = y.size, len(designs[0]) + 1 + y.shape[1] + (len(designs) > 1)
     return n * math.log(squares / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
+def _squares(columns: list[Array], y: Array) -> float:
+    design = np.column_stack([np.ones(len(y)), *columns])
+    fitted = design @ np.linalg.lstsq(design, y.mean(axis=1), rcond=None)[0]
+    return float(np.square(y - fitted[:, None]).sum())
+
+
 def _lowest(x: Array, y: Array) -> dict[str, float | None]:
-    """Return the parabola's lowest point within the range, with its interval over seeds."""
-    rng = np.random.default_rng(0)
-    picks = rng.integers(0, y.shape[1], (RESAMPLES, y.shape[1]))
-    means = np.column_stack([y.mean(axis=1), y[:, picks].mean(axis=2)])
-    curve, slope, _ = np.polyfit(x, means, 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        vertex = np.clip(-slope / (2 * curve), x.min(), x.max())
-    if curve[0] <= 0:
+    """Return the parabola's lowest point within the range, and Fieller's interval of it.
+
+    All places are in it at which the parabola's slope is not told apart from 0.
+    """
+    design = np.column_stack([np.ones_like(x), x, x**2])
+    fit = np.linalg.lstsq(design, y.mean(axis=1), rcond=None)[0]
+    slope, curve = fit[1:]
+    if curve <= 0:
         return {"lowest": None, "low": None, "high": None}
-    drawn = vertex[1:][curve[1:] > 0]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"lowest": float(vertex[0]), "low": float(low), "high": float(high)}
+    dof = y.size - len(fit) - (y.shape[1] - 1)
+    variance = float(np.square(y - (design @ fit)[:, None]).sum()) / dof / y.shape[1]
+    spread = float(scipy.stats.t.ppf(0.975, dof)) ** 2 * variance * np.linalg.inv(design.T @ design)
+    # Roots of (slope + 2 curve place)^2 = t^2 var(slope + 2 curve place).
+    square = 4 * (curve**2 - spread[2, 2])
+    roots = np.roots([square, 4 * (slope * curve - spread[1, 2]), slope**2 - spread[1, 1]])
+    bounded = square > 0 and np.isreal(roots).all()
+    low, high = sorted(roots.real) if bounded else (x.min(), x.max())
+    places = {"lowest": -slope / (2 * curve), "low": low, "high": high}
+    return {name: float(np.clip(place, x.min(), x.max())) for name, place in places.items()}

@@ -23,7 +23,6 @@ def _mean_gain(relative: str) -> dict[str, float]:
 SLOTS = (
     Claim(
         "slots.more_rows",
-        "slots",
         "The loss falls with every decade of rows",
         FIGURE,
         "0.0284 nats per decade",
@@ -34,7 +33,6 @@ SLOTS = (
     ),
     Claim(
         "slots.no_saturation",
-        "slots",
         "The last decade of rows buys as much as an earlier one: the fall is log-linear",
         FIGURE,
         "a straight line over 1.6 decades, R2 0.994",
@@ -50,7 +48,6 @@ SLOTS = (
     ),
     Claim(
         "slots.saturates",
-        "slots",
         "Each further decade of rows buys less: the fall saturates",
         "arXiv:2608.30320 (Qwen3.8-Flash-Next)",
         "0.032, 0.012, 0.007 and 0.008 nats from 0 to 20, 50, 100 and 200 times",
@@ -70,8 +67,7 @@ SLOTS = (
     ),
     Claim(
         "slots.small_table",
-        "slots",
-        "A tenth of the table already gives half of its gain",
+        "A tenth of the table already gives more than half of its gain",
         FIGURE,
         "1.8082, 1.7883 and 1.7678 nats without, with a fifth and with all rows",
         {
@@ -85,7 +81,6 @@ SLOTS = (
     ),
     Claim(
         "slots.over_encoding",
-        "slots",
         "At equal table size the memory beats n-grams averaged into the input",
         FIGURE,
         "0.010 to 0.017 nats better",
@@ -94,7 +89,6 @@ SLOTS = (
     ),
     Claim(
         "slots.bigram",
-        "slots",
         "At equal table size the memory beats a plain table of bigrams",
         "openai/parameter-golf #1369 (doubts it)",
         "a gated 2-, 3- and 4-gram memory loses to plain bigrams",
@@ -103,7 +97,6 @@ SLOTS = (
     ),
     Claim(
         "slots.hundredfold",
-        "slots",
         "A hundred times the rows still lower the loss",
         "AutoArk TinyEngram (doubts it)",
         "a larger table is not better",

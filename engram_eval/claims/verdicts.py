@@ -33,16 +33,16 @@ from engram_eval.claims.collect import Table, read_table
 from engram_eval.claims.judge import Part, Verdict, bounds, judge
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
+from engram_eval.claims.stored import FILE
 from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
 from engram_eval.records import read_jsonl, row_from_dict, write_json
 
 SCHEMA = 1
 LEVEL = 0.95
-FILE = "verdicts.json"
 
 TESTS = {
-    "pooled": "t-test over seeds within data order, variance pooled over the study's arms",
+    "pooled": "t-test over seeds within data order, variance pooled over the models of the study",
     "paired": "t-test over each seed's contrast",
 }
 
@@ -54,8 +54,9 @@ def write_verdicts(study_dir: Path) -> Path:
     path = study_dir / "ledger.json"
     # Models that were loaded have no ledger; how they were tuned is then unknown.
     ledger = json.loads(path.read_text()) if path.exists() else {}
-    asked = [claim for claim in claims_of(study.get("name", "")) if _applies(claim, study)]
-    read = [_values(claim, table) for claim in asked]
+    trained = [model["name"] for model in study.get("models", [])]
+    asked = [c for c in claims_of(study.get("name", ""), trained) if _applies(c, study)]
+    read = [_values(claim, table, trained) for claim in asked]
     verdicts = judge(list(zip(asked, (values for values, _ in read), strict=True)))
     told = [
         (verdict._replace(reason=why or verdict.reason), values)
@@ -72,12 +73,13 @@ def _applies(claim: Claim, study: Mapping[str, Any]) -> bool:
     return bool(study.get("evaluate", {}).get("tasks")) or not tasks
 
 
-def _values(claim: Claim, table: Table) -> tuple[Values, str]:
+def _values(claim: Claim, table: Table, trained: Sequence[str]) -> tuple[Values, str]:
     """Return the score of each arm and seed, or why there is none."""
-    # What the others scored counts where their spread is pooled, and where they are on a curve.
+    # What other trained models scored counts where their spread is pooled, and where they are on a
+    # curve. A model with a memory beside it is no training of its own: it would count twice.
     alone = claim.test == "paired" and claim.axis is None
     try:
-        return table.values(claim.score, claim.arms if alone else None), ""
+        return table.values(claim.score, claim.arms if alone else {*trained, *claim.arms}), ""
     except UserError as error:
         return {}, str(error)
 
@@ -151,19 +153,3 @@ def describe(score: Score) -> str:
         factor = "" if abs(weight) == 1 else f"{abs(weight):g} "
         parts.append(f"{'-' if weight < 0 else '+'} {factor}{'ln ' if score.log else ''}{name}")
     return " ".join(parts).removeprefix("+ ")
-
-
-def read_verdicts(study_dir: Path) -> list[dict[str, Any]]:
-    """Read a study folder's verdicts.
-
-    Raises:
-        UserError: there are none, or they are damaged.
-    """
-    path = study_dir / FILE
-    if not path.exists():
-        raise UserError(f"{study_dir}: no {FILE} here; `engram-eval analyze {study_dir}` writes it")
-    try:
-        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    return found

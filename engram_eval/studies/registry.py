@@ -119,6 +119,8 @@ def _base(name: str, scale: str | None) -> StudyConfig:
     path = Path(name)
     if path.is_dir() and (path / "study.json").exists():
         path = path / "study.json"
+    if path.is_dir() and name not in {**STUDIES, **SCALES}:
+        raise UserError(f"{name}: no study.json here; expected a study's folder, as runs/quick")
     if path.suffix in (".json", ".toml"):
         if scale is not None:
             raise UserError(f"--scale {scale}: {path} already has its scale")
@@ -148,7 +150,10 @@ def _read(path: Path) -> StudyConfig:
         raise UserError(f"{path}: a folder; expected a study's file") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: {error}") from error
-    return from_dict(StudyConfig, data)
+    try:
+        return from_dict(StudyConfig, data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def study_folder(study: StudyConfig, name: str, changed: bool = False) -> Path:

@@ -16,8 +16,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _claims(arguments: argparse.Namespace) -> int:
+    from engram_eval.claims.stored import read_verdicts
     from engram_eval.claims.table import brief, markdown, table
-    from engram_eval.claims.verdicts import read_verdicts
 
     found = [
         entry
@@ -34,7 +34,7 @@ def _claims(arguments: argparse.Namespace) -> int:
 
 def _untested(folder: Path, alone: bool) -> bool:
     """Tell, and say, whether a published study among others has no claim that could be tested."""
-    from engram_eval.claims.verdicts import FILE
+    from engram_eval.claims.stored import FILE
 
     published = (folder / "provenance.json").exists() and not (folder / FILE).exists()
     if published and not alone:

@@ -91,6 +91,8 @@ def _folder(name: str) -> Path:
         folder = study_folder(find_study(name), name)
     if not folder.is_dir():
         raise UserError(f"{name}: has not run here; `engram-eval run {name}` makes {folder}")
+    if not any((folder / file).exists() for file in ("study.json", "metrics.jsonl")):
+        raise UserError(f"{folder}: no study here; expected a study's folder, as runs/quick")
     return folder
 
 
