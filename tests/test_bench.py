@@ -10,9 +10,11 @@ import torch
 
 from engram_eval.bench import lookup, offload, peers, products, train
 from engram_eval.bench.offload_stage import arm_name, time_storages
+from engram_eval.bench.rate import seconds_per_token
 from engram_eval.bench.registry import BENCHES, bench_table
 from engram_eval.errors import UserError
 from engram_eval.ledger import architecture_config, ledger
+from engram_eval.models.configuration_engram import INDEXES
 from engram_eval.models.memory import memory_specs
 from engram_eval.progress import Reporter, Task
 from engram_eval.scales import SCALES
@@ -27,6 +29,12 @@ KINDS = {
     "engram": {**SIZES.backbone, **SIZES.experts, **SIZES.memory},
     "ungated": {**SIZES.backbone, **SIZES.experts, **SIZES.memory, "engram_gate": "none"},
 }
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_training_is_timed_with_every_index(index: str) -> None:
+    architecture = {**KINDS["engram"], "vocab_size": 512, "engram_index": index}
+    assert 0 < seconds_per_token(architecture, SIZES.train) < 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -37,6 +37,7 @@ def seconds_per_token(architecture: Mapping[str, Any], train: TrainConfig) -> fl
     tokens = torch.randint(config.vocab_size, (length,), generator=generator).numpy()
     with torch.random.fork_rng(devices=[]):
         model = EngramForCausalLM(config)
+    model.set_ngrams(torch.from_numpy(tokens))
     optimizer = build_optimizer(model, settings)
     batch = Batches(tokens, train.seq_len, sequences, 0).batch(0)
     times = []
