@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +14,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from engram_eval.models.attention import EngramAttention
-from engram_eval.models.causal_attention import rotary_causal_attention
+from engram_eval.models.causal_attention import joined_projections, rotary_causal_attention
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.rotary import RotaryEmbedding
 
@@ -45,21 +47,29 @@ def by_torch(
     return output.transpose(1, 2).flatten(2)
 
 
+def at_once(
+    x: torch.Tensor, weights: Sequence[torch.Tensor], width: int, rotary: tuple, scaling: float
+) -> torch.Tensor:
+    query, key, _ = weights
+    joined = joined_projections(*weights, width, scaling).to(x.dtype)
+    return rotary_causal_attention(x @ joined.T, len(query) // width, len(key) // width, *rotary)
+
+
 @given(
-    st.sampled_from([1, 2, 63, 64, 65, 130]),
+    st.sampled_from([1, 2, 127, 128, 129, 260]),
     st.sampled_from([(1, 1), (4, 2), (4, 4), (6, 1)]),
     st.sampled_from([2, 8]),
 )
 def test_rotary_causal_attention_and_gradients_against_torch(
     length: int, heads: tuple[int, int], width: int
 ) -> None:
-    shapes = [(2, length, count * width) for count in (heads[0], heads[1], heads[1])]
+    shapes = [(2, length, 5), *((count * width, 5) for count in (heads[0], heads[1], heads[1]))]
     ours = [draw(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate(shapes)]
     ours = [x.requires_grad_() for x in ours]
     theirs = [x.detach().clone().requires_grad_() for x in ours]
     rotary = rotation(length, width, torch.float64)
-    found = rotary_causal_attention(*ours, *rotary, scaling=0.3)
-    expected = by_torch(*theirs, rotary, 0.3)
+    found = at_once(ours[0], ours[1:], width, rotary, 0.3)
+    expected = by_torch(*(theirs[0] @ weight.T for weight in theirs[1:]), rotary, 0.3)
     torch.testing.assert_close(found, expected)
     weight = draw(*found.shape, seed=9, dtype=torch.float64)
     (found * weight).sum().backward()
@@ -69,11 +79,12 @@ def test_rotary_causal_attention_and_gradients_against_torch(
 
 
 def test_rotary_causal_attention_in_half_precision() -> None:
-    single = [draw(2, 100, 64, seed=i).requires_grad_() for i in range(3)]
-    half = [x.detach().bfloat16().requires_grad_() for x in single]
-    rotary = rotation(100, 16, torch.float32)
-    found = rotary_causal_attention(*half, *rotary, 0.25)
-    expected = by_torch(*single, rotary, 0.25)
+    single = [draw(2, 200, 64), *(draw(64, 64, seed=i + 1) / 8 for i in range(3))]
+    half = [x.bfloat16().requires_grad_() for x in single]
+    single = [x.requires_grad_() for x in single]
+    rotary = rotation(200, 16, torch.float32)
+    found = at_once(half[0], half[1:], 16, rotary, 0.25)
+    expected = by_torch(*(single[0] @ weight.T for weight in single[1:]), rotary, 0.25)
     assert found.dtype == torch.bfloat16
     assert (found - expected).abs().max() < 0.05
     weight = draw(*found.shape, seed=9)
@@ -81,6 +92,19 @@ def test_rotary_causal_attention_in_half_precision() -> None:
     (expected * weight).sum().backward()
     for x, y in zip(half, single, strict=True):
         assert (x.grad - y.grad).norm() < 0.02 * y.grad.norm()
+
+
+def test_projections_that_are_more_than_a_weight_are_not_passed_over() -> None:
+    config = EngramConfig(**TINY, attn_implementation="sdpa")
+    layer, hidden = EngramAttention(config, 0), draw(1, 9, config.hidden_size)
+    rotary = RotaryEmbedding(config)(hidden, torch.arange(9)[None])
+    plain = layer(hidden, rotary)[0]
+    hook = layer.k_proj.register_forward_hook(lambda module, args, output: output * 2)
+    hooked = layer(hidden, rotary)[0]
+    hook.remove()
+    layer.k_proj.weight.data *= 2
+    torch.testing.assert_close(hooked, layer(hidden, rotary)[0])
+    assert not torch.allclose(hooked, plain)
 
 
 def llama(config: EngramConfig, implementation: str) -> LlamaConfig:

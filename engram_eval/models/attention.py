@@ -7,7 +7,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .causal_attention import rotary_causal_attention
+from .causal_attention import joined_projections, rotary_causal_attention
 from .configuration_engram import EngramConfig
 from .precision import as_operand
 from .rotary import rotate, score_scale
@@ -105,10 +105,9 @@ class EngramAttention(Attention):
         """
         batch, length, _ = hidden_states.shape
         x = as_operand(hidden_states)
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if past_key_values is None and attention_mask is None and self._trains_on_cpu(x, kwargs):
-            output = rotary_causal_attention(query, key, value, *position_embeddings, self.scaling)
-            return self.o_proj(output), None
+            return self.o_proj(self._all_at_once(x, *position_embeddings)), None
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         cos, sin = (part.unsqueeze(1) for part in position_embeddings)
         # Positions may be wider than the heads; the result is not.
         query, key = (rotate(self._heads(x), cos, sin).to(x.dtype) for x in (query, key))
@@ -125,8 +124,22 @@ class EngramAttention(Attention):
             and torch.is_grad_enabled()
             and self.config._attn_implementation == "sdpa"
             and options.get("is_causal", True)
+            and all(_is_plain(part) for part in (self.q_proj, self.k_proj, self.v_proj))
         )
+
+    def _all_at_once(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Return what the heads attend to, (B, T, heads * head_dim)."""
+        config = self.config
+        weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        joined = joined_projections(*weights, self.head_dim, self.scaling)
+        heads = config.num_attention_heads, config.num_key_value_heads
+        return rotary_causal_attention(nn.functional.linear(x, joined), *heads, cos, sin)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, heads * head_dim) -> (B, heads, T, head_dim)."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether nothing but the weight of ``part`` decides what it does."""
+    return type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks
