@@ -1,6 +1,7 @@
 """Run the stages of a study, one after the other or in several processes side by side."""
 
 import functools
+import gc
 import multiprocessing
 import os
 import queue
@@ -244,6 +245,8 @@ def _work(tasks: Any, events: Any, number: int, store: Path, parent: int) -> Non
             error, users_mistake = str(mistake), True
         except (KeyboardInterrupt, SystemExit):
             return
+        # Modules and caches stay: to look through them after each stage takes longer than most.
+        gc.freeze()
         events.put(("end", number, node.key, error, users_mistake))
 
 

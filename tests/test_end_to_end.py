@@ -5,6 +5,7 @@ import os
 import random
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from engram_eval.cli import main
 from engram_eval.records import METRICS, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,27 +132,29 @@ def test_notebooks_run_on_a_trained_study(
     assert found["figure"].axes and found["sentence"].endswith(".")
 
 
-def test_a_second_run_has_nothing_to_do(site: Path, smoke: tuple[Path, str, float]) -> None:
+def test_a_second_run_has_nothing_to_do(
+    smoke: tuple[Path, str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By another process and another copy of the code, which is what makes it the second."""
     folder = smoke[0].parent.parent
     before = (smoke[0] / "metrics.jsonl").read_text()
     records = {p: p.stat().st_mtime_ns for p in folder.glob("runs/store/*/record.json")}
-    line, environment = command(site, "run", "smoke")
-    done = subprocess.run(
-        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0
-    assert f"{len(records)} of {len(records)} stages are finished already" in done.stderr
+    monkeypatch.chdir(folder)
+    assert main(["run", "smoke"]) == 0
+    told = capsys.readouterr().err
+    assert f"{len(records)} of {len(records)} stages are finished already" in told
     assert (smoke[0] / "metrics.jsonl").read_text() == before
     assert all(path.stat().st_mtime_ns == written for path, written in records.items())
 
 
-def test_the_models_taste(site: Path, smoke: tuple[Path, str, float]) -> None:
-    line, environment = command(
-        site, "generate", str(smoke[0] / "models/engram/seed0"), "import", "--tokens", "5"
-    )
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("import")
+def test_the_models_taste(
+    smoke: tuple[Path, str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(smoke[0] / "models/engram/seed0")
+    assert main(["generate", model, "import", "--tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("import")
 
 
 @pytest.mark.slow
@@ -171,27 +175,53 @@ def test_its_models_are_compared(
         assert {row["name"] for row in mine if row["metric"] == "acc"} == {"knowledge_people"}
 
 
-def run_and_kill(site: Path, folder: Path, after: float, *changes: str) -> bool:
-    """Start the study and kill it after some seconds; True if it had finished before."""
+def start(site: Path, folder: Path, *changes: str) -> subprocess.Popen[bytes]:
     line, environment = command(site, "run", "smoke", "--quiet", "--out", "runs/smoke", *changes)
-    process = subprocess.Popen(
+    return subprocess.Popen(
         line, cwd=folder, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a study; its workers are left to notice by themselves."""
+    process.kill()
+    process.wait()
+
+
+def run_and_kill(site: Path, folder: Path, after: float, *changes: str) -> bool:
+    """Start the study and kill it after some seconds; True if it had finished before."""
+    process = start(site, folder, *changes)
     try:
         assert process.wait(timeout=after) == 0
         return True
     except subprocess.TimeoutExpired:
-        # The workers are left to notice by themselves, as when only the parent is killed.
-        process.kill()
-        process.wait()
+        kill(process)
         return False
+
+
+def results(folder: Path) -> dict[str, Path]:
+    """Return where the result of each stage of a study lies, by the stage's label."""
+    stages = json.loads((folder / "stages.json").read_text())
+    return {stage["label"]: (folder / stage["folder"]).resolve() for stage in stages}
 
 
 def test_killed_on_the_way_it_ends_with_the_same_numbers(
     site: Path, smoke: tuple[Path, str, float], tmp_path: Path
 ) -> None:
+    """Text, items, dense and one seed of Engram are made anew, in a run that dies in a training."""
     rough = foreign_folder(tmp_path / "rough")
-    assert not run_and_kill(site, rough, smoke[2] / 3)
+    shutil.copytree(smoke[0].parent, rough / "runs", symlinks=True)
+    again = results(rough / "runs/smoke")
+    for label, folder in again.items():
+        if re.search("dense|engram seed 0", label) or not re.search("moe|engram", label):
+            shutil.rmtree(folder)
+    log, until = again["train engram seed 0"] / "train.jsonl", time.monotonic() + 300
+    process = start(site, rough)
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    kill(process)
+    assert not (again["evaluate engram seed 0"] / "record.json").exists()
     assert run_and_kill(site, rough, 300)
     assert reproducible(rough / "runs/smoke") == reproducible(smoke[0])
 

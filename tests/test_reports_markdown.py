@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from reports_fixture import write_study
+from reports_fixture import SMALL, write_study
 
 from engram_eval.cli import main
 from reports.build import build_report
 from reports.markdown import results
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    folder = tmp_path / "quick"
-    write_study(folder)
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_study(tmp_path_factory.mktemp("runs") / "quick", SMALL)
+    build_report(folder, folder / "report.html")
     return folder
 
 
@@ -24,7 +24,6 @@ def cells(table: str, label: str) -> list[str]:
 
 
 def test_every_number_is_the_summary_s(study: Path) -> None:
-    build_report(study, study / "report.html")
     told = json.loads((study / "summary.json").read_text())
     table = results(study)
     assert table.startswith(told["answer"]["text"])
@@ -36,7 +35,6 @@ def test_every_number_is_the_summary_s(study: Path) -> None:
 
 
 def test_uninformative_tasks_are_named_and_kept_out(study: Path) -> None:
-    build_report(study, study / "report.html")
     told = json.loads((study / "summary.json").read_text())
     *table, last = results(study).splitlines()
     for task in told["accuracy"]:
@@ -49,7 +47,8 @@ def test_the_command_prints_it_and_saves_figures(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = tmp_path / "figures"
-    assert main(["report", str(study), "--markdown", "--figures", str(figures)]) == 0
+    options = ["--figures", str(figures), "--figure", "logit-lens"]
+    assert main(["report", str(study), "--markdown", *options]) == 0
     out = capsys.readouterr().out
     assert out == f"{figures}\n{results(study)}"
     assert {path.suffix for path in figures.iterdir()} == {".png", ".svg", ".pdf", ".csv"}

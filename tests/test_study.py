@@ -56,9 +56,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def smoke() -> StudyConfig:
     return find_study("smoke")
+
+
+@pytest.fixture(scope="module")
+def brief() -> StudyConfig:
+    """Return the smallest study, solved, with a probe of each kind instead of all."""
+    return solve(find_study("smoke", assignments=['probe.probes=["logit_lens", "cka"]']))
 
 
 def test_every_input_comes_before_its_user(smoke: StudyConfig) -> None:
@@ -104,14 +110,14 @@ def test_a_new_stage_version_is_a_new_key(
 
 
 def test_finished_stages_do_not_run_again(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path
+    brief: StudyConfig, calls: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "smoke"
-    assert run_study(smoke, out, QUIET) == []
+    assert run_study(brief, out, QUIET) == []
     assert calls.count("train") == 5
     first = (out / "metrics.jsonl").read_text()
     calls.clear()
-    assert run_study(smoke, out, QUIET) == []
+    assert run_study(brief, out, QUIET) == []
     assert calls == ["analyze"]
     assert (out / "metrics.jsonl").read_text() == first
     assert (out / "models" / "engram" / "seed1").resolve().is_dir()
@@ -119,36 +125,36 @@ def test_finished_stages_do_not_run_again(
 
 
 def test_a_stage_of_another_version_runs_again_and_says_so(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, said = tmp_path / "smoke", io.StringIO()
-    run_study(smoke, out, QUIET)
+    run_study(brief, out, QUIET)
     calls.clear()
     older = study.STAGES["evaluate"]
     monkeypatch.setitem(study.STAGES, "evaluate", older._replace(version=99))
-    run_study(smoke, out, Reporter(out=said))
+    run_study(brief, out, Reporter(out=said))
     assert calls.count("evaluate") == 5 and "train" not in calls
     assert f"evaluate: version {older.version} has become 99" in said.getvalue()
     assert said.getvalue().count("has become") == 1
 
 
 def test_a_report_alone_leaves_the_records_alone(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path
+    brief: StudyConfig, calls: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "smoke"
-    run_study(smoke, out, QUIET)
+    run_study(brief, out, QUIET)
     shutil.rmtree(tmp_path / "store")
     kept = {"metrics.jsonl": "", "stages.json": "[]"}
     for name, text in kept.items():
         (out / name).write_text(text)
     (out / "report.html").unlink()
-    run_study(smoke, out, QUIET, stages=("analyze", "report"))
+    run_study(brief, out, QUIET, stages=("analyze", "report"))
     assert (out / "report.html").exists()
     assert {name: (out / name).read_text() for name in kept} == kept
 
 
-def test_rows_are_owned(smoke: StudyConfig, calls: list[str], tmp_path: Path) -> None:
-    run_study(smoke, tmp_path / "smoke", QUIET)
+def test_rows_are_owned(brief: StudyConfig, calls: list[str], tmp_path: Path) -> None:
+    run_study(brief, tmp_path / "smoke", QUIET)
     rows = [json.loads(line) for line in (tmp_path / "smoke" / "metrics.jsonl").open()]
     trained = {(r["model"], r["seed"]) for r in rows if r["name"] == "train"}
     assert trained == {("dense", 0), ("moe", 0), ("moe", 1), ("engram", 0), ("engram", 1)}
@@ -157,7 +163,7 @@ def test_rows_are_owned(smoke: StudyConfig, calls: list[str], tmp_path: Path) ->
 
 
 def test_a_failed_stage_is_recorded_and_the_rest_goes_on(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fine = sys.modules["fake_stages"].train
 
@@ -168,7 +174,7 @@ def test_a_failed_stage_is_recorded_and_the_rest_goes_on(
 
     monkeypatch.setattr(sys.modules["fake_stages"], "train", train)
     out = tmp_path / "smoke"
-    failed = {node.label for node in run_study(smoke, out, QUIET)}
+    failed = {node.label for node in run_study(brief, out, QUIET)}
     assert {"train moe seed 1", "evaluate moe seed 1", "train engram seed 1"} <= failed
     assert not any("seed 0" in label and "seed 1" not in label for label in failed)
     stage = next(
@@ -176,25 +182,25 @@ def test_a_failed_stage_is_recorded_and_the_rest_goes_on(
     )
     assert (stage["status"], stage["error"]) == ("failed", "RuntimeError: disk on fire")
     monkeypatch.setattr(sys.modules["fake_stages"], "train", fine)
-    assert run_study(smoke, out, QUIET) == []
+    assert run_study(brief, out, QUIET) == []
 
 
 def test_a_users_mistake_ends_the_run(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def corpus(inputs, config, seed, out, report):
         raise UserError("a.txt:3: not UTF-8")
 
     monkeypatch.setattr(sys.modules["fake_stages"], "corpus", corpus)
     with pytest.raises(UserError, match=r"a\.txt:3"):
-        run_study(smoke, tmp_path / "smoke", QUIET)
+        run_study(brief, tmp_path / "smoke", QUIET)
     assert "train" not in calls
     records = [read_record(folder) for folder in (tmp_path / "store").iterdir()]
     assert [record.status for record in records if record] == ["failed"]
 
 
-def test_one_model_and_seed_alone(smoke: StudyConfig, calls: list[str], tmp_path: Path) -> None:
-    run_study(smoke, tmp_path / "smoke", QUIET, stages=("train",), only=("moe", 1))
+def test_one_model_and_seed_alone(brief: StudyConfig, calls: list[str], tmp_path: Path) -> None:
+    run_study(brief, tmp_path / "smoke", QUIET, stages=("train",), only=("moe", 1))
     assert sorted(calls) == ["corpus", "train"]
 
 
@@ -274,9 +280,9 @@ def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_comparison_takes_the_text_that_its_models_have_read(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path
+    brief: StudyConfig, calls: list[str], tmp_path: Path
 ) -> None:
-    run_study(smoke, tmp_path / "one", QUIET)
+    run_study(brief, tmp_path / "one", QUIET)
     folders = []
     for name in ("moe", "engram"):
         folder = (tmp_path / "one/models" / name / "seed0").resolve()
@@ -284,8 +290,8 @@ def test_a_comparison_takes_the_text_that_its_models_have_read(
         (folder / "model.safetensors").write_bytes(name.encode())
         folders.append(str(tmp_path / "one/models" / name / "seed0"))
     config = loaded_study(folders, ["pocket"], 5, ["knn"])
-    assert config.corpus == smoke.corpus and config.evaluate.heldout
-    assert config.evaluate.seq_len == smoke.train.seq_len and config.evaluate.tokenizer == ""
+    assert config.corpus == brief.corpus and config.evaluate.heldout
+    assert config.evaluate.seq_len == brief.train.seq_len and config.evaluate.tokenizer == ""
     assert config.baselines == ("moe/seed0+knn", "engram/seed0+knn")
     nodes = graph(solve(config))
     around = [node for node in nodes if node.stage == "baseline"]
@@ -301,25 +307,25 @@ def test_a_comparison_takes_the_text_that_its_models_have_read(
 
 
 def test_results_carry_the_names_of_the_study_that_shows_them(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path
+    brief: StudyConfig, calls: list[str], tmp_path: Path
 ) -> None:
-    run_study(smoke, tmp_path / "one", QUIET)
+    run_study(brief, tmp_path / "one", QUIET)
     named = {"moe": "baseline", "engram": "candidate", "dense": "twin"}
     models = tuple(
         dataclasses.replace(m, name=named[m.name], match=named.get(m.match or ""))
-        for m in solve(smoke).models
+        for m in solve(brief).models
     )
     calls.clear()
-    run_study(dataclasses.replace(smoke, models=models), tmp_path / "two", QUIET)
+    run_study(dataclasses.replace(brief, models=models), tmp_path / "two", QUIET)
     assert calls == ["analyze"]
     rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").open()]
     assert {row["model"] for row in rows} == {*named.values(), "ngram", None}
 
 
 def test_arms_of_equal_configuration_run_once(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path
+    brief: StudyConfig, calls: list[str], tmp_path: Path
 ) -> None:
-    solved = solve(smoke)
+    solved = solve(brief)
     twin = dataclasses.replace(solved.models[1], name="moe_again")
     doubled = dataclasses.replace(solved, models=(*solved.models, twin))
     assert run_study(doubled, tmp_path / "smoke", QUIET) == []
@@ -329,18 +335,18 @@ def test_arms_of_equal_configuration_run_once(
 
 
 def test_links_of_seeds_that_are_gone_go_too(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path
+    brief: StudyConfig, calls: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "smoke"
-    run_study(smoke, out, QUIET)
-    one = tuple(dataclasses.replace(m, seeds=(0,)) for m in smoke.models)
-    run_study(dataclasses.replace(smoke, models=one), out, QUIET)
+    run_study(brief, out, QUIET)
+    one = tuple(dataclasses.replace(m, seeds=(0,)) for m in brief.models)
+    run_study(dataclasses.replace(brief, models=one), out, QUIET)
     assert not (out / "models/moe/seed1").is_symlink()
     assert (out / "models/moe/seed0").exists()
 
 
 def test_an_interrupted_study_says_what_is_there(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def evaluate(inputs, config, seed, out, report):
         raise KeyboardInterrupt
@@ -348,20 +354,20 @@ def test_an_interrupted_study_says_what_is_there(
     monkeypatch.setattr(sys.modules["fake_stages"], "evaluate", evaluate)
     out = tmp_path / "smoke"
     with pytest.raises(KeyboardInterrupt):
-        run_study(smoke, out, QUIET)
+        run_study(brief, out, QUIET)
     states = {s["label"]: s["status"] for s in json.loads((out / "stages.json").read_text())}
     assert states["train moe seed 0"] == "ok"
     assert states["evaluate moe seed 0"] == "not run"
 
 
 def test_a_late_mistake_is_recorded_and_the_rest_goes_on(
-    smoke: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def probe(inputs, config, seed, out, report):
         raise UserError("too few documents")
 
     monkeypatch.setattr(sys.modules["fake_stages"], "probe", probe)
-    failed = run_study(smoke, tmp_path / "smoke", QUIET)
+    failed = run_study(brief, tmp_path / "smoke", QUIET)
     assert {node.stage for node in failed} == {"probe"}
     assert (tmp_path / "smoke" / "report.html").exists()
 
