@@ -211,23 +211,23 @@ def test_saved_models_are_the_same(name: str, tmp_path: Path) -> None:
 
 
 def batch(seed: int) -> Batch:
-    ids = text(16, SEQ_LEN + 1, seed)
-    return Batch(ids[:, :-1], ids[:, 1:], torch.arange(16), 0)
+    ids = text(8, SEQ_LEN + 1, seed)
+    return Batch(ids[:, :-1], ids[:, 1:], torch.arange(8), 0)
 
 
 @pytest.mark.parametrize(
     ("name", "bf16"),
     [(name, False) for name in VARIANTS] + [(name, True) for name in ("engram", *RELATIVES)],
 )
-def test_twenty_steps_lower_the_loss(name: str, bf16: bool) -> None:
+def test_ten_steps_lower_the_loss(name: str, bf16: bool) -> None:
     torch.manual_seed(0)
     model = build(name)
-    config = TrainConfig(lr=4e-3, autocast_bf16=bf16)
+    config = TrainConfig(lr=8e-3, autocast_bf16=bf16)
     optimizer, watch = build_optimizer(model, config), Watch(model)
     set_learning_rate(optimizer, config.lr)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    losses = [train_step(model, optimizer, batch(step), config)[0] for step in range(20)]
-    assert sum(losses[-3:]) < sum(losses[:3]) - 0.3
+    losses = [train_step(model, optimizer, batch(step), config)[0] for step in range(10)]
+    assert sum(losses[-3:]) < sum(losses[:3]) - 1
     if name in WITH_MEMORY:
         assert 0 < watch.numbers()["rows_touched"] <= 1
     watch.close()
