@@ -3,8 +3,10 @@
 The values follow a small feasibility trial in shape and size; nothing is trained here.
 """
 
+import functools
 import json
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,27 @@ class Writer:
 
 def write_study(folder: Path, size: Size = Size()) -> Path:
     """Write a finished study of dense, MoE and Engram and return its folder."""
+    for name, content in _files(size).items():
+        inside, _, rest = name.partition("/")
+        path = (folder if inside == "study" else folder.parent / inside) / rest
+        (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+    return folder
+
+
+@functools.cache
+def _files(size: Size) -> dict[str, bytes | None]:
+    """Return what a study's folder and its store hold, made once in a process; None: a folder."""
+    with tempfile.TemporaryDirectory() as place:
+        _write(Path(place) / "study", size)
+        return {
+            path.relative_to(place).as_posix(): path.read_bytes() if path.is_file() else None
+            for path in Path(place).rglob("*")
+        }
+
+
+def _write(folder: Path, size: Size) -> None:
     out = Writer(folder, size, np.random.default_rng(0), [], [])
     folder.mkdir(parents=True)
     write_json(folder / "study.json", study_config())
@@ -109,7 +132,6 @@ def write_study(folder: Path, size: Size = Size()) -> Path:
     write_json(folder / "stages.json", out.stages)
     analyze(folder)
     write_json(folder / "verdicts.json", verdicts())
-    return folder
 
 
 def verdicts() -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The training bench: shapes that add up, turns that end, rows that can be read."""
 
+import dataclasses
 import io
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from engram_eval.progress import Reporter, Task
 from engram_eval.scales import SCALES
 from engram_eval.stage_config import OffloadStage
 from engram_eval.stages import resolve
+from probes import bench as probe_bench
 from probes.registry import PROBES
 
 SIZES = SCALES["smoke"]
@@ -179,7 +181,9 @@ def test_registry_points_at_functions() -> None:
     assert all(callable(resolve(target)) for target in BENCHES.values())
 
 
-def test_bench_probe_lists_every_probe_and_stops_in_time() -> None:
+def test_bench_probe_lists_every_probe_and_stops_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = dataclasses.replace(probe_bench.TEXT, train_bytes=60_000)
+    monkeypatch.setattr(probe_bench, "TEXT", few)
     rows = resolve(BENCHES["probe"])(0.01, Reporter(quiet=True))
     assert [row["name"] for row in rows] == ["capture", *PROBES]
     capture, first, *rest = rows

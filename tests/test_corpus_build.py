@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -67,17 +68,23 @@ def own(tmp_path: Path) -> CorpusConfig:
     return CorpusConfig(paths=(path,), vocab_size=400, val_fraction=0.2, train_bytes=0)
 
 
+class Built(NamedTuple):
+    """A pocket corpus, the rows that its building gave, and what it said meanwhile."""
+
+    corpus: Corpus
+    rows: list[MetricRow]
+    said: str
+
+
 @pytest.fixture(scope="module")
-def pocket(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, list[MetricRow]]:
-    out = tmp_path_factory.mktemp("pocket")
-    rows = build(POCKET, out)
-    return load_corpus(out), rows
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    out, said = tmp_path_factory.mktemp("pocket"), io.StringIO()
+    rows = build(POCKET, out, Reporter(out=said))
+    return Built(load_corpus(out), rows, said.getvalue())
 
 
-def test_each_generated_domain_says_what_bounds_its_loss(tmp_path: Path) -> None:
-    said = io.StringIO()
-    build(POCKET, tmp_path, Reporter(out=said))
-    lines = {line.split(":")[0]: line for line in said.getvalue().splitlines()}
+def test_each_generated_domain_says_what_bounds_its_loss(pocket: Built) -> None:
+    lines = {line.split(":")[0]: line for line in pocket.said.splitlines()}
     assert "a held-out answer has 4.00 bits without the skill, 0.00 with it" in lines["recall"]
     assert all("0.00 with it" in lines[name] for name in ("facts", "entities", "math"))
     assert "held-out" not in lines["code"]
@@ -130,10 +137,9 @@ def test_ngrams_are_those_of_the_training_tokens(own: CorpusConfig, tmp_path: Pa
     )
 
 
-def test_two_builds_are_equal_byte_for_byte(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        build(POCKET, tmp_path / name)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+def test_two_builds_are_equal_byte_for_byte(pocket: Built, tmp_path: Path) -> None:
+    build(POCKET, tmp_path)
+    assert files(tmp_path) == files(pocket.corpus.folder)
 
 
 def test_the_seed_moves_the_order_only(own: CorpusConfig, tmp_path: Path) -> None:
@@ -146,10 +152,8 @@ def test_the_seed_moves_the_order_only(own: CorpusConfig, tmp_path: Path) -> Non
     assert orders[0] != given
 
 
-def test_pocket_answers_are_the_tokens_of_their_text(
-    pocket: tuple[Corpus, list[MetricRow]],
-) -> None:
-    corpus, rows = pocket
+def test_pocket_answers_are_the_tokens_of_their_text(pocket: Built) -> None:
+    corpus, rows, _ = pocket
     tokenizer = corpus.tokenizer()
     expected: dict[tuple[str, str], list[str]] = {}
     for document in pocket_documents(POCKET):
@@ -176,12 +180,10 @@ def test_pocket_answers_are_the_tokens_of_their_text(
     )
 
 
-def test_held_out_modules_are_not_in_the_training_stream(
-    pocket: tuple[Corpus, list[MetricRow]],
-) -> None:
-    train, val = (set(decoded(pocket[0], split)) for split in ("train", "val"))
+def test_held_out_modules_are_not_in_the_training_stream(pocket: Built) -> None:
+    train, val = (set(decoded(pocket.corpus, split)) for split in ("train", "val"))
     assert not {text for _, text in train} & {text for _, text in val}
-    assert {domain for domain, _ in val} == set(pocket[0].domains)
+    assert {domain for domain, _ in val} == set(pocket.corpus.domains)
 
 
 def test_repeats_go_unless_wanted_and_never_cross_splits(tmp_path: Path) -> None:
@@ -244,11 +246,11 @@ def test_tokens_are_wide_enough() -> None:
     assert token_dtype(65_536) == np.dtype("<u2") and token_dtype(65_537) == np.dtype("<u4")
 
 
-def test_the_tokenizer_speaks_the_agreed_ids(pocket: tuple[Corpus, list[MetricRow]]) -> None:
-    tokenizer = pocket[0].tokenizer()
+def test_the_tokenizer_speaks_the_agreed_ids(pocket: Built) -> None:
+    tokenizer = pocket.corpus.tokenizer()
     assert tokenizer.convert_tokens_to_ids(EOS) == 0
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == tokenizer.bos_token_id == 0
-    assert len(tokenizer) == pocket[0].vocab_size == 512 and pocket[0].token_bytes[0] == 0
+    assert len(tokenizer) == pocket.corpus.vocab_size == 512 and pocket.corpus.token_bytes[0] == 0
     text = " def f(x):\n    return 'π' + 1002"
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids) == text

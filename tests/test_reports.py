@@ -304,7 +304,7 @@ def test_figures_are_saved_for_papers(small, tmp_path):
             seen.append(picture.stem)
             yield picture
 
-    options = {"formats": ("svg",), "watch": watch}
+    options = {"formats": ("svg", "pdf"), "watch": watch}
     files = save_figures(small, tmp_path / "figures", workers=2, **options)
     again = save_figures(small, tmp_path / "alone", only="logit-lens", **options)
     assert all(f.read_bytes() == (tmp_path / "figures" / f.name).read_bytes() for f in again)

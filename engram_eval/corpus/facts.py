@@ -76,6 +76,7 @@ def _entropy(counts: Counter[str]) -> float:
     return -sum(n / total * math.log2(n / total) for n in counts.values())
 
 
+@functools.cache
 def held_out_template(fact: Fact, seed: int) -> int:
     """Return the index of the fact's one untrained wording; the object is last in it."""
     allowed = [i for i, t in enumerate(RELATIONS[fact.relation]) if answer_is_last(t)]
