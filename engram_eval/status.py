@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,11 @@ def _held(lock: Path) -> bool:
 
 
 def status_table(stages: list[dict[str, Any]]) -> str:
-    """Lay the stages out as text, one a line."""
-    return "\n".join(_line(stage) for stage in stages)
+    """Lay the stages out as text, one a line, and count them."""
+    counts = Counter(stage["status"] for stage in stages)
+    done = f"{counts.pop('ok', 0)} of {len(stages)} stages are finished"
+    rest = [f"{count} {status}" for status, count in counts.most_common()]
+    return "\n".join([*(_line(stage) for stage in stages), ", ".join([done, *rest])])
 
 
 def _line(stage: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.table import BRIEF
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.cli import main
+from engram_eval.config import to_dict
 from engram_eval.contrasts import (
     Estimate,
     block_contrast,
@@ -448,6 +449,17 @@ def test_what_is_not_trained_tells_nothing_of_the_spread_over_trainings(folder: 
     write_jsonl(folder / "metrics.jsonl", rows)
     write_verdicts(folder)
     assert read_verdicts(folder) == alone
+
+
+def test_tasks_that_tell_nobody_apart_are_the_reason(tmp_path: Path) -> None:
+    study = find_study("main", "smoke")
+    write_json(tmp_path / "study.json", to_dict(study))
+    losses = {model.name: dict.fromkeys(range(3), 1.0) for model in study.models}
+    write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows_of(losses)])
+    write_verdicts(tmp_path)
+    told = {entry["id"]: entry["reason"] for entry in read_verdicts(tmp_path)}
+    assert told["main.tasks_code"] == "no task of its domain tells models apart"
+    assert told["main.loss"] == "contrast: no spread over seeds"
 
 
 def test_the_command_prints_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

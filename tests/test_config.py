@@ -11,10 +11,10 @@ from engram_eval.config import (
     StudyConfig,
     TrainConfig,
     from_dict,
-    override,
     to_dict,
 )
 from engram_eval.errors import UserError
+from engram_eval.overrides import override
 from engram_eval.scales import SCALES
 from engram_eval.studies.registry import STUDIES, find_study
 

@@ -64,7 +64,8 @@ def test_running_and_interrupted(tmp_path: Path) -> None:
         (stage,) = status(folder)
         assert stage["status"] == "running"
         assert stage["progress"]["step"] == 2 and stage["progress"]["steps"] == 10
-    line = status_table([stage])
+    line, count = status_table([stage]).splitlines()
+    assert count == "0 of 1 stages are finished, 1 running"
     assert "step 2 of 10, loss 2.500, 12,346 tokens/s, gate 0.50, 25% of rows read" in line
     assert status(folder)[0]["status"] == "interrupted"
 

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.claims.claim import Claim, Score
+from engram_eval.claims.claim import MEAN_OF_TASKS, Claim, Score
 from engram_eval.claims.collect import Table, read_table
 from engram_eval.claims.judge import Part, Verdict, bounds, judge
 from engram_eval.claims.registry import claims_of
@@ -79,9 +79,11 @@ def _values(claim: Claim, table: Table, trained: Sequence[str]) -> tuple[Values,
     # curve. A model with a memory beside it is no training of its own: it would count twice.
     alone = claim.test == "paired" and claim.axis is None
     try:
-        return table.values(claim.score, claim.arms if alone else {*trained, *claim.arms}), ""
+        found = table.values(claim.score, claim.arms if alone else {*trained, *claim.arms})
     except UserError as error:
         return {}, str(error)
+    of_tasks = any(rows.name == MEAN_OF_TASKS for _, rows in claim.score.terms)
+    return found, "" if found or not of_tasks else "no task of its domain tells models apart"
 
 
 def _entry(

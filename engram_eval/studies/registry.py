@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engram_eval.config import TUNED, StudyConfig, from_dict, override, to_dict
+from engram_eval.config import TUNED, StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError, unknown
+from engram_eval.overrides import override
 from engram_eval.records import content_hash
 from engram_eval.scales import SCALES
 from engram_eval.stages import resolve
