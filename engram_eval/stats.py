@@ -134,7 +134,8 @@ def bootstrap_ratios(
 
     All columns see the same draws, which costs hardly more than one. Percentile intervals; p is
     twice the smaller tail at zero, with one added to both counts (Davison & Hinkley 1997,
-    eq. 4.11), so never 0.
+    eq. 4.11), so never 0; nor is it below 2^(1 - n), which is what n equal signs are worth: a
+    bootstrap of few units that all say the same would take them for certain.
 
     Args:
         tops: numerators, (n, k): n units, k quantities.
@@ -151,7 +152,7 @@ def bootstrap_ratios(
     draws = _ratio_draws(tops, bottoms, resamples, rng)
     lows, highs = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2], axis=0)
     tails = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
-    p = np.minimum(1.0, 2 * (tails + 1) / (resamples + 1))
+    p = np.clip(2 * (tails + 1) / (resamples + 1), 2.0 ** (1 - len(tops)), 1.0)
     values = tops.sum(axis=0) / bottoms.sum(axis=0)
     return [Interval(*map(float, entry)) for entry in zip(values, lows, highs, p, strict=True)]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,7 +225,8 @@ def test_bench_offload_measures_every_storage(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(offload, "ROWS", (0, 2_000, 10**13))
     monkeypatch.setattr(offload, "LENGTH", 24)
     monkeypatch.setattr(offload, "DECODED", 3)
-    rows = resolve(BENCHES["offload"])(0.1, Reporter(quiet=True), scales=("smoke",))
+    bench, out = resolve(BENCHES["offload"]), io.StringIO()
+    rows = bench(0.1, Reporter(quiet=True), scales=("smoke",), patience=math.inf)
     names = [storage.name for storage in offload.STORAGES]
     assert [row["storage"] for row in rows] == 2 * names, "the largest table fits nowhere"
     for row in rows:
@@ -234,6 +236,8 @@ def test_bench_offload_measures_every_storage(monkeypatch: pytest.MonkeyPatch) -
             assert 0 < row["cache_hits_pct"] < 100
     for row in rows[:: len(names)]:
         assert row["prefill_loss_pct"] == row["decode_loss_pct"] == 0
+    (first, *_) = bench(0.1, Reporter(out=out), scales=("smoke",), patience=0.0)
+    assert first["rows"] == 0 and "no time is left for 2 of 3 tables" in out.getvalue()
     with pytest.raises(UserError, match=r"unknown scale 'smke'.*'smoke'"):
         offload.bench_offload(1.0, Reporter(quiet=True), scales=("smke",))
 

@@ -103,6 +103,13 @@ def test_swapping_the_models_flips_the_bootstrap(pairs, seed):
     assert back.p == forth.p and 0 < forth.p <= 1
 
 
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_few_units_cannot_be_surer_than_their_signs(n):
+    found = stats.paired_bootstrap(np.zeros(n), 1 + rng().random(n), rng(), resamples=2000)
+    assert found.low > 0
+    assert found.p == pytest.approx(scipy_stats.binomtest(n, n).pvalue)
+
+
 def test_mcnemar_by_hand():
     a = [1] * 6 + [0] * 1 + [1] * 5
     b = [0] * 6 + [1] * 1 + [1] * 5

@@ -94,6 +94,7 @@ def bench_offload(
     report: Reporter,
     scales: tuple[str, ...] | None = None,
     tables: tuple[int, ...] | None = None,
+    patience: float = 2.0,
 ) -> list[dict[str, Any]]:
     """Measure prefill and decoding of one Engram model with its table in different places.
 
@@ -102,11 +103,12 @@ def bench_offload(
     were read are in memory). Tokens are drawn by Zipf's law, new ones at every turn.
 
     Args:
-        seconds: about how long to measure; making the tables comes on top.
+        seconds: about how long to measure; making the tables comes on top. See ``patience``.
         report: shows progress.
         scales: keys of ``SCALES``, whose models are taken; float32, a batch of 8. By default
             ``CPU_SCALES``, and on a GPU a dense model of 3.7 billion parameters in bfloat16.
         tables: rows of each table, about; 0 stands for the scale's own. By default ``ROWS``.
+        patience: tables whose turn would come after so many times ``seconds`` are left out.
 
     Returns:
         Rows with scale, rows (as asked for), table_mb, storage, prefill_tokens_per_s,
@@ -124,8 +126,12 @@ def bench_offload(
     device = compute_device()
     cases = list(_cases(scales, tables, device))
     rows: list[dict[str, Any]] = []
+    end = time.monotonic() + patience * seconds
     with report.task("bench offload", seconds) as task:
-        for case in cases:
+        for done, case in enumerate(cases):
+            if done and time.monotonic() > end:
+                report.say(f"no time is left for {len(cases) - done} of {len(cases)} tables")
+                break
             rows += _measure(case, device, seconds / len(cases), task)
     return rows
 

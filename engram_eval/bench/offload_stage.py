@@ -1,5 +1,6 @@
 """The stage of a study that times a model with its table in different places."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def time_storages(
         UserError: not a single table fits into memory.
     """
     sizes = {_rows(config.scale, times): f"{times}x" for times in config.tables}
-    found = bench_offload(config.seconds, report, (config.scale,), tuple(sizes))
+    found = bench_offload(config.seconds, report, (config.scale,), tuple(sizes), math.inf)
     if not found:
         raise UserError(f"offload.tables={list(config.tables)}: none fits into this memory")
     return [row for measured in found for row in _metric_rows(measured, sizes[measured["rows"]])]
