@@ -38,9 +38,14 @@ def relative(a: Tensor | None, b: Tensor | None) -> float:
     data=st.data(),
 )
 def test_equals_torch_in_float32(n: int, d: int, v: int, chunk: int, data: st.DataObject) -> None:
-    ignored = data.draw(st.integers(0, n - 1))
+    ignored, masked = data.draw(st.integers(0, n - 1)), data.draw(st.booleans())
     ours, theirs = make(n, d, v, ignored), make(n, d, v, ignored)
-    loss, truth = linear_cross_entropy(*ours, chunk_tokens=chunk), reference(*theirs)
+    losses, truth = losses_by_token(*ours, chunk_tokens=chunk, masked=masked), reference(*theirs)
+    loss = losses.mean
+    with torch.no_grad():
+        each = losses_by_token(*ours, chunk_tokens=chunk, masked=masked).each
+    torch.testing.assert_close(each, losses.each)
+    assert bool((each[ours[2] == -100] == 0).all())
     # A factor other than 1 shows that the backward pass scales by the incoming gradient.
     (2.5 * loss).backward()
     (2.5 * truth).backward()
@@ -99,10 +104,11 @@ def test_a_hopeless_target_costs_its_logit_gap() -> None:
     assert linear_cross_entropy(hidden, weight, torch.tensor([1])).item() == pytest.approx(500.0)
 
 
-def test_all_ignored_is_nan_as_in_torch() -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_all_ignored_is_nan_as_in_torch(masked: bool) -> None:
     hidden, weight, _ = make(3, 2, 5)
     labels = torch.full((3,), -100)
-    assert torch.isnan(linear_cross_entropy(hidden, weight, labels))
+    assert torch.isnan(losses_by_token(hidden, weight, labels, masked=masked).mean)
     assert torch.isnan(reference(hidden, weight, labels))
 
 
@@ -130,12 +136,12 @@ def test_memory_stays_below_the_full_logits() -> None:
 
 def test_what_is_fused_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     # What the compiler is given; that it compiles is for the slow tests.
-    monkeypatch.setattr(loss_module, "_compiled_chunk", lambda: loss_module._to_be_fused)
+    monkeypatch.setattr(loss_module, "_compiled_chunk", lambda: loss_module._masked_loss_and_error)
     runs = []
     for fused in (False, True):
         hidden = torch.randn(37, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
         weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        labels = torch.arange(37)
+        labels = torch.arange(37).index_fill_(0, torch.tensor([3, 20]), -100)
         found = losses_by_token(hidden, weight, labels, 16, fused)
         runs.append((found.mean, found.each, *torch.autograd.grad(found.mean, (hidden, weight))))
     for plain, other in zip(*runs, strict=True):

@@ -60,6 +60,7 @@ def losses_by_token(
     labels: Tensor,
     chunk_tokens: int | None = None,
     fused: bool = False,
+    masked: bool | None = None,
 ) -> Losses:
     """Return what ``linear_cross_entropy`` returns, and what it is the mean of.
 
@@ -69,15 +70,19 @@ def losses_by_token(
         labels: (N,).
         chunk_tokens: tokens whose logits exist at once.
         fused: let ``torch.compile`` make one kernel of what happens between two products.
+        masked: mask what labels of -100 contribute, and look at no value, for which a CPU would
+            wait for a GPU, instead of leaving their tokens out; by default there and where fused.
     """
     device = hidden.device.type
+    on_cpu = device == "cpu"
     if chunk_tokens is None:
-        chunk_tokens = CPU_CHUNK if device == "cpu" else GPU_CHUNK
+        chunk_tokens = CPU_CHUNK if on_cpu else GPU_CHUNK
+    masked = fused or not on_cpu if masked is None else masked
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
         return Losses(
             *_LinearCrossEntropy.apply(
-                hidden, weight, labels, chunk_tokens, dtype, torch.is_grad_enabled(), fused
+                hidden, weight, labels, chunk_tokens, dtype, torch.is_grad_enabled(), masked, fused
             )
         )
 
@@ -94,25 +99,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         dtype: torch.dtype,
         grad: bool,
+        masked: bool,
         fused: bool,
     ) -> tuple[Tensor, Tensor]:
-        kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-        # Most batches ignore nothing: they need no copy.
-        dense = len(kept) == len(labels)
-        rows, targets = (hidden, labels) if dense else (hidden[kept], labels[kept])
+        counted = labels != IGNORE_INDEX
+        kept = None if masked else counted.nonzero().squeeze(1)
+        if kept is not None and len(kept) == len(labels):
+            # Most batches ignore nothing: they need no copy.
+            kept = None
+        rows, targets = (hidden, labels) if kept is None else (hidden[kept], labels[kept])
         want_hidden, want_weight = (grad and need for need in ctx.needs_input_grad[:2])
         grad_rows = torch.empty_like(rows) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=_wide(dtype)) if want_weight else None
+        chunks = _Chunks(chunk_tokens, masked, fused)
         each = _accumulate(
-            rows.to(dtype), weight.to(dtype), targets, chunk_tokens, grad_rows, grad_weight, fused
+            rows.to(dtype), weight.to(dtype), targets, chunks, grad_rows, grad_weight
         )
-        mean = each.mean() if len(kept) else each.new_full((), float("nan"))
-        if not dense:
+        count = counted.sum() if masked else len(targets)
+        mean = each.sum() / count if masked or count else each.new_full((), float("nan"))
+        if kept is not None:
             each = each.new_zeros(len(labels)).index_copy_(0, kept, each)
-        if grad_rows is not None and not dense:
+        if kept is not None and grad_rows is not None:
             grad_rows = torch.zeros_like(hidden).index_copy_(0, kept, grad_rows)
         ctx.save_for_backward(grad_rows, grad_weight)
-        ctx.count, ctx.weight_dtype = len(kept), weight.dtype
+        ctx.count, ctx.weight_dtype = count, weight.dtype
         ctx.mark_non_differentiable(each)
         return mean, each
 
@@ -123,7 +133,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = grad_loss / ctx.count
         hidden = None if grad_rows is None else grad_rows * scale.to(grad_rows.dtype)
         weight = None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype)
-        return hidden, weight, None, None, None, None, None
+        return hidden, weight, None, None, None, None, None, None
+
+
+class _Chunks(NamedTuple):
+    """How many tokens are worked on at once, and how; see ``losses_by_token``."""
+
+    tokens: int
+    masked: bool
+    fused: bool
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -135,27 +153,34 @@ def _accumulate(
     rows: Tensor,
     weight: Tensor,
     targets: Tensor,
-    chunk_tokens: int,
+    chunks: _Chunks,
     grad_rows: Tensor | None,
     grad_weight: Tensor | None,
-    fused: bool,
 ) -> Tensor:
     """Return the loss of every row, (N,), and fill the gradients of their sum in place."""
     losses = torch.empty(len(rows), dtype=_wide(rows.dtype), device=rows.device)
     wanted = grad_rows is not None or grad_weight is not None
-    one_chunk = _compiled_chunk() if fused and wanted else _loss_and_error
-    for start in range(0, len(rows), chunk_tokens):
-        part = slice(start, start + chunk_tokens)
+    loss_alone = _masked_loss if chunks.masked else _loss
+    loss_and_error = _masked_loss_and_error if chunks.masked else _loss_and_error
+    if chunks.fused:
+        loss_and_error = _compiled_chunk()
+    for start in range(0, len(rows), chunks.tokens):
+        part = slice(start, start + chunks.tokens)
         logits = rows[part] @ weight.T
         if not wanted:
-            losses[part], _ = _chunk(logits, targets[part])
+            losses[part] = loss_alone(logits, targets[part])
             continue
-        losses[part], error = one_chunk(logits, targets[part])
+        losses[part], error = loss_and_error(logits, targets[part])
         if grad_rows is not None:
             grad_rows[part] = error @ weight
         if grad_weight is not None:
             grad_weight += error.T @ rows[part]
     return losses
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the losses (C,) of a chunk."""
+    return _chunk(logits, targets)[0]
 
 
 def _chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,15 +208,28 @@ def _loss_and_error(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return losses, probs.to(logits.dtype)
 
 
-def _to_be_fused(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Do the same without looking at any value, so that two kernels are enough."""
+def _masked_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return what ``_loss`` does, 0 where the target is -100, without looking at any value."""
+    wide = logits.to(_wide(logits.dtype))
+    given = wide.gather(1, targets.clamp_min(0)[:, None]).squeeze(1)
+    return torch.where(targets == IGNORE_INDEX, 0.0, wide.logsumexp(-1) - given)
+
+
+def _masked_loss_and_error(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what ``_loss_and_error`` does, and zeros where the target is -100.
+
+    Compiled, this is two kernels.
+    """
     wide = logits.to(_wide(logits.dtype))
     log_z = wide.logsumexp(-1, keepdim=True)
+    ignored = (targets == IGNORE_INDEX)[:, None]
     hit = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-    error = (wide - log_z).exp() - hit.to(wide.dtype)
-    return log_z.squeeze(1) - wide.gather(1, targets[:, None]).squeeze(1), error.to(logits.dtype)
+    given = wide.gather(1, targets.clamp_min(0)[:, None])
+    error = torch.where(ignored, 0.0, (wide - log_z).exp() - hit.to(wide.dtype))
+    losses = torch.where(ignored, 0.0, log_z - given)
+    return losses.squeeze(1), error.to(logits.dtype)
 
 
 @functools.cache
 def _compiled_chunk() -> Any:
-    return torch.compile(_to_be_fused)
+    return torch.compile(_masked_loss_and_error)
