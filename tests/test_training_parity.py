@@ -77,7 +77,7 @@ def losses(name: str, fast: bool, config: TrainConfig, monkeypatch: pytest.Monke
         )
         set_learning_rate(optimizer, config.lr)
         found = [
-            train_step(model, optimizer, batches.batch(step), config)[0]
+            train_step(model, optimizer, batches.batch(step), config).loss.item()
             if fast
             else plain_step(model, optimizer, batches.batch(step), config)
             for step in range(STEPS)
@@ -123,6 +123,6 @@ def test_compiled_steps_have_the_same_losses() -> None:
         optimizer, watch = build_optimizer(model, settings), Watch(model)
         if compiled:
             compile_blocks(model)
-        losses.append([train_step(model, optimizer, batch, settings).loss for _ in range(4)])
+        losses.append([float(train_step(model, optimizer, batch, settings).loss) for _ in range(4)])
         assert 0 < watch.numbers()["gate_mean"] < 1
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) and losses[0][3] < losses[0][0]

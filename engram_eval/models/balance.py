@@ -62,7 +62,7 @@ def _one(layer: Routing) -> Tensor:
 
 
 @torch.no_grad()
-def update_router_bias(model: nn.Module, rate: float) -> None:
+def update_router_bias(model: nn.Module, rate: float | Tensor) -> None:
     """Raise the bias of experts below the mean load by ``rate``, lower the others'.
 
     Uses the last forward pass; call it after each optimiser step (arXiv:2408.15664 algorithm 1).

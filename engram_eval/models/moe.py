@@ -111,8 +111,8 @@ class Experts(nn.Module):
             counts: (E,) tokens of each expert.
         """
         x = as_operand(x)
-        few = chosen.numel() <= 2 * len(counts) and not fits_grouped_kernel(x)
-        if few or (x.device.type == "cpu" and int(counts.max()) <= BLOCK):
+        few = chosen.numel() <= 2 * len(counts)
+        if not fits_grouped_kernel(x) and (few or _are_few_on_a_cpu(counts)):
             return self._padded(x, weights, chosen, counts, int(counts.max()))
         gate_up, down = as_operand(self.gate_up_proj), as_operand(self.down_proj)
         return grouped_experts(x, weights, chosen, gate_up, down, counts)
@@ -136,6 +136,10 @@ class Experts(nn.Module):
         outer = torch.bmm(inner, self.down_proj).flatten(0, 1)
         back = torch.empty_like(order).index_copy_(0, order, place)
         return _combine(outer.index_select(0, back), weights)
+
+
+def _are_few_on_a_cpu(counts: torch.Tensor) -> bool:
+    return counts.device.type == "cpu" and int(counts.max()) <= BLOCK
 
 
 def expert_counts(chosen: torch.Tensor, experts: int) -> torch.Tensor:

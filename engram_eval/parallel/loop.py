@@ -152,9 +152,9 @@ def _step(parts: Parts, step: int, batch: Batch) -> dict[str, Any]:
         "tokens": (step + 1) * settings.batch_size * settings.seq_len,
         "lr": rate,
         "loss_nats": loss,
-        "grad_norm": norms.total,
-        "grad_norm_backbone": norms.backbone,
-        "grad_norm_table": norms.table,
+        "grad_norm": float(norms.total),
+        "grad_norm_backbone": float(norms.backbone),
+        "grad_norm_table": float(norms.table),
         "domains": _domains(losses.each, batch, parts),
     }
 
@@ -168,7 +168,7 @@ def share_of(batch: Batch, ranks: Ranks) -> Batch:
 
 
 def _check(loss: float, norms: Norms, step: int, steps: int) -> None:
-    for what, value in (("loss", loss), ("gradient norm", norms.total)):
+    for what, value in (("loss", loss), ("gradient norm", float(norms.total))):
         if not math.isfinite(value):
             raise TrainingError(f"step {step + 1} of {steps}: the {what} is {value}")
 

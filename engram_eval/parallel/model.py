@@ -1,6 +1,5 @@
 """A model spread over processes: FSDP2 for the backbone, rows of tables by owner."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -86,10 +85,10 @@ def clip_spread_gradients(model: nn.Module, max_norm: float, ranks: Ranks) -> No
         )
         for table in (False, True)
     ]
-    backbone, table = ranks.sum(torch.stack(squares)).sqrt().tolist()
-    total = math.hypot(backbone, table)
+    backbone, table = ranks.sum(torch.stack(squares)).sqrt()
+    total = torch.hypot(backbone, table)
     if total > max_norm:
-        torch._foreach_mul_([grad for _, grad in named], max_norm / (total + 1e-6))
+        torch._foreach_mul_([grad for _, grad in named], max_norm / (float(total) + 1e-6))
     return Norms(total, backbone, table)
 
 

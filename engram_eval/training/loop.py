@@ -29,6 +29,7 @@ from engram_eval.training.checkpoint import (
 )
 from engram_eval.training.data import Batch, Batches
 from engram_eval.training.interrupt import Interrupt, catch_signals
+from engram_eval.training.later import Later
 from engram_eval.training.lenient import BadBatches
 from engram_eval.training.logs import Log
 from engram_eval.training.optim import (
@@ -36,7 +37,9 @@ from engram_eval.training.optim import (
     build_optimizer,
     clip_gradients,
     learning_rate,
+    runs_ahead,
     set_learning_rate,
+    step_where,
 )
 from engram_eval.training.prefetch import prefetched
 from engram_eval.training.tensorboard import Board
@@ -50,17 +53,39 @@ class TrainingError(RuntimeError):
 
 
 class Outcome(NamedTuple):
-    """What a training step showed.
+    """What a training step showed, on the device.
 
     Attributes:
-        loss: nats per token, before the step.
+        loss: scalar, nats per token, before the step.
         each: (B * T,) nats of every token.
         norms: of the gradients before clipping.
     """
 
-    loss: float
+    loss: Tensor
     each: Tensor
     norms: Norms
+
+
+class Pending(NamedTuple):
+    """A step that has been asked for and not been read yet.
+
+    Attributes:
+        step: 0-based.
+        batch: what it was taken on.
+        rate: the backbone's learning rate.
+        names: of the scalars, as in ``train.jsonl``.
+        values: of the scalars, in double precision.
+        each: (B * T,) nats of every token.
+        started: on the clock of ``time.perf_counter``.
+    """
+
+    step: int
+    batch: Batch
+    rate: float
+    names: tuple[str, ...]
+    values: Later
+    each: Later
+    started: float
 
 
 @dataclass(frozen=True)
@@ -119,8 +144,8 @@ def train_step(
 ) -> Outcome:
     """Take one optimiser step; the learning rate is set by the caller.
 
-    Raises:
-        TrainingError: the loss or a gradient is not finite; parameters are then unchanged.
+    Where the loss or a gradient is not finite parameters are left as they are, and the caller finds
+    it in what is returned. A GPU is not waited for if the optimiser can do this by itself.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
@@ -135,17 +160,11 @@ def train_step(
         config.accumulate,
     )
     norms = clip_gradients(model, config.clip_norm)
-    outcome = Outcome(losses.mean.item(), losses.each, norms)
-    for what, value in (("loss", outcome.loss), ("gradient norm", norms.total)):
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {what} is {value} on sequences {batch.sequences.tolist()} "
-                f"of epoch {batch.epoch}"
-            )
-    optimizer.step()
+    finite = losses.mean.isfinite() & norms.total.isfinite()
+    step_where(optimizer, finite)
     if config.router_bias_rate:
-        update_router_bias(model, config.router_bias_rate)
-    return outcome
+        update_router_bias(model, config.router_bias_rate * finite.float())
+    return Outcome(losses.mean, losses.each, norms)
 
 
 def train_model(run: Run, report: Reporter) -> None:
@@ -177,18 +196,27 @@ def train_model(run: Run, report: Reporter) -> None:
 
 
 def _steps(run: Run, state: State, first: int, task: Task, interrupt: Interrupt) -> None:
-    """Take steps ``first`` .. ``run.steps`` - 1."""
-    saved = time.monotonic()
+    """Take steps ``first`` .. ``run.steps`` - 1.
+
+    On a GPU a step is read when the next one has been asked for, so that it never waits for work.
+    """
+    saved, read_at = time.monotonic(), 0.0
+    ahead = runs_ahead(state.optimizer, run.model.device)
+    asked: list[Pending] = []
     with closing(prefetched(run.model, run.batches, first, run.steps)) as batches:
         for step, batch in enumerate(batches, start=first):
-            info = _one(run, state, step, batch)
+            asked.append(_ask(run, state, step, batch))
             done = step + 1
+            due = time.monotonic() - saved >= run.config.save_every_s
+            due = due or interrupt.signal is not None
+            all_of_them = not ahead or due or done in run.keep_at or done == run.steps
+            while len(asked) > (0 if all_of_them else 1):
+                task.advance(1, _read(run, state, asked.pop(0), read_at))
+                read_at = time.perf_counter()
             if done in run.keep_at:
                 for row in _kept(run, done):
                     state.logs["validation.jsonl"].write(row)
-            task.advance(1, info)
-            due = time.monotonic() - saved >= run.config.save_every_s
-            if due or interrupt.signal is not None:
+            if due:
                 _save(run, state, done)
                 saved = time.monotonic()
             interrupt.leave()
@@ -202,51 +230,66 @@ def _kept(run: Run, step: int) -> list[dict[str, Any]]:
         return run.keep(step)
 
 
-def _one(run: Run, state: State, step: int, batch: Batch) -> str:
-    """Take a 0-based step, write its two lines, and return a short text on how it went."""
+def _ask(run: Run, state: State, step: int, batch: Batch) -> Pending:
+    """Take a 0-based step."""
     started = time.perf_counter()
     rate = learning_rate(step, run.steps, run.config)
     set_learning_rate(state.optimizer, rate)
-    per_step = run.config.batch_size * run.config.seq_len
-    row: dict[str, Any] = {"step": step + 1, "tokens": (step + 1) * per_step, "lr": rate}
-    try:
-        row |= _numbers(run, state, batch)
-    except TrainingError as error:
-        place = f"step {step + 1} of {run.steps}"
-        if not state.bad.count():
-            raise TrainingError(f"{place}: {error}{state.bad.advice()}") from None
-        row |= {"loss_nats": None, "skipped": str(error)}
-        # What the hooks have collected belongs to no step.
-        state.watch.numbers()
-    state.logs["train.jsonl"].write(row)
-    seconds = time.perf_counter() - started
-    speed = per_step / seconds
-    state.logs["timing.jsonl"].write({"step": step + 1, "seconds": seconds, "tokens_per_s": speed})
-    state.board.write(step + 1, row | {"tokens_per_s": speed})
-    shown = "skipped" if row["loss_nats"] is None else f"loss {row['loss_nats']:.3f}"
-    return f"{shown}, {speed:,.0f} tokens/s"
-
-
-def _numbers(run: Run, state: State, batch: Batch) -> dict[str, Any]:
-    """Take a step and return what is written of it."""
     outcome = train_step(run.model, state.optimizer, batch, run.config)
     if batch.lookup is not None:
         state.watch.look(batch.lookup)
-    return {
+    scalars = {
         "loss_nats": outcome.loss,
         "grad_norm": outcome.norms.total,
         "grad_norm_backbone": outcome.norms.backbone,
         "grad_norm_table": outcome.norms.table,
         **state.watch.numbers(),
-        "domains": _by_domain(outcome.each, batch, run.domains),
     }
+    values = Later(torch.stack([value.double() for value in scalars.values()]))
+    return Pending(step, batch, rate, tuple(scalars), values, Later(outcome.each), started)
+
+
+def _read(run: Run, state: State, asked: Pending, last_read: float) -> str:
+    """Write the two lines of a step and return a short text on how it went."""
+    step, per_step = asked.step + 1, run.config.batch_size * run.config.seq_len
+    row: dict[str, Any] = {"step": step, "tokens": step * per_step, "lr": asked.rate}
+    try:
+        row |= _numbers(run, asked)
+    except TrainingError as error:
+        place = f"step {step} of {run.steps}"
+        if not state.bad.count():
+            raise TrainingError(f"{place}: {error}{state.bad.advice()}") from None
+        row |= {"loss_nats": None, "skipped": str(error)}
+    state.logs["train.jsonl"].write(row)
+    seconds = time.perf_counter() - max(asked.started, last_read)
+    speed = per_step / seconds
+    state.logs["timing.jsonl"].write({"step": step, "seconds": seconds, "tokens_per_s": speed})
+    state.board.write(step, row | {"tokens_per_s": speed})
+    shown = "skipped" if row["loss_nats"] is None else f"loss {row['loss_nats']:.3f}"
+    return f"{shown}, {speed:,.0f} tokens/s"
+
+
+def _numbers(run: Run, asked: Pending) -> dict[str, Any]:
+    """Return what is written of a step.
+
+    Raises:
+        TrainingError: its loss or a gradient was not finite.
+    """
+    numbers = dict(zip(asked.names, asked.values.read().tolist(), strict=True))
+    for what, value in (("loss", numbers["loss_nats"]), ("gradient norm", numbers["grad_norm"])):
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {what} is {value} on sequences {asked.batch.sequences.tolist()} "
+                f"of epoch {asked.batch.epoch}"
+            )
+    return {**numbers, "domains": _by_domain(asked.each.read(), asked.batch, run.domains)}
 
 
 def _by_domain(each: Tensor, batch: Batch, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return the loss and the tokens of each domain in a batch."""
     if batch.domains is None:
         return {}
-    nats, tokens = by_domain(each.cpu(), batch.domains, len(names))
+    nats, tokens = by_domain(each, batch.domains, len(names))
     return {
         name: {"loss_nats": float(nats[i] / tokens[i]), "tokens": int(tokens[i])}
         for i, name in enumerate(names)

@@ -117,21 +117,58 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class Norms(NamedTuple):
-    """Gradient norms before clipping: of all parameters, without and of the memory's tables."""
+    """Gradient norms before clipping, scalars: of all parameters, without and of the tables."""
 
-    total: float
-    backbone: float
-    table: float
+    total: Tensor
+    backbone: Tensor
+    table: Tensor
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Norms:
-    """Scale all gradients down to a global norm; return the norms before it."""
+    """Scale all gradients down to a global norm; return the norms before it.
+
+    The CPU does not wait for a GPU to learn them.
+    """
     named = list(_gradients(model))
-    total = _norm([grad for _, grad in named])
-    table = _norm([grad for name, grad in named if name.endswith(TABLE_SUFFIX)])
-    if total > max_norm:
-        torch._foreach_mul_([grad for _, grad in named], max_norm / (total + 1e-6))
-    return Norms(total, math.sqrt(max(0.0, total**2 - table**2)), table)
+    grads = [grad for _, grad in named]
+    total = _norm(grads)
+    table = _norm([grad for name, grad in named if name.endswith(TABLE_SUFFIX)]).to(total.device)
+    if not is_known(total):
+        torch._foreach_mul_(grads, (max_norm / (total + 1e-6)).clamp(max=1).float())
+    elif total > max_norm:
+        torch._foreach_mul_(grads, max_norm / (float(total) + 1e-6))
+    return Norms(total, (total.square() - table.square()).clamp_min(0).sqrt(), table)
+
+
+def is_known(number: Tensor) -> bool:
+    """Whether a number can be looked at without waiting for it."""
+    return number.device.type == "cpu"
+
+
+def runs_ahead(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether a step can be asked for before it is known to have finite gradients.
+
+    So it is on a GPU whose optimiser has one kernel that leaves a step out by itself.
+    """
+    return device.type == "cuda" and type(optimizer) is torch.optim.AdamW
+
+
+def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Take a step if the scalar ``finite`` is true, without waiting for it where that is possible.
+
+    A skipped step does not count as one.
+    """
+    if not runs_ahead(optimizer, finite.device):
+        if finite:
+            optimizer.step()
+        return
+    kernel: Any = optimizer
+    # What ``torch.amp.GradScaler`` leaves there for fused kernels.
+    kernel.grad_scale, kernel.found_inf = None, (~finite).float()
+    try:
+        optimizer.step()
+    finally:
+        del kernel.grad_scale, kernel.found_inf
 
 
 def _gradients(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -145,7 +182,7 @@ def _gradients(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
                 yield f"{name}.weight", used.values.grad
 
 
-def _norm(grads: list[Tensor]) -> float:
+def _norm(grads: list[Tensor]) -> Tensor:
     if not grads:
-        return 0.0
-    return float(torch.stack(torch._foreach_norm(grads)).norm())
+        return torch.zeros((), dtype=torch.float64)
+    return torch.stack(torch._foreach_norm(grads)).norm().double()

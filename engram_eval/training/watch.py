@@ -33,6 +33,8 @@ class Watch:
         self._collisions: dict[int, Collisions] = {}
         self._decoder = model.model
         self._device = model.device
+        # Made once: to bring numbers to a GPU is to wait for it.
+        self._quantiles = torch.tensor(list(GATE_QUANTILES.values()), device=model.device)
         modules = list(model.modules())
         self._experts = [module for module in modules if isinstance(module, MoE)]
         self._memories = [module for module in modules if isinstance(module, EngramMemory)]
@@ -48,14 +50,18 @@ class Watch:
                 self._collisions[layer] = self._new(layer, mixes.device)
             self._rates.append(self._collisions[layer].see(lookup.rows[layer], mixes))
 
-    def numbers(self) -> dict[str, float]:
-        """Return what the last training step showed; empty for a dense model without memory."""
-        found = _fetched(self._layer_by_layer())
+    def numbers(self) -> dict[str, Tensor]:
+        """Return what the last training step showed, scalars in double precision.
+
+        Empty for a dense model without memory.
+        """
+        found = self._layer_by_layer()
         loads = found.pop("load", [])
-        if loads:
-            found["router_load_max"] = [max(loads)]
         self._rates.clear()
-        return {name: sum(values) / len(values) for name, values in found.items()}
+        numbers = {name: _mean(values) for name, values in found.items()}
+        if loads:
+            numbers["router_load_max"] = torch.stack(loads).max().double()
+        return numbers
 
     def _layer_by_layer(self) -> dict[str, list[Tensor]]:
         """Return scalars, one for each layer or one for all."""
@@ -73,7 +79,7 @@ class Watch:
         if seen:
             gates = torch.cat([gate.float().flatten() for gate in seen])
             found["gate_mean"] = [gates.mean()]
-            spread = torch.quantile(gates, gates.new_tensor(list(GATE_QUANTILES.values())))
+            spread = torch.quantile(gates, self._quantiles)
             found |= {name: [value] for name, value in zip(GATE_QUANTILES, spread, strict=True)}
         return found
 
@@ -130,11 +136,8 @@ def _entropy_bits(shares: Tensor) -> Tensor:
     return torch.special.entr(shares).sum(-1).mean().double() / math.log(2)
 
 
-def _fetched(found: Mapping[str, Sequence[Tensor]]) -> dict[str, list[float]]:
-    """Return scalars as numbers; the CPU waits for a GPU only once."""
-    scalars = [value.double() for values in found.values() for value in values]
-    numbers = iter(torch.stack(scalars).tolist() if scalars else [])
-    return {name: [next(numbers) for _ in values] for name, values in found.items()}
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([value.double() for value in values]).mean()
 
 
 def reset_peak_memory() -> None:
