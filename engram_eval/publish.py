@@ -29,7 +29,7 @@ MOST_BYTES = 1_000_000
 
 MOST_COMPARISONS = 500
 
-KEPT = ("capacity", "offload")
+KEPT = ("capacity", "equal_loss", "offload")
 """Names of the few rows that tell all of an analysis."""
 
 WHOLE = ("study.json", "ledger.json")

@@ -75,7 +75,8 @@ def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
     met = {**early, "condition": "equal_loss"}
     at_equal_loss = {**selector, "name": "heldout", "metric": "bits_per_byte", "layer": None}
     asked = [{"rows": [{**at_equal_loss, "condition": "equal_loss"}]}]
-    assert kept_rows([early, met], asked) == [met]
+    loss = {**met, "name": "equal_loss", "metric": "loss_nats", "stage": "equal_loss"}
+    assert kept_rows([early, met, loss], asked) == [met, loss], "and which loss was met"
 
 
 @pytest.fixture
