@@ -63,9 +63,8 @@ def test_python_runs_it_as_a_module(module: str) -> None:
         (["status", "nowhere"], "no stages.json here"),
         (["verify", "nowhere.safetensors"], "nowhere.safetensors"),
         (["claims", "nowhere"], "nowhere: no such folder"),
+        (["trace", "hi", "--model", "nowhere"], "nowhere: no such folder"),
         (["generate", "nowhere", "hi"], "nowhere: no such folder"),
-        (["generate", "nowhere", ""], "the prompt is empty"),
-        (["generate", "nowhere", "hi", "--tokens", "0"], "--tokens 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -94,6 +93,18 @@ def test_folders_and_files_that_are_no_study_are_named(
         assert main(argv) == 2
         assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.json", "empty"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [([""], "the prompt is empty"), (["hi", "--tokens", "0"], "--tokens 0")]
+)
+def test_a_prompt_and_its_numbers_are_checked(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert main(["generate", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.check import self_check
 from engram_eval.adapters.registry import adapt
 from engram_eval.errors import UserError
+from engram_eval.model_folder import check_model_folder
 
 OWN_TYPE = "engram_moe"
 
@@ -53,10 +54,9 @@ def load_causal_lm(
         UserError: nothing there, no safetensors, or weights missing.
     """
     folder = Path(source)
-    if folder.is_dir():
-        _check_folder(folder)
-    elif isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError(f"{source}: no such folder")
+    named = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if named or folder.is_dir():
+        check_model_folder(folder)
     try:
         loader, options = _loader(source, folder, trust_remote_code)
         model, info = loader.from_pretrained(
@@ -99,16 +99,6 @@ def _loader(
             "key_mapping": {r"^model\.language_model\.": "model."},
         }
     return AutoModelForCausalLM, options
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder without configuration, or with pickled weights alone."""
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: no config.json; expected a folder saved by save_pretrained")
-    if not any(folder.glob("*.safetensors")):
-        pickled = [p.name for suffix in ("bin", "pt", "pth") for p in folder.glob(f"*.{suffix}")]
-        found = f"; {pickled[0]} is pickled, which can run code when read" if pickled else ""
-        raise UserError(f"{folder}: no *.safetensors{found}")
 
 
 def is_own(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from engram_eval.model_folder import check_model_folder
 from engram_eval.verbs.verb import Verb
 
 
@@ -15,6 +16,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    check_model_folder(arguments.model)
     from engram_eval.generate import generate
 
     print(
