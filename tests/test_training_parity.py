@@ -1,6 +1,7 @@
 """The fast training path against the plain one: the same losses, step for step."""
 
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -50,14 +51,15 @@ def plain_step(
     return loss.item()
 
 
-def losses(name: str, fast: bool, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+@cache
+def losses(name: str, fast: bool, config: TrainConfig) -> Tensor:
     implementation = "sdpa" if fast else "eager"
     architecture = {**tools.ARCHITECTURES[name], "engram_compression": False}
     tokens = torch.randint(300, (4000,), generator=torch.Generator().manual_seed(1))
     # Half of the text repeats, so that there is something to learn.
     tokens[2000:] = tokens[:50].repeat(40)
     batches = Batches(tokens.numpy(), config.seq_len, config.batch_size, 0)
-    with monkeypatch.context() as patch, torch.random.fork_rng():
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         if not fast:
             patch.setattr(moe, "grouped_experts", plain_experts)
             patch.setattr(norm.RMSNorm, "forward", plain_norm)
@@ -86,22 +88,19 @@ def losses(name: str, fast: bool, config: TrainConfig, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["dense", "moe", "engram"])
-def test_fifty_steps_equal_the_plain_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fifty_steps_equal_the_plain_path(name: str) -> None:
     assert moe.grouped_experts is grouped_experts.grouped_experts
     config = dataclasses.replace(SETTINGS, autocast_bf16=False)
-    fast = losses(name, True, config, monkeypatch)
-    plain = losses(name, False, config, monkeypatch)
+    fast, plain = (losses(name, kind, config) for kind in (True, False))
     assert fast[-1] < fast[0] - 1
     assert float((fast - plain).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["dense", "engram"])
-def test_in_bf16_it_is_as_close_to_float32_as_the_plain_path(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_bf16_it_is_as_close_to_float32_as_the_plain_path(name: str) -> None:
     single = dataclasses.replace(SETTINGS, autocast_bf16=False)
-    truth = losses(name, False, single, monkeypatch)
-    fast, plain = (losses(name, kind, SETTINGS, monkeypatch) - truth for kind in (True, False))
+    truth = losses(name, False, single)
+    fast, plain = (losses(name, kind, SETTINGS) - truth for kind in (True, False))
     assert 0 < float(fast.norm()) < 1.5 * float(plain.norm())
     assert float(fast.abs().max()) < 0.05
 
