@@ -68,8 +68,12 @@ def publish(study_dir: Path, out: Path) -> Path:
 
 
 def slim(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what does not apply to a row, and the array behind it, which is not published."""
-    return {k: v for k, v in row.items() if v is not None and v != {} and k != "artifact"}
+    """Leave out what does not apply to a row, and the array behind it, which is not published.
+
+    Numbers keep ten digits, far more than a score is known to.
+    """
+    kept = {k: v for k, v in row.items() if v is not None and v != {} and k != "artifact"}
+    return {k: float(f"{v:.10g}") if isinstance(v, float) else v for k, v in kept.items()}
 
 
 def kept_rows(

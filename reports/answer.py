@@ -1,16 +1,17 @@
-"""The answer to the study's question in one sentence, from recorded held-out losses alone."""
+"""The answer to the study's question in one sentence, from recorded losses and verdicts alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engram_eval.records import MetricRow
-from reports.load import Model, Study
+from reports.load import Model, Study, Verdict
 from reports.numbers import count, listing, quoted
 from reports.query import (
     asked,
     domain_of,
     headline_pair,
     heldout,
+    memories,
     ordered,
     pick,
     pooled_comparisons,
@@ -19,6 +20,7 @@ from reports.query import (
 )
 from reports.sections.offload import told as speed_told
 from reports.stored import told as stored_told
+from reports.words import word
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Answer:
         verdict: ``lower`` (the candidate's loss is: it is better), ``higher``, ``mixed`` or
             ``unknown``.
         domains: per domain the points of both models, by seed.
+        decided: of a study of many variants the claims that are decided; ``lead`` counts them.
+        lead: stands for the sentence where ``decided`` is listed below it.
     """
 
     text: str
@@ -39,10 +43,16 @@ class Answer:
     reference: str | None = None
     candidate: str | None = None
     domains: Mapping[str, Mapping[str, Sequence[float]]] | None = None
+    decided: Sequence[Verdict] = ()
+    lead: str = ""
 
 
 def answer(study: Study) -> Answer:
-    """Say which of the two headline models predicts held-out text better, and how surely."""
+    """Say which of the two headline models predicts held-out text better, and how surely.
+
+    Where a study varies the memory itself, no pair of models answers its question: then its claims
+    do.
+    """
     pair = headline_pair(study)
     timed = speed_told(study)
     if timed:
@@ -57,9 +67,29 @@ def answer(study: Study) -> Answer:
         return Answer(text, scale_text(study, a, b), verdict, a.name, b.name)
     sides = {domain: _side(points[a.name], points[b.name]) for domain, points in found.items()}
     verdict = sides.get("all") or _common(list(sides.values()))
-    text = _sentence(a.name, b.name, verdict, sides, _example(a.name, b.name, found))
     scale = scale_text(study, a, b) + baseline_text(study, a)
+    tested = [v for v in study.verdicts or () if v.effect is not None]
+    if tested and len(memories(study)) != 1:
+        return _from_claims(tested, scale)
+    text = _sentence(a.name, b.name, verdict, sides, _example(a.name, b.name, found))
     return Answer(text, scale, verdict, a.name, b.name, found)
+
+
+def _from_claims(tested: Sequence[Verdict], scale: str) -> Answer:
+    """Answer by the claims that are decided, each by its own sentence."""
+    decided = [v for v in tested if v.verdict != "inconclusive"]
+    if not decided:
+        text = f"Of {len(tested)} claims tested here, none is decided at this scale."
+        return Answer(text, scale, "unknown")
+    kinds = ordered(word(v) for v in decided)
+    parts = [f"{k}: {'; '.join(v.claim for v in decided if word(v) == k)}" for k in kinds]
+    left = len(tested) - len(decided)
+    text = ". ".join(part[0].upper() + part[1:] for part in parts)
+    text += f". Inconclusive: {left} of {len(tested)} claims tested." if left else "."
+    verb = "is" if len(decided) == 1 else "are"
+    lead = f"Of {len(tested)} claims tested here, {len(decided)} {verb} decided"
+    lead += "; the others are inconclusive at this scale:" if left else ":"
+    return Answer(text, scale, "unknown", decided=decided, lead=lead)
 
 
 def _from_tasks(study: Study, a: str, b: str) -> tuple[str, str]:
@@ -124,9 +154,9 @@ def _sentence(a: str, b: str, verdict: str, sides: Mapping[str, str], example: s
 def _by_domain(sides: Mapping[str, str]) -> str:
     words = (("lower", "better in"), ("higher", "worse in"), ("mixed", "overlapping in"))
     parts = []
-    for side, word in words:
+    for side, lead in words:
         names = [domain for domain, found in sides.items() if found == side]
-        parts += [f"{word} {listing(names)}"] if names else []
+        parts += [f"{lead} {listing(names)}"] if names else []
     return f" By domain: {'; '.join(parts)}."
 
 
@@ -161,7 +191,8 @@ def baseline_text(study: Study, reference: Model) -> str:
     where there is no such twin.
     """
     for twin in study.models:
-        if twin.matched_to == reference.name and not twin.params_table:
+        sparse = twin.params_table or twin.architecture.get("n_routed_experts")
+        if twin.matched_to == reference.name and not sparse:
             points = _points(heldout(study), twin.name, reference.name)
             if "all" not in points:
                 return ""

@@ -278,14 +278,14 @@ def csv_link(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as a ``data:`` link to a gzipped CSV file, a tenth of the plain one.
 
     ``report.js`` unpacks it on the way; without it the file is one that pandas reads as well.
-    Numbers have seven digits there, which halves it once more; ``metrics.jsonl`` has them all.
+    Numbers have five digits there, which halves it once more; ``metrics.jsonl`` has them all.
     """
     packed = gzip.compress(to_csv(map(_rounded, rows)).encode(errors="replace"), mtime=0)
     return "data:application/gzip;base64," + base64.b64encode(packed).decode()
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in row.items()}
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:

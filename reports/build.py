@@ -25,7 +25,7 @@ from reports.load import Study, load_study
 from reports.sections import benchmarks, mechanism, method, overview, samples, training, verdicts
 from reports.summary import summary
 from reports.svg import RC
-from reports.theme import Look, looks, palette_css
+from reports.theme import Look, color_of, looks, palette_css, shape_of
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
@@ -160,26 +160,26 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(marker=marker, stroke=stroke)
+    environment.globals.update(color_of=color_of, marker=marker, stroke=stroke)
     return environment
 
 
-_SHAPES: dict[int, str] = {
-    0: '<rect x="2" y="2" width="8" height="8"/>',
-    1: '<circle cx="6" cy="6" r="4.5"/>',
-    2: '<path d="M6 .8 11.2 6 6 11.2 .8 6z"/>',
-    3: '<path d="M6 1 11 10.5H1z"/>',
-    4: '<path d="M6 11 1 1.5h10z"/>',
-    5: '<path d="M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z"/>',
-    6: '<path d="M3 1 6 4l3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z"/>',
-    7: '<path d="M6 .8 10.8 3.4v5.2L6 11.2 1.2 8.6V3.4z"/>',
-}
+_SHAPES = (
+    '<rect x="2" y="2" width="8" height="8"/>',
+    '<circle cx="6" cy="6" r="4.5"/>',
+    '<path d="M6 .8 11.2 6 6 11.2 .8 6z"/>',
+    '<path d="M6 1 11 10.5H1z"/>',
+    '<path d="M6 11 1 1.5h10z"/>',
+    '<path d="M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z"/>',
+    '<path d="M3 1 6 4l3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z"/>',
+    '<path d="M6 .8 10.8 3.4v5.2L6 11.2 1.2 8.6V3.4z"/>',
+)
 
 
 def marker(index: int) -> Markup:
     """Return a model's sign as in the figures: its shape in its colour (a bar for references)."""
-    shape = _SHAPES.get(index, '<rect x="5" y="1" width="2.5" height="10"/>')
-    color = f"var(--m{index})" if index in _SHAPES else "var(--muted)"
+    shape = '<rect x="5" y="1" width="2.5" height="10"/>' if index < 0 else _SHAPES[shape_of(index)]
+    color = "var(--muted)" if index < 0 else f"var(--m{color_of(index)})"
     return Markup(
         '<svg class="chip" viewBox="0 0 12 12" aria-hidden="true" style="fill:{}">{}</svg>'
     ).format(color, Markup(shape))

@@ -21,9 +21,10 @@ from reports.load import Model, Study, load_study
 from reports.numbers import MISSING, count, duration, fixed
 from reports.query import domain_of, heldout, ordered, value_of
 from reports.sections.overview import who
-from reports.sections.verdicts import short, word
+from reports.sections.verdicts import short
 from reports.svg import RC
 from reports.theme import Look, palette
+from reports.words import word
 
 
 class Run(NamedTuple):

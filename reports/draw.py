@@ -78,7 +78,7 @@ class Canvas:
 
 def canvas(width: int, height: int, left: int, bottom: int = 42, top: int = 14) -> Canvas:
     """Return empty axes with margins in drawing units."""
-    figure = Figure(figsize=(width / 72, height / 72))
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     axes = figure.add_axes(
         (
             left / width,
@@ -101,12 +101,13 @@ def dots(
     xlabel: str,
     width: int = PANEL_WIDTH,
     apart: bool = True,
+    row: int | None = None,
 ) -> Canvas:
-    """Draw one row per category; models are set ``apart`` a little, seeds are not."""
+    """Draw one row per category, ``row`` units high; models are set ``apart``, seeds are not."""
     names = [clean(name, 32) for name in categories]
     longest = max((len(name) for name in names), default=0)
     left = min(16 + longest * 7, max(width // 2, 12 + longest * 6))
-    row = 34 if width > PANEL_WIDTH else 38
+    row = row or (34 if width > PANEL_WIDTH else 38)
     result = canvas(width, 60 + row * len(names), left)
     axes, result.grid = result.axes, "x"
     lanes = _lanes(values) if apart else dict.fromkeys((dot.look for dot in values), 0.0)

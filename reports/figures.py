@@ -1,6 +1,7 @@
 """Saves every figure of a report for papers: PNG, SVG and PDF in light colours, with its CSV."""
 
 import io
+import math
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ import matplotlib
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
+from PIL import Image
 
 from engram_eval.errors import unknown
 from engram_eval.records import write_atomic
@@ -30,6 +33,8 @@ _PROPERTIES = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredge
 COLUMNS, ROW = 4, 21
 # Of PNG: a third of the time of the usual level 6, files a few per cent larger.
 COMPRESSION = 3
+# Of PNG: enough for models, shades and soft edges, at a third of the bytes and of the time.
+PALETTE = 256
 _NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -140,16 +145,34 @@ def _save(picture: Picture, folder: Path, formats: Sequence[str], dpi: int, font
     """Write one picture in each format; what is outside the axes is measured once for all."""
     figure = picture.panel.canvas.drawn()
     _legends(figure, picture)
-    frame = figure.get_tightbbox().padded(0.1)
+    frame = _whole_dots(figure.get_tightbbox().padded(0.1), dpi)
     use_font(figure, font)
     recolor(figure)
     for ending in formats:
-        options: dict[str, Any] = {"metadata": _NO_DATES.get(ending)}
-        if ending == "png":
-            options["pil_kwargs"] = {"compress_level": COMPRESSION}
+        options: dict[str, Any] = {"dpi": dpi, "bbox_inches": frame}
         raw = io.BytesIO()
-        figure.savefig(raw, format=ending, dpi=dpi, bbox_inches=frame, **options)
+        if ending == "png":
+            figure.savefig(raw, format="rgba", **options)
+            raw = _png(raw.getvalue(), frame, dpi)
+        else:
+            figure.savefig(raw, format=ending, metadata=_NO_DATES.get(ending), **options)
         write_atomic(_path(folder, picture, ending), raw.getvalue())
+
+
+def _whole_dots(frame: Bbox, dpi: int) -> Bbox:
+    """Widen a frame in inches to whole dots, and by half a one that no rounding loses."""
+    width, height = (math.ceil(side * dpi) for side in frame.size)
+    return Bbox.from_bounds(frame.x0, frame.y0, (width + 0.5) / dpi, (height + 0.5) / dpi)
+
+
+def _png(dots: bytes, frame: Bbox, dpi: int) -> io.BytesIO:
+    """Pack dots of red, green, blue and opacity on white paper as PNG."""
+    size = int(frame.width * dpi), int(frame.height * dpi)
+    image = Image.frombytes("RGBA", size, dots).convert("RGB")
+    few = image.quantize(PALETTE, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    packed = io.BytesIO()
+    few.save(packed, "png", compress_level=COMPRESSION, dpi=(dpi, dpi))
+    return packed
 
 
 def slug(text: str) -> str:

@@ -1,11 +1,13 @@
 """Numbers as people read them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
+# Of more models than this, a sentence names the ends, and a picture of curves the middle alone.
+MANY = 6
 
 
 def fixed(value: float | None, digits: int = 3, sign: bool = False) -> str:
@@ -55,9 +57,31 @@ def quoted(found: Sequence[float], write: Callable[[float], str] = fixed) -> str
     """Write the seeds of one model in a sentence: each, or the middle one with the range."""
     if len(found) < 3:
         return listing([write(value) for value in found])
-    ranked = sorted(found)
-    middle = ranked[(len(ranked) - 1) // 2]
-    return f"{write(middle)} ({write(ranked[0])} to {write(ranked[-1])})"
+    low, high = write(min(found)), write(max(found))
+    return low if low == high else f"{write(middle(found))} ({low} to {high})"
+
+
+def each(
+    models: Mapping[str, Sequence[float]],
+    write: Callable[[float], str] = fixed,
+    between: str = ", ",
+) -> str:
+    """Write every model's seeds in a sentence; of many models those of the lowest and highest."""
+    known = {name: found for name, found in models.items() if found}
+    told = [f"{name} {quoted(found, write)}" for name, found in known.items()]
+    if len(told) <= MANY:
+        return between.join(told)
+    ranked = sorted(known, key=lambda name: middle(known[name]))
+    ends = [quoted(known[name], write) for name in (ranked[0], ranked[-1])]
+    if ends[0] == ends[1]:
+        return f"{len(told)} models, each {ends[0]}"
+    low, high = (f"{name} {end}" for name, end in zip((ranked[0], ranked[-1]), ends, strict=True))
+    return f"{len(told)} models, from {low} to {high}"
+
+
+def middle(found: Sequence[float]) -> float:
+    """Return the middle one of recorded values, the lower one of two."""
+    return sorted(found)[(len(found) - 1) // 2]
 
 
 def listing(items: list[str], last: str = "and") -> str:

@@ -84,16 +84,25 @@ def _last_validation(study: Study) -> list[MetricRow]:
     return [row for row in rows if row.step == last[row.model, row.seed]]
 
 
+def memories(study: Study) -> list[Model]:
+    """Return the models with a memory that are matched in cost to another one."""
+    known = {model.name for model in study.models}
+    return [
+        m for m in study.models if m.matched_to in known and m.architecture.get("engram_layers")
+    ]
+
+
 def headline_pair(study: Study) -> tuple[Model, Model] | None:
     """Return (reference, candidate): the models that the study's question sets side by side.
 
-    The candidate is the last model matched to another one that is not plain dense where there
-    is a choice; without a match, the last two models.
+    The candidate is the last model matched to another one, of those with a memory where there
+    are some, and the plain ``engram`` among these; without a match, the last two models.
     """
     by_name = {model.name: model for model in study.models}
+    memory = memories(study)
+    plain = [m for m in memory if m.name == "engram"]
     matched = [m for m in study.models if m.matched_to in by_name]
-    memory = [m for m in matched if m.architecture.get("engram_layers")]
-    for model in (memory or matched)[-1:]:
+    for model in (plain or memory or matched)[-1:]:
         return by_name[str(model.matched_to)], model
     return (study.models[-2], study.models[-1]) if len(study.models) > 1 else None
 

@@ -1,10 +1,11 @@
 """One colour, marker and dash per model, for light and dark, safe for the colour-blind.
 
-Figures are drawn once with stand-in colours; ``svg.py`` turns each into a CSS variable, which
-the style sheet defines for both themes.
+Figures are drawn once with stand-in colours; on the page each becomes a class, whose colour the
+style sheet defines for both themes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from reports.load import Study
@@ -24,7 +25,8 @@ class Look(NamedTuple):
     """How a model is drawn.
 
     Attributes:
-        number: position in the palette; -1 for a reference such as the n-gram baseline.
+        number: position among the models, which ``color_of`` and ``shape_of`` turn into a look;
+            -1 for a reference such as the n-gram baseline.
         color: the stand-in colour for figures.
         marker: matplotlib's code of its shape.
     """
@@ -42,10 +44,11 @@ def stand_in(index: int) -> str:
     return f"#0a0c{index:02x}"
 
 
-def variables() -> dict[str, str]:
-    """Map each stand-in to the CSS variable that replaces it."""
-    fixed = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
-    return fixed | {stand_in(i): f"var(--m{i})" for i in range(len(LIGHT))}
+@cache
+def names() -> Mapping[str, str]:
+    """Map each stand-in to the name of the CSS variable that holds its colours."""
+    fixed = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"}
+    return fixed | {stand_in(i): f"m{i}" for i in range(len(LIGHT))}
 
 
 def looks(study: Study) -> dict[str, Look]:
@@ -55,11 +58,21 @@ def looks(study: Study) -> dict[str, Look]:
 
 def palette(models: Sequence[str], references: Sequence[str] = ()) -> dict[str, Look]:
     """Give each model the next colour and shape, and each reference the grey bar."""
-    found = {}
-    for position, name in enumerate(models):
-        index = position % len(LIGHT)
-        found[name] = Look(index, stand_in(index), _MARKERS[index])
+    found = {
+        name: Look(position, stand_in(color_of(position)), _MARKERS[shape_of(position)])
+        for position, name in enumerate(models)
+    }
     return found | {name: REFERENCE for name in references if name not in found}
+
+
+def color_of(number: int) -> int:
+    """Return which of the palette's colours the model at a position has."""
+    return number % len(LIGHT)
+
+
+def shape_of(number: int) -> int:
+    """Return which shape; with the second round of colours come others, so that all 64 differ."""
+    return (number + number // len(LIGHT)) % len(_MARKERS)
 
 
 def print_colors() -> dict[str, str]:
@@ -69,12 +82,16 @@ def print_colors() -> dict[str, str]:
 
 
 def palette_css() -> str:
-    """Return the declarations of both themes' model colours."""
+    """Return both themes' model colours, and the classes of lines and areas in pictures."""
 
     def block(colors: tuple[str, ...]) -> str:
         return "".join(f"--m{i}:{color};" for i, color in enumerate(colors))
 
+    classes = "".join(
+        f".view .s-{name}{{stroke:var(--{name})}}.view svg .f-{name}{{fill:var(--{name})}}"
+        for name in names().values()
+    )
     return (
-        f":root{{{block(LIGHT)}}}"
+        f"{classes}:root{{{block(LIGHT)}}}"
         f"@media screen and (prefers-color-scheme:dark){{:root{{{block(DARK)}}}}}"
     )

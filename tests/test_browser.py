@@ -129,13 +129,13 @@ def test_an_axis_is_switched_by_mouse_and_by_keyboard(page, report):
         "[...document.querySelectorAll('#training-curves .view')]"
         ".map(v => getComputedStyle(v).display !== 'none')"
     )
-    assert page.js(shown) == [True, False, False, False, False]
+    assert page.js(shown) == [True, False, False, False]
     page.click("#training-curves label:nth-of-type(2)")
-    assert page.js(shown) == [False, True, False, False, False]
+    assert page.js(shown) == [False, True, False, False]
     for kind in ("keyDown", "keyUp"):
         page.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight",
                   windowsVirtualKeyCode=39)  # fmt: skip
-    assert page.js(shown) == [False, False, True, False, False]
+    assert page.js(shown) == [False, False, True, False]
 
 
 def test_the_data_of_a_figure_is_saved_as_csv(page, report):

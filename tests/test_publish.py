@@ -123,6 +123,8 @@ def test_publishing_keeps_findings_and_how_they_were_made(
 def test_a_row_keeps_what_applies() -> None:
     row = {**ROW, "artifact": {"file": "x"}}
     short = slim(row)
+    assert slim({"value": 1.23456789012345, "n": 12345678901234}) == {
+        "value": 1.23456789, "n": 12345678901234}  # fmt: skip
     assert short == {k: v for k, v in ROW.items() if v is not None and k != "slice"}
     assert row_from_dict(short) == row_from_dict(ROW)
 

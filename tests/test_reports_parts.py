@@ -134,6 +134,8 @@ def test_from_three_seeds_on_curves_share_a_band():
     (one,) = bundled(seeds, "moe")
     assert (one.y, one.low, one.high) == ([2, 3], [1, 1], [3, 5])
     assert bundled(seeds[:2], "moe") == seeds[:2]
+    (plain,) = bundled(seeds, "moe", banded=False)
+    assert (plain.y, plain.low, plain.high) == ([2, 3], (), ())
     moved = [*seeds[:2], seeds[2]._replace(x=[0, 2])]
     assert bundled(moved, "moe") == moved
 

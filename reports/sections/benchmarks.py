@@ -6,7 +6,7 @@ from reports.blocks import Cell, Column, Item, Section, Table
 from reports.load import Comparison, Study
 from reports.numbers import fixed, percent
 from reports.query import headline_pair, ordered, widest
-from reports.sections.columns import comparison_row, difference_note, effect_cell
+from reports.sections.columns import comparison_row, difference_note, effect_cell, turned
 from reports.sections.heldout import heldout_items
 from reports.sections.offload import offload_tables
 from reports.sections.scores import DOMAINS, task_items, uninformative_items
@@ -56,17 +56,16 @@ def reference_table(study: Study) -> list[Item]:
     ]
     shown = [c for effects in found.values() for c in effects.values()]
     columns = [Column(name, chip=look[name].number if name in look else None) for name in found]
-    return [
-        Table(
-            f"Every model against {reference}",
-            [Column("Domain", numeric=False), Column("Measured on", numeric=False), *columns],
-            body,
-            ident="against-reference",
-            note=f"Better than {reference} by: held-out text in bits per byte, tasks as the mean "
-            f"accuracy of the informative ones in percentage points. {difference_note(shown)}",
-            data=[comparison_row(c) for c in shown],
-        )
-    ]
+    table = Table(
+        f"Every model against {reference}",
+        [Column("Domain", numeric=False), Column("Measured on", numeric=False), *columns],
+        body,
+        ident="against-reference",
+        note=f"Better than {reference} by: held-out text in bits per byte, tasks as the mean "
+        f"accuracy of the informative ones in percentage points. {difference_note(shown)}",
+        data=[comparison_row(c) for c in shown],
+    )
+    return [turned(table, labels=2)]
 
 
 Key = tuple[str, str]

@@ -5,7 +5,7 @@ from functools import partial
 
 from engram_eval.records import MetricRow
 from reports.draw import Canvas, Dot, dots
-from reports.numbers import fixed, quoted
+from reports.numbers import each, fixed
 from reports.query import ordered, pick, value_of, values
 from reports.sections.overview import who
 from reports.theme import Look
@@ -33,9 +33,5 @@ def category_dots(
 
 def by_model(models: Sequence[str], rows: Sequence[MetricRow], digits: int = 2) -> str:
     """Quote every seed of every model: ``moe 0.31 and 0.29; engram 0.12``."""
-    told = [
-        f"{model} {quoted(values(pick(rows, model=model)), partial(fixed, digits=digits))}"
-        for model in models
-        if pick(rows, model=model)
-    ]
-    return "; ".join(told)
+    found = {model: values(pick(rows, model=model)) for model in models}
+    return each(found, partial(fixed, digits=digits), "; ")

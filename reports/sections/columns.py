@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from engram_eval.records import MetricRow
-from reports.blocks import Cell, Column
+from reports.blocks import Cell, Column, Table
 from reports.load import Comparison, Study
 from reports.numbers import MISSING, listing, p_value
 from reports.query import headline_pair, ordered, pick, values
@@ -13,6 +14,8 @@ from reports.theme import looks
 
 SEVERAL = "Several numbers in a cell are several seeds. "
 MANY = "Of three seeds and more: the middle one, and below it the lowest and the highest. "
+# So many models stand side by side; of more, each has a row.
+WIDEST = 8
 BOLD = "Bold: every seed of this model is ahead of every seed of all others."
 
 
@@ -27,6 +30,26 @@ def model_columns(study: Study, models: Sequence[str]) -> list[Column]:
     """Return a column per model."""
     look = looks(study)
     return [Column(name, chip=look[name].number if name in look else None) for name in models]
+
+
+def turned(table: Table, labels: int = 1) -> Table:
+    """Give each model a row where a column for each would not fit; as it is for few models.
+
+    Args:
+        table: whose columns are models, after ``labels`` ones that say what a row is about.
+        labels: the last of two becomes the header over several columns.
+    """
+    heads = table.columns[labels:]
+    if len(heads) <= WIDEST:
+        return table
+    columns = [Column("Model", numeric=False)]
+    columns += [Column(row[0].text, band=row[1].text if labels > 1 else "") for row in table.rows]
+    rows = [
+        [Cell(head.label), *(row[labels + place] for row in table.rows)]
+        for place, head in enumerate(heads)
+    ]
+    chips = {head.label: head.chip for head in heads if head.chip is not None}
+    return replace(table, columns=columns, rows=rows, chips=chips)
 
 
 def seed_cells(
@@ -61,7 +84,8 @@ def seeds_cell(
     every = " / ".join(write(value) for value in found)
     if len(found) < 3:
         return Cell(every, middle, strong=strong)
-    spread = f"{write(ranked[0])} to {write(ranked[-1])}"
+    low, high = write(ranked[0]), write(ranked[-1])
+    spread = "" if low == high else f"{low} to {high}"
     return Cell(write(middle), middle, strong=strong, small=spread, title=f"seeds: {every}")
 
 

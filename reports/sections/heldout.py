@@ -6,7 +6,7 @@ from engram_eval.records import MetricRow
 from reports.blocks import Block, Cell, Column, Item, Note, Panel, Table, View, flat_rows
 from reports.draw import Canvas, Dot, dots
 from reports.load import Study
-from reports.numbers import MISSING, fixed
+from reports.numbers import MANY, MISSING, fixed
 from reports.query import (
     asked,
     domain_of,
@@ -18,6 +18,7 @@ from reports.query import (
     value_of,
 )
 from reports.sections.columns import (
+    WIDEST,
     difference_columns,
     difference_note,
     effect_cell,
@@ -26,6 +27,7 @@ from reports.sections.columns import (
     models_of,
     seed_cells,
     seeds_note,
+    turned,
 )
 from reports.sections.effects import heldout_differences
 from reports.sections.overview import who
@@ -55,6 +57,7 @@ def domain_table(study: Study, rows: Sequence[MetricRow]) -> Table:
         if c.name == "heldout" and set(c.slice) <= {"domain"}
     }
     models = models_of(rows, study)
+    effects = effects if len(models) <= WIDEST else {}
     columns = [Column("Domain", numeric=False), *model_columns(study, models)]
     columns += difference_columns(study, effects.values())
     body = []
@@ -63,14 +66,16 @@ def domain_table(study: Study, rows: Sequence[MetricRow]) -> Table:
         cells = [Cell(domain), *seed_cells(here, models, fixed, best="low")]
         cells += [effect_cell(effects.get(domain), fixed)] if effects else []
         body.append(cells)
-    return Table(
+    told = difference_note(effects.values(), headline_names(study)) if effects else ""
+    table = Table(
         "Held-out bits per byte by domain",
         columns,
         body,
         ident="heldout-table",
-        note=f"{seeds_note(rows)} {difference_note(effects.values(), headline_names(study))}",
+        note=f"{seeds_note(rows)} {told}".strip(),
         data=flat_rows(rows),
     )
+    return turned(table)
 
 
 def answers_block(study: Study, rows: Sequence[MetricRow]) -> Block:
@@ -91,7 +96,6 @@ def answers_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         "alone. " + _nearest(rows, domains),
         [View("bits per answer", panels)],
         flat_rows([*rows, *bounds]),
-        legend=[n for n in look if pick(rows, model=n)],
         key="Both lines are computed from the generator, not measured.",
     )
 
@@ -110,7 +114,8 @@ def _panel(
         )
         for row in here
     ]
-    result = dots(models, drawn, "bits per answer (lower is better)")
+    row = 24 if len(models) > MANY else None
+    result = dots(models, drawn, "bits per answer (lower is better)", apart=False, row=row)
     for metric in ("entropy_perfect_bits", "entropy_absent_bits"):
         found = [r for r in bounds if domain_of(r) == domain and r.metric == metric]
         if found:

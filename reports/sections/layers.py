@@ -6,6 +6,7 @@ from engram_eval.records import MetricRow
 from reports.blocks import Panel, View
 from reports.draw import Canvas, Line, lines, share_axis
 from reports.load import Study
+from reports.numbers import MANY
 from reports.query import pick, value_of
 from reports.sections.overview import who
 from reports.seeds import bundled
@@ -72,6 +73,7 @@ def layer_panel(
         level: a condition that is recorded once per model, drawn over all blocks.
     """
     depths = sorted({depth_of(row) for row in rows})
+    few = len({row.model for row in rows}) <= MANY
     drawn = []
     for condition in conditions_of(rows):
         for model in look:
@@ -81,7 +83,7 @@ def layer_panel(
                 _line([row for row in here if (row.seed or 0) == seed], look[model], dash, span)
                 for seed in sorted({row.seed or 0 for row in here})
             ]
-            drawn += bundled(seeds, model + _condition(condition))
+            drawn += bundled(seeds, model + _condition(condition), banded=few)
     result = lines(drawn, "after block", ylabel, width, 330 if width > 400 else 250, integer_x=True)
     shown = depths if len(depths) <= 12 else depths[:: len(depths) // 8]
     labels = ["emb." if depth < 0 else str(depth) for depth in shown]

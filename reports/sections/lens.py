@@ -7,16 +7,16 @@ from engram_eval.records import MetricRow
 from reports.blocks import Block, flat_rows
 from reports.draw import Canvas
 from reports.load import Study
-from reports.numbers import fixed, quoted
+from reports.numbers import each, fixed
 from reports.query import pick, value_of, values
 from reports.sections.layers import Draw, drawn_models, layer_panel, slice_views
-from reports.seeds import SEEDS
+from reports.seeds import drawn_seeds
 from reports.theme import looks
 
 DASHES: dict[str | None, str] = {None: "-", "memory_subtracted": "--"}
 STROKES = {"-": "the stream as it is", "--": "without what the memory wrote"}
 KEY = (
-    f"{SEEDS} “emb.” is the embedding, which may lie above the picture. Dashed: with everything "
+    "“emb.” is the embedding, which may lie above the picture. Dashed: with everything "
     "that the memory itself wrote up to there taken away again. A low divergence right where the "
     "memory writes shows its write; only what stays low without it can mean that depth was saved."
 )
@@ -28,14 +28,15 @@ short = partial(fixed, digits=2)
 def lens_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     """Draw KL(final || lens) by block, over all tokens and by slice, with and without the write."""
     kept = _over_depth(rows)
+    models = drawn_models(study, kept)
     return Block(
         "logit-lens",
         "LogitLens: how early the final prediction is readable",
         f"{_finding(study, kept)} {_early(study, rows)}".strip(),
         slice_views(kept, _drawer(study)),
         flat_rows(kept),
-        legend=drawn_models(study, kept),
-        key=KEY,
+        legend=models,
+        key=f"{drawn_seeds(len(models))} {KEY}",
         strokes=STROKES,
     )
 
@@ -43,6 +44,7 @@ def lens_block(study: Study, rows: Sequence[MetricRow]) -> Block:
 def tuned_lens_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     """Draw the same with a translation trained per block: the logit lens's control."""
     kept = _over_depth(rows)
+    models = drawn_models(study, kept)
     return Block(
         "tuned-lens",
         "Tuned lens: the same, once each block's language is learnt",
@@ -51,8 +53,8 @@ def tuned_lens_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         f"here was a lead in language, not in depth. {_early(study, rows)}".strip(),
         slice_views(kept, _drawer(study)),
         flat_rows(kept),
-        legend=drawn_models(study, kept),
-        key=KEY,
+        legend=models,
+        key=f"{drawn_seeds(len(models))} {KEY}",
         strokes=STROKES,
     )
 
@@ -87,10 +89,9 @@ def _early(study: Study, rows: Sequence[MetricRow]) -> str:
     told = []
     for condition, words in ((None, ""), ("memory_subtracted", " (without the memory’s write)")):
         here = pick(whole, condition=condition)
-        told += [
-            f"{model}{words} {quoted(values(pick(here, model=model)), short)}"
-            for model in drawn_models(study, here)
-        ]
+        models = drawn_models(study, here)
+        found = {f"{model}{words}": values(pick(here, model=model)) for model in models}
+        told += [each(found, short, "; ")] if found else []
     return f"Mean over the first third of the depth, in bits: {'; '.join(told)}." if told else ""
 
 
@@ -115,12 +116,9 @@ def _finding(study: Study, rows: Sequence[MetricRow]) -> str:
     memory = memory_layers(study)
     layer = next((layer for layer in layers if layer in memory), layers[0])
     here = pick(whole, layer=layer)
-    found = [
-        f"{model} {quoted(values(pick(here, model=model)), short)}"
-        for model in drawn_models(study, here)
-    ]
+    found = {model: values(pick(here, model=model)) for model in drawn_models(study, here)}
     where = ", where the memory writes" if layer in memory else ""
     return (
         f"Lower means closer to the final prediction. After block {layer}{where}, each seed, "
-        f"in bits: {'; '.join(found)}."
+        f"in bits: {each(found, short, '; ')}."
     )

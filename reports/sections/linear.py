@@ -12,7 +12,7 @@ from reports.query import ordered, pick, value_of, values
 from reports.sections.columns import seeds_cell, seeds_note
 from reports.sections.layers import drawn_models, layer_panel, slice_views
 from reports.sections.overview import who
-from reports.seeds import SEEDS
+from reports.seeds import drawn_seeds
 from reports.theme import looks
 
 DASHES: dict[str | None, str] = {None: "-", "control_task": "--", "last_three_tokens": ":"}
@@ -28,7 +28,7 @@ def linear_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
     """Draw probe accuracy by block beside its controls, and list what each task came to."""
     kept = [row for row in pick(rows, metric="acc") if row.layer is not None]
     kept = [row for row in kept if row.site in ("resid_pre", "resid_post")]
-    look = looks(study)
+    look, models = looks(study), drawn_models(study, kept)
 
     def draw(part: Sequence[MetricRow], width: int) -> Canvas:
         return layer_panel(part, look, "accuracy", DASHES, width, level="last_three_tokens")
@@ -40,10 +40,10 @@ def linear_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
         f"what the probe can memorise. {_above(kept)}".strip(),
         [*slice_views(kept, draw, hide="task"), *_lengths(study, rows)],
         flat_rows(rows),
-        legend=drawn_models(study, kept),
-        key=f"{SEEDS} The control task has random labels per token type; what the embeddings of "
-        "the last three tokens tell needs no computing. Code length: of the block whose code is "
-        "shortest.",
+        legend=models,
+        key=f"{drawn_seeds(len(models))} The control task has random labels per token type; what "
+        "the embeddings of the last three tokens tell needs no computing. Code length: of the "
+        "block whose code is shortest.",
         strokes=STROKES,
     )
     table = linear_table(study, kept, pick(rows, metric="decodable_depth_layers"))

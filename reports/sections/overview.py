@@ -1,17 +1,18 @@
 """The first screen: question, answer, ledger, the one picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from engram_eval.records import MetricRow
 from reports.answer import Answer, answer
 from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, flat_rows
 from reports.draw import Canvas, Dot, dots
-from reports.load import Model, Study
-from reports.numbers import MISSING, count, fixed
-from reports.query import asked, domain_of, heldout, ordered, pick, value_of
+from reports.load import Model, Study, Verdict
+from reports.numbers import MANY, MISSING, count, each, fixed, middle
+from reports.query import asked, domain_of, heldout, ordered, pick, value_of, values
 from reports.sections.offload import told as speed_told
 from reports.sections.verdicts import tally
 from reports.theme import Look, looks
+from reports.words import word
 
 
 def section(study: Study) -> Section:
@@ -31,39 +32,99 @@ def section(study: Study) -> Section:
         content={
             "question": study.text("question") or "Which model predicts text better?",
             "answer": told,
+            "decided": [_decided(v) for v in told.decided],
             "unfinished": study.unfinished,
             "stages": study.stage_count,
-            "verdicts": tally(study.verdicts) if study.verdicts else "",
+            "verdicts": _verdicts(study, told),
         },
     )
 
 
+def _verdicts(study: Study, told: Answer) -> str:
+    """Return the words that lead to the verdicts; they are not counted twice."""
+    if not study.verdicts:
+        return ""
+    return f"All {len(study.verdicts)} claims" if told.decided else tally(study.verdicts)
+
+
+def _decided(v: Verdict) -> dict[str, str]:
+    """Return a claim of the first screen: what it came to, its sentence and its effect."""
+    return {
+        "tag": v.verdict.replace("_", "-"),
+        "word": word(v),
+        "text": f"{v.claim}:",
+        "effect": f"{fixed(v.effect, sign=True)} {v.unit}",
+    }
+
+
 def heldout_block(study: Study, rows: Sequence[MetricRow], told: Answer) -> Block:
-    """Draw every seed of every model per domain: the one picture."""
+    """Draw every seed of every model per domain: the one picture.
+
+    Of many models each has a row of its own, and each domain a choice: in one row for all they
+    would cover each other.
+    """
     domains = ordered((domain_of(row) for row in rows), first=("all",))
     look = looks(study)
     names = [m.name for m in study.models] + study.baselines()
     drawn = [n for n in names if pick(rows, model=n)]
+    views = [View("bits per byte", _panels(lambda width: _picture(domains, rows, look, width)))]
+    finding = "Each point is one trained model, one seed; further left is better."
+    if len(study.models) > MANY:
+        shown = [name for name in drawn if name not in _far_off(study, rows)]
+        views = [View(domain, _panels(_by_model(domain, shown, rows, look))) for domain in domains]
+        finding += _left_out(study, rows)
     return Block(
         "heldout-by-domain",
         "Bits per byte on held-out text",
-        "Each point is one trained model, one seed; further left is better.",
-        [
-            View(
-                "bits per byte",
-                [
-                    Panel(
-                        "",
-                        _picture(domains, rows, look, 640),
-                        _picture(domains, rows, look, 320),
-                    )
-                ],
-            )
-        ],
+        finding,
+        views,
         flat_rows(rows),
-        legend=drawn,
+        legend=drawn if len(study.models) <= MANY else (),
         alt=f"Dots of bits per byte by domain and model. {told.text}",
     )
+
+
+def _panels(draw: Callable[[int], Canvas]) -> list[Panel]:
+    return [Panel("", draw(640), draw(320))]
+
+
+def _by_model(
+    domain: str, names: Sequence[str], rows: Sequence[MetricRow], look: Mapping[str, Look]
+) -> Callable[[int], Canvas]:
+    """Return what draws one domain, a row for each model, lowest first."""
+    found = {n: [r for r in pick(rows, model=n) if domain_of(r) == domain] for n in names}
+    ranked = sorted((n for n in names if found[n]), key=lambda n: middle(values(found[n])))
+
+    def draw(width: int) -> Canvas:
+        points = [
+            Dot(place, value_of(row), look[name], f"{who(row)}: {fixed(value_of(row))} bit/byte")
+            for place, name in enumerate(ranked)
+            for row in found[name]
+        ]
+        return dots(ranked, points, "bits per byte (lower is better)", width, apart=False, row=24)
+
+    return draw
+
+
+def _far_off(study: Study, rows: Sequence[MetricRow]) -> dict[str, list[float]]:
+    """Return a reference or two, too far from all models for a picture that tells these apart.
+
+    Where there are more of them, they are what the study is about.
+    """
+    whole = [row for row in rows if domain_of(row) == "all"]
+    models = [value_of(row) for m in study.models for row in pick(whole, model=m.name)]
+    if not models:
+        return {}
+    low, high = min(models), max(models)
+    found = {name: values(pick(whole, model=name)) for name in study.baselines()}
+    span = high - low
+    far = {n: v for n, v in found.items() if v and (max(v) < low - span or min(v) > high + span)}
+    return far if len(far) < 3 else {}
+
+
+def _left_out(study: Study, rows: Sequence[MetricRow]) -> str:
+    far = _far_off(study, rows)
+    return f" Too far off to be drawn, on all text: {each(far)}." if far else ""
 
 
 def _picture(
@@ -103,6 +164,19 @@ def ledger_table(study: Study) -> Table:
     ]
     lines = [(label, cells) for label, cells in lines if set(cells) != {MISSING}]
     look = looks(study)
+    if len(study.models) > MANY:
+        chips = {m.name: look[m.name].number for m in study.models}
+        return Table(
+            "The ledger: what each model costs",
+            [Column("Model", numeric=False), *(Column(label.lstrip("… ")) for label, _ in lines)],
+            [
+                [Cell(model.name), *(Cell(cells[place]) for _, cells in lines)]
+                for place, model in enumerate(study.models)
+            ],
+            ident="ledger",
+            sortable=False,
+            chips=chips,
+        )
     return Table(
         "The ledger: what each model costs",
         [

@@ -10,16 +10,18 @@ from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, fla
 from reports.decode import Problem, decode, read_lines
 from reports.draw import Canvas, Line, lines
 from reports.load import Model, Stage, Study
-from reports.numbers import count, duration, fixed, percent, quoted
+from reports.numbers import MANY, count, duration, each, fixed, percent
 from reports.query import ordered, pick, value_of, values
 from reports.sections.columns import seeds_cell, seeds_note
-from reports.seeds import SEEDS, bundled
+from reports.seeds import bundled, drawn_seeds
 from reports.theme import Look, looks
 
 T = TypeVar("T")
 
 # The backward pass costs twice the forward pass (arXiv:2001.08361, section 2.1).
 _TRAIN_FLOPS = 3
+# Of a training's many steps, so many are drawn: one every four units of a wide picture.
+DRAWN = 160
 
 
 @dataclass(frozen=True)
@@ -140,15 +142,16 @@ AXES = (
     Axis("tokens", _tokens),
     Axis("training FLOPs", _flops),
     Axis("seconds", lambda run, step: run.seconds.get(step)),
-    Axis("steps", lambda run, step: float(step)),
 )
+STEPS = Axis("steps", lambda run, step: float(step))
+"""Where tokens are not known; elsewhere it is the same picture with other numbers below."""
 
 
 def curves_block(study: Study, runs: Sequence[Run]) -> Block:
     """Draw validation loss with points and training loss as a faint line behind it."""
     look = looks(study)
     views = []
-    for axis in AXES:
+    for axis in AXES if any(run.steps for run in runs) else (STEPS,):
         drawn = _lines(runs, axis, look)
         if drawn:
             wide, narrow = (_draw(drawn, axis, width) for width in (720, 320))
@@ -161,9 +164,17 @@ def curves_block(study: Study, runs: Sequence[Run]) -> Block:
         views,
         [row for run in runs for row in _csv(run)],
         legend=ordered(run.model.name for run in runs),
-        key=f"Points: validation loss at the checkpoints. {SEEDS} Faint: the training loss (where "
-        "there is a band, of the first seed), at most 200 steps of it. Against parameters: the "
-        "last validation loss of each seed.",
+        key=f"Points: validation loss at the checkpoints. {drawn_seeds(len(_by_model(runs)))} "
+        f"{_faint(runs)}Against parameters: the last validation loss of each seed.",
+    )
+
+
+def _faint(runs: Sequence[Run]) -> str:
+    if len(_by_model(runs)) > MANY:
+        return ""
+    return (
+        "Faint: the training loss (where there is a band, of the first seed), at most "
+        f"{DRAWN} steps of it. "
     )
 
 
@@ -228,16 +239,18 @@ def sparse_block(study: Study, runs: Sequence[Run]) -> list[Block]:
         views,
         [row for run in known for row in _sparse_csv(run)],
         legend=ordered(run.model.name for run in known),
-        key=f"{SEEDS} At most 200 steps of each. A fullest expert at 1 is perfect balance.",
+        key=f"{drawn_seeds(len(_by_model(known)))} At most {DRAWN} steps of each. A fullest expert "
+        "at 1 is perfect balance.",
     )
     return [block]
 
 
 def _courses(runs: Sequence[Run], name: str, look: Mapping[str, Look]) -> list[Line]:
     drawn: list[Line] = []
-    for model, seeds in _by_model(runs).items():
+    models = _by_model(runs)
+    for model, seeds in models.items():
         courses = [_course(run, name, look) for run in seeds]
-        drawn += bundled([course for course in courses if course.x], model)
+        drawn += bundled([c for c in courses if c.x], model, banded=len(models) <= MANY)
     return drawn
 
 
@@ -250,11 +263,11 @@ def _course(run: Run, name: str, look: Mapping[str, Look]) -> Line:
 
 def _sparse_finding(runs: Sequence[Run]) -> str:
     """Quote the last step of every seed."""
-    told = []
+    parts = []
     for kind in SPARSE[:-1]:
         ends = _quoted(runs, partial(_last, kind.name), 2)
-        told += [f"{kind.label}: {ends}"] if ends else []
-    return f"At the last step, {'; '.join(told)}." if told else "Only gradients are recorded."
+        parts += [f"{kind.label}: {ends}"] if ends else []
+    return f"At the last step, {'; '.join(parts)}." if parts else "Only gradients are recorded."
 
 
 def _last(name: str, run: Run) -> float | None:
@@ -266,20 +279,27 @@ def _quoted(
     runs: Sequence[Run], value: Callable[[Run], float | None], digits: int, between: str = ", "
 ) -> str:
     """Write every seed of every model: ``moe 1.52 and 1.72, engram 1.63``."""
-    told = []
-    for name, seeds in _by_model(runs).items():
-        found = [x for run in seeds if (x := value(run)) is not None]
-        told += [f"{name} {quoted(found, partial(fixed, digits=digits))}"] if found else []
-    return between.join(told)
+    found = {
+        name: [x for run in seeds if (x := value(run)) is not None]
+        for name, seeds in _by_model(runs).items()
+    }
+    return each(found, partial(fixed, digits=digits), between)
 
 
 def _sparse_csv(run: Run) -> list[dict[str, Any]]:
     who = {"model": run.model.name, "seed": run.seed}
     names = ["step", "tokens", *(kind.name for kind in SPARSE)]
-    return [{**who, **{name: getattr(s, name) for name in names}} for s in thinned(run.steps)]
+    return [
+        {**who, **{name: _four(getattr(s, name)) for name in names}} for s in thinned(run.steps)
+    ]
 
 
-def thinned(steps: Sequence[T], most: int = 200) -> Sequence[T]:
+def _four(value: float | None) -> float | None:
+    """Keep four digits, all that a picture shows; of every step they are many."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def thinned(steps: Sequence[T], most: int = DRAWN) -> Sequence[T]:
     """Return at most ``most`` of the steps, evenly spaced, the last one among them."""
     stride = -(-len(steps) // most) or 1
     return steps[::-1][::stride][::-1]
@@ -302,13 +322,15 @@ def _focus(target: Canvas, drawn: Sequence[Line]) -> None:
 def _lines(runs: Sequence[Run], axis: Axis, look: Mapping[str, Look]) -> list[Line]:
     """Return the validation loss of all seeds, and the training loss behind it."""
     drawn: list[Line] = []
-    for name, seeds in _by_model(runs).items():
+    models = _by_model(runs)
+    few = len(models) <= MANY
+    for name, seeds in models.items():
         courses = [
             _line(r, axis, r.validation, Line([], [], look[name], f"{_who(r)}, validation"))
             for r in seeds
         ]
-        shown = bundled([course for course in courses if course.x], name)
-        behind = seeds[:1] if any(line.low for line in shown) else seeds
+        shown = bundled([course for course in courses if course.x], name, banded=few)
+        behind = [] if not few else seeds[:1] if any(line.low for line in shown) else seeds
         drawn += [c for r in behind if (c := _training(r, axis, look[name])).x] + shown
     return drawn
 

@@ -10,13 +10,8 @@ from reports.load import Study, Verdict
 from reports.numbers import MISSING, fixed, listing, percent
 from reports.query import ordered
 from reports.theme import GRID, INK, MUTED, Look
+from reports.words import word
 
-WORDS = {
-    "supported": "supported",
-    "no_difference": "no difference",
-    "reversed": "reversed",
-    "inconclusive": "inconclusive",
-}
 MARKS = {
     "supported": Look(-3, INK, "o"),
     "no_difference": Look(-3, INK, "s"),
@@ -65,11 +60,6 @@ def tally(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(word(v) for v in verdicts)
     parts = [f"{count} {name}" for name, count in counts.most_common()]
     return f"{len(verdicts)} claims at this scale: {listing(parts)}."
-
-
-def word(verdict: Verdict) -> str:
-    """Return the verdict as it is read."""
-    return WORDS.get(verdict.verdict, verdict.verdict)
 
 
 def forest_block(verdicts: Sequence[Verdict], every: Sequence[Verdict]) -> Block:
@@ -155,7 +145,7 @@ def _row(v: Verdict) -> list[Cell]:
         Cell(v.claim),
         Cell(
             word(v),
-            WORDS.get(v.verdict, v.verdict),
+            word(v),
             tag=v.verdict.replace("_", "-"),
             title=v.reason or "",
         ),

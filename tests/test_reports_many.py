@@ -1,0 +1,142 @@
+"""Studies of many variants: claims answer, each model has a row, and nobody looks like another."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engram_eval.records import MetricRow
+from reports.answer import answer
+from reports.blocks import Block, Cell, Column, Table
+from reports.load import Model, Study, Verdict
+from reports.numbers import each
+from reports.query import headline_pair
+from reports.sections.columns import WIDEST, turned
+from reports.sections.heldout import domain_table
+from reports.sections.overview import heldout_block, ledger_table
+from reports.theme import palette
+
+ARMS = ("moe", "no_gate", "engram", "no_conv", "two", "three", "four", "five", "six")
+LEVELS = dict(zip(ARMS, (2.6, 2.5, 2.4, 2.45, 2.55, 2.52, 2.48, 2.47, 2.51), strict=True))
+
+
+def model(name: str) -> Model:
+    memory = {} if name == "moe" else {"engram_layers": [1], "n_routed_experts": 4}
+    matched = None if name == "moe" else "moe"
+    cost = {"params_total": 6e5, "params_table": 7e4, "flops_per_token": 8e5, "tokens": 131072}
+    return Model(name, [0, 1, 2], matched_to=matched, architecture=memory, **cost)
+
+
+def row(name: str, value: float, seed: int | None, **cut: str) -> MetricRow:
+    return MetricRow("heldout", "bits_per_byte", value, model=name, seed=seed, slice=cut,
+                     stage="evaluate", split="val")  # fmt: skip
+
+
+def claim(name: str, verdict: str, effect: float | None) -> Verdict:
+    return Verdict(f"parts.{name}", f"The {name} helps", verdict, effect=effect, unit="bit/byte")
+
+
+@pytest.fixture
+def study() -> Study:
+    rows = [
+        row(name, level + 0.01 * seed, seed, **cut)
+        for name, level in LEVELS.items()
+        for seed in range(3)
+        for cut in ({}, {"domain": "code"})
+    ]
+    rows += [row("ngram", 1.1, None), row("ngram", 1.2, None, domain="code")]
+    verdicts = (
+        claim("gate", "inconclusive", 0.01),
+        claim("table", "supported", 0.2),
+        claim("cache", "reversed", -0.1),
+        claim("never run", "inconclusive", None),
+    )
+    models = tuple(map(model, ARMS))
+    return Study(Path("runs/parts"), {"name": "parts"}, models, tuple(rows), (), (), [], verdicts)
+
+
+def test_claims_answer_where_no_pair_of_models_does(study: Study) -> None:
+    told = answer(study)
+    assert told.text == (
+        "Supported: The table helps. Reversed: The cache helps. Inconclusive: 1 of 3 claims tested."
+    )
+    assert told.lead == (
+        "Of 3 claims tested here, 2 are decided; the others are inconclusive at this scale:"
+    )
+    assert [v.id for v in told.decided] == ["parts.table", "parts.cache"]
+    assert "3 seeds per model" in told.scale and "No established baseline" not in told.scale
+    one = replace(study, verdicts=study.verdicts[1:2])
+    assert answer(one).lead == "Of 1 claims tested here, 1 is decided:"
+    none = replace(study, verdicts=study.verdicts[:1])
+    assert answer(none).text == "Of 1 claims tested here, none is decided at this scale."
+
+
+def test_a_single_memory_and_untested_claims_are_answered_by_the_pair(study: Study) -> None:
+    few = replace(study, models=study.models[:1] + study.models[2:3])
+    assert answer(few).text.startswith("Overall engram predicts held-out text better")
+    untested = replace(study, verdicts=study.verdicts[3:])
+    assert "engram predicts held-out text better than moe" in answer(untested).text
+    assert [m.name for m in headline_pair(study) or ()] == ["moe", "engram"], "the plain memory"
+
+
+def test_a_twin_with_experts_is_no_dense_twin(study: Study) -> None:
+    twin = replace(study.models[1], params_table=None, architecture={"n_routed_experts": 4})
+    dense = replace(twin, architecture={"n_routed_experts": 0})
+    for other, told in ((twin, False), (dense, True)):
+        pair = replace(study, models=(study.models[0], other, study.models[2]), verdicts=())
+        assert ("moe does not beat its twin no_gate" in answer(pair).scale) is told
+
+
+def test_many_models_have_a_row_each_lowest_first(study: Study) -> None:
+    block = heldout_block(study, study.rows, answer(study))
+    assert isinstance(block, Block) and [view.label for view in block.views] == ["all", "code"]
+    labels = block.views[0].panels[0].canvas.axes.get_yticklabels()
+    assert [text.get_text() for text in labels] == sorted(ARMS, key=LEVELS.__getitem__)
+    assert block.finding.endswith("Too far off to be drawn, on all text: ngram 1.100.")
+    near = [replace(r, value=2.7) if r.model == "ngram" else r for r in study.rows]
+    beside = replace(study, rows=tuple(near))
+    drawn = heldout_block(beside, near, answer(study)).views[0].panels[0].canvas
+    assert [text.get_text() for text in drawn.axes.get_yticklabels()][-1] == "ngram"
+
+
+def test_tables_of_many_models_have_a_row_each(study: Study) -> None:
+    ledger = ledger_table(study)
+    assert [r[0].text for r in ledger.rows] == list(ARMS)
+    assert "Parameters" in [column.label for column in ledger.columns]
+    table = domain_table(study, study.rows)
+    assert [c.label for c in table.columns] == ["Model", "all", "code"]
+    cells = {r[0].text: r[1].text for r in table.rows}
+    assert cells["engram"] == "2.410" and cells["ngram"] == "1.100"
+    assert table.chips["no_gate"] == 1
+
+
+def test_turning_keeps_every_cell_and_few_columns_as_they_are() -> None:
+    names = [f"m{i}" for i in range(WIDEST + 1)]
+    columns = [Column("Domain"), Column("Measured on"), *(Column(n, chip=1) for n in names)]
+    body = [
+        [Cell(domain), Cell("text"), *(Cell(f"{domain} {n}") for n in names)] for domain in "ab"
+    ]
+    table = turned(Table("t", columns, body), labels=2)
+    assert [r[0].text for r in table.rows] == names
+    assert [[c.text for c in r[1:]] for r in table.rows] == [[f"a {n}", f"b {n}"] for n in names]
+    assert [tuple(span) for span in table.bands()] == [("", 1), ("text", 2)]
+    few = Table("t", columns[:4], [r[:4] for r in body])
+    assert turned(few, labels=2) is few
+
+
+def test_no_two_models_look_alike() -> None:
+    found = palette([f"m{i}" for i in range(64)])
+    assert len({(look.color, look.marker) for look in found.values()}) == 64
+
+
+@pytest.mark.parametrize(
+    ("models", "told"),
+    [
+        ({"moe": [1.5, 1.7], "dense": []}, "moe 1.500 and 1.700"),
+        ({"moe": [2.0] * 3}, "moe 2.000"),
+        ({f"m{i}": [float(i)] for i in range(9)}, "9 models, from m0 0.000 to m8 8.000"),
+        ({f"m{i}": [1.0] for i in range(9)}, "9 models, each 1.000"),
+    ],
+)
+def test_of_many_models_a_sentence_names_the_ends(models: dict, told: str) -> None:
+    assert each(models) == told
