@@ -18,8 +18,9 @@ from reports.blocks import Block, Cell, Column, Item, Panel, Section, Table, Vie
 from reports.build import page, printable
 from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, load_study
-from reports.numbers import MISSING, count, duration, fixed
+from reports.numbers import MISSING, count, duration, fixed, listing
 from reports.query import domain_of, heldout, ordered, value_of
+from reports.sections.columns import MANY, SEVERAL, seeds_cell
 from reports.sections.overview import who
 from reports.sections.verdicts import short
 from reports.svg import RC
@@ -109,11 +110,35 @@ def first_screen(runs: Sequence[Run], look: dict[str, Look]) -> Section:
         template="comparison.html",
         content={
             "question": questions[0] if len(questions) == 1 else "How do these studies compare?",
-            "answer": f"{len(runs)} studies: "
-            + "; ".join(f"{run.name} {run.status}" for run in runs)
-            + ".",
+            "answer": " ".join(filter(None, [_in_common(runs), _left(runs)])),
         },
     )
+
+
+_OUTCOMES = {
+    "lower": "{b} predicts held-out text better than {a}",
+    "higher": "{b} predicts held-out text worse than {a}",
+    "mixed": "{b} and {a} overlap",
+}
+
+
+def _in_common(runs: Sequence[Run]) -> str:
+    """Gather the studies whose two headline models came out alike."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        told = answer(run.study)
+        if told.verdict in _OUTCOMES and told.domains:
+            words = _OUTCOMES[told.verdict].format(a=told.reference, b=told.candidate)
+            found.setdefault(words, []).append(run.name)
+    parts = [f"{words} in {listing(names)}" for words, names in found.items()]
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def _left(runs: Sequence[Run]) -> str:
+    """Say how far the studies came."""
+    unfinished = [f"{run.name} {run.status}" for run in runs if run.status != "complete"]
+    counted = f"{len(runs)} studies, {len(runs) - len(unfinished)} complete"
+    return f"{counted}; {'; '.join(unfinished)}." if unfinished else f"{counted}."
 
 
 def answer_table(runs: Sequence[Run]) -> Table:
@@ -211,7 +236,11 @@ def score_tables(runs: Sequence[Run], look: dict[str, Look]) -> list[Item]:
         key=lambda key: (domains.index(key[1]), list(look).index(key[0]) if key[0] in look else -1),
     )
     body = [
-        [Cell(model), Cell(domain), *(_joined(cells[model, domain].get(run.name)) for run in runs)]
+        [
+            Cell(model),
+            Cell(domain),
+            *(seeds_cell(cells[model, domain].get(run.name, []), fixed) for run in runs),
+        ]
         for model, domain in keys
     ]
     columns = [Column("Model", numeric=False), Column("Domain", numeric=False)]
@@ -221,14 +250,10 @@ def score_tables(runs: Sequence[Run], look: dict[str, Look]) -> list[Item]:
             [*columns, *(Column(run.name) for run in runs)],
             body,
             ident="heldout-table",
-            note="Several numbers in a cell are several seeds. Sorted by the first of them.",
+            note=f"{SEVERAL}{MANY}It sorts by the middle one.",
             chips={name: look[name].number for name in look},
         )
     ]
-
-
-def _joined(values: Sequence[float] | None) -> Cell:
-    return Cell(" / ".join(map(fixed, values)), values[0]) if values else Cell(MISSING)
 
 
 def ledger_table(runs: Sequence[Run]) -> Table:

@@ -34,8 +34,8 @@ def test_each_study_has_its_answer_and_its_state(runs, tmp_path):
     folders = [runs / name for name in ("whole", "broken", "empty")]
     page = Page(build_comparison(folders, tmp_path / "all.html").read_text())
     text = page.text()
-    assert "3 studies: whole complete; broken unfinished: 1 failed, 1 not run of 22 stages" in text
-    assert "empty nothing has run" in text
+    assert "engram predicts held-out text better than moe in whole. 3 studies, 1 complete; " in text
+    assert "broken unfinished: 1 failed, 1 not run of 22 stages; empty nothing has run." in text
     assert "In every domain engram predicts held-out text better than moe" in text
     assert "train dense seed 0: failed (out of memory)" in text
     assert "No verdicts are recorded in broken, empty." in text

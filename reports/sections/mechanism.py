@@ -61,6 +61,7 @@ def section(study: Study) -> Section:
         return Section("mechanism", "Mechanism", lead=study.abridged)
     blocks: list[Item] = []
     missing: list[str] = []
+    absent: list[str] = []
     known = looks(study)
     wanted = asked(study, "probe", "probes", [part.name for part in PARTS])
     for part in PARTS:
@@ -70,10 +71,11 @@ def section(study: Study) -> Section:
             drawn = part.build(study, rows)
             blocks += drawn if isinstance(drawn, Sequence) else [drawn]
         elif part.name in wanted:
-            missing.append(part.missing)
+            absent.append(part.missing)
         missing += failures(study, part)
     equal = equal_loss_block(study, [row for row in study.rows if row.model in known])
     blocks += [block for block in (equal, equivalent_block(study)) if block is not None]
+    missing = [*([" ".join(absent)] if absent else []), *missing]
     if not blocks and not missing:
         lead = "No analysis of the models' inside was asked for in this study."
         return Section("mechanism", "Mechanism", lead=lead)
