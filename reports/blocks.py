@@ -68,7 +68,7 @@ class Block:
         ident = f"{self.ident}-{view}-{panel}{'n' if narrow else ''}"
         finding = self.alt or self.finding
         label = f"{self.title}, {chosen.title}. {finding}" if chosen.title else finding
-        return to_svg(drawn.drawn(), ident, clean(label, 600), drawn.tips)
+        return to_svg(drawn.figure, ident, clean(label, 600), drawn.tips, drawn.grid)
 
     def csv_href(self) -> str:
         """Return the rows as a link to a file."""
@@ -278,14 +278,18 @@ def csv_link(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as a ``data:`` link to a gzipped CSV file, a tenth of the plain one.
 
     ``report.js`` unpacks it on the way; without it the file is one that pandas reads as well.
-    Numbers have five digits there, which halves it once more; ``metrics.jsonl`` has them all.
+    Numbers have five digits there and errors three, which halves it once more; ``metrics.jsonl``
+    has them all.
     """
     packed = gzip.compress(to_csv(map(_rounded, rows)).encode(errors="replace"), mtime=0)
     return "data:application/gzip;base64," + base64.b64encode(packed).decode()
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
+    return {
+        k: float(f"{v:.3g}" if k == "stderr" else f"{v:.5g}") if isinstance(v, float) else v
+        for k, v in row.items()
+    }
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -19,7 +19,7 @@ import matplotlib
 from markupsafe import Markup
 
 from engram_eval.records import write_atomic, write_json
-from reports.blocks import Section
+from reports.blocks import Note, Section
 from reports.draw import HOLLOW
 from reports.load import Study, load_study
 from reports.sections import benchmarks, mechanism, method, overview, samples, training, verdicts
@@ -42,7 +42,7 @@ SECTIONS: tuple[Callable[[Study], Section], ...] = (
 )
 
 
-def build_report(study_dir: Path, out_file: Path) -> Path:
+def build_report(study_dir: Path, out_file: Path, most_data: int | None = None) -> Path:
     """Render a study folder, finished or not, into ``out_file`` and return its path.
 
     ``summary.json`` is written beside it.
@@ -50,10 +50,12 @@ def build_report(study_dir: Path, out_file: Path) -> Path:
     Args:
         study_dir: holds study.json, ledger.json, stages.json, metrics.jsonl, comparisons.jsonl.
         out_file: the HTML file.
+        most_data: bytes that the packed data of figures and tables may take; the largest are left
+            out beyond that, and the page says so. None keeps all.
     """
     with matplotlib.rc_context(RC), uncollected():
         study = load_study(study_dir)
-        html = render(study)
+        html = render(study, most_data)
     write_atomic(out_file, printable(html).encode())
     write_json(out_file.with_name("summary.json"), summary(study))
     return out_file
@@ -71,12 +73,13 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def render(study: Study) -> str:
-    """Return the whole page of a study."""
+def render(study: Study, most_data: int | None = None) -> str:
+    """Return the whole page of a study; ``most_data`` is that of ``build_report``."""
     title = f"{study.text('name') or study.folder.name}, {study.text('scale')}".strip(", ")
     name = Markup("Rendered from the records of <code>{}</code>.").format(study.folder.name)
     sections = [build(study) for build in SECTIONS]
-    return page(title, name, sections, looks(study), study, partial(figure_command, study))
+    again = partial(figure_command, study)
+    return page(title, name, sections, looks(study), study, again, most_data)
 
 
 def page(
@@ -86,6 +89,7 @@ def page(
     look: Mapping[str, Look],
     study: Study | None = None,
     again: Callable[[str], str] | None = None,
+    most_data: int | None = None,
 ) -> str:
     """Return a page of any sections; the first one is what is seen first.
 
@@ -96,6 +100,7 @@ def page(
         look: how each model is drawn.
         study: what the templates of a study's sections read.
         again: the command that draws the figure of a name again.
+        most_data: that of ``build_report``.
     """
     script, style = _static("report.js"), _static("report.css") + palette_css()
     return (
@@ -108,12 +113,31 @@ def page(
             look=look,
             study=study,
             again=again,
+            data=packed_data(sections, most_data),
             targets={ident for section in sections for ident, _ in section.contents()},
             policy=content_security_policy(script, style),
             script=Markup(script),
             style=Markup(style),
         )
     )
+
+
+def packed_data(sections: Sequence[Section], most: int | None = None) -> dict[str, str]:
+    """Return the data of each figure and table as a link, by its id; "" for the largest left out.
+
+    Args:
+        sections: of one page.
+        most: bytes that all links together may take.
+    """
+    items = [item for section in sections for item in section.items if not isinstance(item, Note)]
+    found = {item.ident: item.csv_href() for item in items if item.ident}
+    left = sum(map(len, found.values()))
+    for ident in sorted(found, key=lambda ident: -len(found[ident])):
+        if most is None or left <= most:
+            break
+        left -= len(found[ident])
+        found[ident] = ""
+    return found
 
 
 def figure_command(study: Study, ident: str) -> str:

@@ -148,6 +148,18 @@ class Provenance:
     unfinished: list[str] = field(default_factory=list)
 
 
+class Rows(tuple[MetricRow, ...]):
+    """All rows of a study, in their order, and by the name of what they are about."""
+
+    @cached_property
+    def named(self) -> Mapping[str, list[MetricRow]]:
+        """The rows of each name."""
+        found: dict[str, list[MetricRow]] = {}
+        for row in self:
+            found.setdefault(row.name, []).append(row)
+        return found
+
+
 @dataclass(frozen=True)
 class Study:
     """A study folder in memory.
@@ -227,7 +239,7 @@ def load_study(folder: Path) -> Study:
         folder=folder,
         config=config,
         models=_in_order(_models(ledger, problems), _listed(config)),
-        rows=tuple(rows),
+        rows=Rows(rows),
         comparisons=tuple(comparisons),
         stages=_stages(stages, problems),
         problems=problems,

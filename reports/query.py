@@ -5,7 +5,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from engram_eval.records import MetricRow
-from reports.load import Comparison, Model, Study
+from reports.load import Comparison, Model, Rows, Study
 
 T = TypeVar("T", bound=Hashable)
 
@@ -18,12 +18,13 @@ def asked(study: Study, part: str, key: str, otherwise: Any) -> Any:
 
 def pick(rows: Iterable[MetricRow], **wanted: Any) -> list[MetricRow]:
     """Return the rows whose fields equal the wanted values and that have a value of their own."""
-    known = [row for row in rows if row.value is not None]
     # One field after the other, because most rows differ in the first.
+    if isinstance(rows, Rows) and "name" in wanted:
+        rows = rows.named.get(wanted.pop("name"), [])
     for name, value in wanted.items():
         get = attrgetter(name)
-        known = [row for row in known if get(row) == value]
-    return known
+        rows = [row for row in rows if get(row) == value]
+    return [row for row in rows if row.value is not None]
 
 
 def value_of(row: MetricRow) -> float:

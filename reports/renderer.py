@@ -18,9 +18,12 @@ from matplotlib.text import Text
 from matplotlib.transforms import Transform
 
 from reports.theme import names
+from reports.ticks import Ticks
 
 # What ``report.css`` gives every text of a picture, and every line.
 TEXT_SIZE = 11
+# Of matplotlib's font; the browser's differ by less than a unit.
+ASCENT = 0.76 * TEXT_SIZE
 CAP = JOIN = "round"
 
 _ANCHORS = {"left": "", "center": ' text-anchor="middle"', "right": ' text-anchor="end"'}
@@ -78,6 +81,23 @@ class PageRenderer(RendererBase):
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" role="img" '
             f'aria-label="{escape(label)}">{defined}{"".join(self._written)}</svg>'
         )
+
+    def add_grid(self, ticks: Ticks) -> None:
+        """Write the lines across, which lie behind all that follows."""
+        lines = [
+            f"M{_tenths(x0)} {_tenths(self.height - y0)}L{_tenths(x1)} {_tenths(self.height - y1)}"
+            for x0, y0, x1, y1 in ticks.across
+        ]
+        if lines:
+            self._add(Shape("path", f' class="s-grid" stroke-width="0.8" d="{"".join(lines)}"'))
+
+    def add_labels(self, ticks: Ticks) -> None:
+        """Write what stands beside the axes."""
+        for label in ticks.labels:
+            y = self.height - label.y + label.rise * ASCENT
+            muted = ' class="f-muted"' if label.muted else ""
+            where = f' x="{_tenths(label.x)}" y="{_tenths(y)}" text-anchor="{label.anchor}"'
+            self._add(Shape("text", muted + where, escape(label.text, quote=False)))
 
     def get_canvas_width_height(self) -> tuple[float, float]:
         """Return the size in units."""

@@ -1,4 +1,4 @@
-"""Ticks, their labels and the grid as plain artists.
+"""Ticks, their labels and the grid: as plain artists for papers, as places for the page.
 
 matplotlib's own ticks are five artists each, most of them invisible here, and are measured several
 times: half of the time that a small picture takes.
@@ -25,6 +25,54 @@ class Tick(NamedTuple):
 
     place: float
     label: str
+
+
+class Label(NamedTuple):
+    """A text of an axis: its anchor in units from the lower left, upwards; ``end`` or ``middle``.
+
+    ``rise`` is how far its baseline lies below the anchor, in parts of the font's ascent.
+    """
+
+    x: float
+    y: float
+    text: str
+    anchor: str
+    rise: float
+    muted: bool = False
+
+
+class Ticks(NamedTuple):
+    """Both axes as they are drawn: lines across as (x, y, x, y), and labels."""
+
+    across: Sequence[tuple[float, float, float, float]]
+    labels: Sequence[Label]
+
+
+def measure_ticks(axes: Axes, grid: Literal["", "x", "y"]) -> Ticks:
+    """Return where ticks stand in a figure of 72 units an inch; the axes stay as they are."""
+    box = axes.bbox
+    x, y = _in_view(axes.xaxis), _in_view(axes.yaxis)
+    low, left = axes.get_ylim()[0], axes.get_xlim()[0]
+    columns = _places(axes, [(tick.place, low) for tick in x], 0)
+    rows = _places(axes, [(left, tick.place) for tick in y], 1)
+    labels = [
+        Label(at, box.y0 - GAP, tick.label, "middle", 1)
+        for at, tick in zip(columns, x, strict=True)
+    ]
+    labels += [
+        Label(box.x0 - GAP, at, tick.label, "end", 0.5) for at, tick in zip(rows, y, strict=True)
+    ]
+    middle = (box.x0 + box.x1) / 2
+    labels += [Label(middle, box.y0 - BELOW, axes.get_xlabel(), "middle", 1, muted=True)]
+    upright = [(at, box.y0, at, box.y1) for at in columns] if grid == "x" else []
+    level = [(box.x0, at, box.x1, at) for at in rows] if grid == "y" else []
+    return Ticks([*upright, *level], [label for label in labels if label.text])
+
+
+def _places(axes: Axes, points: Sequence[tuple[float, float]], side: int) -> list[float]:
+    """Return one coordinate of points of the data, in units."""
+    found: list[float] = axes.transData.transform(points)[:, side].tolist() if points else []
+    return found
 
 
 def place_ticks(axis: Axis, places: Sequence[float], labels: Sequence[str] = ()) -> None:

@@ -173,15 +173,22 @@ def _choose(
     task: str, names: Sequence[str], a: Mapping[str, Sample], b: Mapping[str, Sample]
 ) -> list[Item]:
     """Take the first items of each kind, in the order of the task."""
-    kinds: dict[str, list[Item]] = {}
+    kinds: dict[tuple[bool, bool], list[str]] = {}
     for ident in (i for i in a if i in b):
-        item = _item(task, names, a[ident], b[ident])
-        kinds.setdefault(item.kind, []).append(item)
-    order = (
-        _kind(names, first=first, second=second)
-        for first, second in ((False, True), (True, False), (False, False), (True, True))
-    )
-    return [item for kind in order for item in kinds.get(kind, [])[:PER_KIND]]
+        kinds.setdefault((_right(a[ident]), _right(b[ident])), []).append(ident)
+    order = ((False, True), (True, False), (False, False), (True, True))
+    return [
+        _item(task, _kind(names, *kind), names, a[ident], b[ident])
+        for kind in order
+        for ident in kinds.get(kind, [])[:PER_KIND]
+    ]
+
+
+def _right(sample: Sample) -> bool:
+    """Tell whether a model wrote what was wanted, or found the right option the likeliest."""
+    if sample.written is not None:
+        return bool(sample.right)
+    return sample.gold == _argmax(sample.scores)
 
 
 def _kind(names: Sequence[str], first: bool, second: bool) -> str:
@@ -191,9 +198,9 @@ def _kind(names: Sequence[str], first: bool, second: bool) -> str:
     return f"only {names[0] if first else names[1]} right"
 
 
-def _item(task: str, names: Sequence[str], a: Sample, b: Sample) -> Item:
+def _item(task: str, kind: str, names: Sequence[str], a: Sample, b: Sample) -> Item:
     if a.written is not None or b.written is not None:
-        return _written_item(task, names, a, b)
+        return _written_item(task, kind, names, a, b)
     gold = a.gold
     picks = (_argmax(a.scores), _argmax(b.scores))
     choices = [
@@ -205,13 +212,11 @@ def _item(task: str, names: Sequence[str], a: Sample, b: Sample) -> Item:
         )
         for index, text in enumerate(a.options)
     ]
-    kind = _kind(names, picks[0] == gold, picks[1] == gold)
     return Item(task, kind, _query(a), choices, _labels(a))
 
 
-def _written_item(task: str, names: Sequence[str], a: Sample, b: Sample) -> Item:
+def _written_item(task: str, kind: str, names: Sequence[str], a: Sample, b: Sample) -> Item:
     """Set what two models wrote side by side."""
-    kind = _kind(names, bool(a.right), bool(b.right))
     texts = [
         Written(name, _bounded(sample.written or ""), bool(sample.right))
         for name, sample in zip(names, (a, b), strict=True)
