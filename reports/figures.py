@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-from matplotlib.colors import to_hex
+import numpy as np
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
@@ -35,6 +36,8 @@ COLUMNS, ROW = 4, 21
 COMPRESSION = 3
 # Of PNG: enough for models, shades and soft edges, at a third of the bytes and of the time.
 PALETTE = 256
+# So far may an average over nearly equal colours lie from the one that fills an area.
+CLOSE = 4
 _NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -170,9 +173,21 @@ def _png(dots: bytes, frame: Bbox, dpi: int) -> io.BytesIO:
     size = int(frame.width * dpi), int(frame.height * dpi)
     image = Image.frombytes("RGBA", size, dots).convert("RGB")
     few = image.quantize(PALETTE, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few.putpalette(_exact(few.getpalette() or []))
     packed = io.BytesIO()
     few.save(packed, "png", compress_level=COMPRESSION, dpi=(dpi, dpi))
     return packed
+
+
+def _exact(palette: Sequence[int]) -> list[int]:
+    """Return a palette with the theme's own colours in place of the averages nearest to them."""
+    found = np.array(palette).reshape(-1, 3)
+    for color in print_colors().values():
+        wanted = np.array(to_rgb(color)) * 255
+        distance = np.abs(found - wanted).max(axis=1)
+        if distance.min() <= CLOSE:
+            found[distance.argmin()] = np.rint(wanted)
+    return found.ravel().tolist()
 
 
 def slug(text: str) -> str:

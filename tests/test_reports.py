@@ -327,7 +327,7 @@ def test_a_bitmap_has_its_resolution_and_the_models_colours(small, tmp_path):
     assert counts[255, 255, 255] > sum(counts.values()) / 2, "mostly paper"
     wanted = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in LIGHT[:3]]
     off = np.abs(np.subtract(np.array(wanted)[:, None], np.array(list(counts)))).max(-1).min(-1)
-    assert off.max() <= 4
+    assert off.max() == 0
 
 
 @pytest.mark.parametrize(
