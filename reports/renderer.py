@@ -27,7 +27,7 @@ ASCENT = 0.76 * TEXT_SIZE
 CAP = JOIN = "round"
 
 _ANCHORS = {"left": "", "center": ' text-anchor="middle"', "right": ' text-anchor="end"'}
-_CURVES: dict[int, tuple[str, int]] = {Path.CURVE3: ("q", 2), Path.CURVE4: ("c", 3)}
+_CURVES: dict[Any, tuple[str, int]] = {Path.CURVE3: ("q", 2), Path.CURVE4: ("c", 3)}
 
 Clip = tuple[float, float, float, float]
 
@@ -139,8 +139,9 @@ class PageRenderer(RendererBase):
             curves=True,
         )
         paint = self._paint(gc, rgbFace, path)
-        if len(found.vertices) > 1 and paint:
-            where = self._clip(gc, found.vertices[:-1])
+        points = np.asarray(found.vertices)
+        if len(points) > 1 and paint:
+            where = self._clip(gc, points[:-1])
             self._add(Shape("path", f'{paint}{where} d="{self._data(found)}"'))
 
     def draw_markers(
@@ -160,7 +161,7 @@ class PageRenderer(RendererBase):
             return
         # Marks are small and drawn often: a tenth would show in their roundness.
         shape = marker_path.cleaned(marker_trans, curves=True)
-        data = path_data(shape.vertices * (1, -1), shape.codes, 2)
+        data = path_data(np.asarray(shape.vertices) * (1, -1), shape.codes, 2)
         name = self._markers.setdefault(data, f"{self._ident}-{len(self._markers)}")
         uses = "".join(
             f'<use href="#{name}" x="{_tenths(x)}" y="{_tenths(self.height - y)}"/>'
@@ -189,7 +190,9 @@ class PageRenderer(RendererBase):
         told = told if ink else f"{told};fill:{to_hex(gc.get_rgb())}".strip(";")
         attributes = f' class="f-{ink}"' if ink and ink != "ink" else ""
         attributes += f' style="{told}"' if told else ""
-        attributes += f' x="{_tenths(left)}" y="{_tenths(y)}"' + _ANCHORS[mtext.get_ha()]
+        attributes += (
+            f' x="{_tenths(left)}" y="{_tenths(y)}"' + _ANCHORS[mtext.get_horizontalalignment()]
+        )
         self._add(Shape("text", attributes, escape(s, quote=False)))
 
     def _add(self, shape: Shape) -> None:
@@ -199,11 +202,11 @@ class PageRenderer(RendererBase):
             self._group.append(shape)
 
     def _data(self, path: Path) -> str:
-        return path_data(path.vertices * (1, -1) + (0, self.height), path.codes, 1)
+        return path_data(np.asarray(path.vertices) * (1, -1) + (0, self.height), path.codes, 1)
 
     def _clip(self, gc: GraphicsContextBase, points: Any) -> str:
         """Return the attribute that cuts off what lies outside, where something does."""
-        box = gc.get_clip_rectangle()
+        box: Any = gc.get_clip_rectangle()
         if box is None:
             return ""
         low, high = points.min(axis=0), points.max(axis=0)
@@ -235,13 +238,13 @@ class PageRenderer(RendererBase):
 def _stroke(gc: GraphicsContextBase, path: Path) -> str:
     """Return width, dashes, ends and corners of a line, where they are not the usual ones."""
     told = f' stroke-width="{gc.get_linewidth():g}"' if gc.get_linewidth() != 1 else ""
-    dashes = gc.get_dashes()[1]
+    dashes: Any = gc.get_dashes()[1]
     if dashes is not None:
         told += f' stroke-dasharray="{" ".join(_tenths(dash) for dash in dashes)}"'
-    closed = path.codes is not None and Path.CLOSEPOLY in path.codes
+    closed = path.codes is not None and bool((np.asarray(path.codes) == Path.CLOSEPOLY).any())
     if gc.get_capstyle() != CAP and not closed:
         told += f' stroke-linecap="{_svg_cap(gc)}"'
-    if gc.get_joinstyle() != JOIN and len(path.vertices) > 2:
+    if gc.get_joinstyle() != JOIN and len(np.asarray(path.vertices)) > 2:
         told += f' stroke-linejoin="{gc.get_joinstyle()}"'
     return told
 

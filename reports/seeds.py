@@ -40,5 +40,5 @@ def bundled(curves: Sequence[Line], name: str, banded: bool = True) -> list[Line
     line = curves[0]._replace(y=[middle(values) for values in points], tip=tip)
     if not banded:
         return [line]
-    band = {"low": [min(values) for values in points], "high": [max(values) for values in points]}
-    return [line._replace(**band, tip=f"{tip}, from the lowest to the highest")]
+    low, high = [min(values) for values in points], [max(values) for values in points]
+    return [line._replace(low=low, high=high, tip=f"{tip}, from the lowest to the highest")]
