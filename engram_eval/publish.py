@@ -80,10 +80,14 @@ def slim(row: Mapping[str, Any]) -> dict[str, Any]:
 def kept_rows(
     rows: Iterable[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """Return the rows that verdicts rest on, and those about whole models at the end."""
+    """Return the rows that verdicts rest on, and those about whole models at the end.
+
+    The validation at the end of training stands in where a model's evaluation is missing.
+    """
     selectors = [selector for entry in verdicts for selector in entry["rows"]]
     every = list(rows)
-    ends = _last_steps(every)
+    scored = {(r["model"], r["seed"]) for r in every if _evaluated(r)}
+    ends = {who: step for who, step in _last_steps(every).items() if who not in scored}
     return [
         row
         for row in every
@@ -91,6 +95,11 @@ def kept_rows(
         or _validates(row) == ends.get((row["model"], row["seed"]))
         or any(_fits(row, s) for s in selectors)
     ]
+
+
+def _evaluated(row: Mapping[str, Any]) -> bool:
+    whole = row["stage"] == "evaluate" and row["name"] == "heldout"
+    return whole and row["step"] is None
 
 
 def _validates(row: Mapping[str, Any]) -> int:

@@ -208,7 +208,7 @@ def _curve(target: Canvas, curve: Line) -> None:
         color=curve.look.color,
         linestyle=curve.dash,
         linewidth=0.8 if curve.faint else 1.8,
-        alpha=0.28 if curve.faint else 1,
+        alpha=0.2 if curve.faint else 1,
         marker=curve.look.marker if curve.marked else None,
         markersize=4.5,
         markeredgewidth=1,

@@ -70,8 +70,9 @@ def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
     part = {"stage": "train", "slice": {"domain": "code"}}
     half, end = ({**ROW, "stage": "train", "split": "val", "step": step} for step in (8, 16))
     rows = [ROW, lens, {**lens, "layer": 2}, early, {**ROW, **part}, half, end]
-    assert kept_rows(rows, [{"rows": [selector]}]) == [ROW, lens, end]
-    assert kept_rows(rows, []) == [ROW, end], "and what was scored at the end of training"
+    assert kept_rows(rows, [{"rows": [selector]}]) == [ROW, lens]
+    assert kept_rows(rows, []) == [ROW]
+    assert kept_rows(rows[1:], []) == [end], "what was scored at the end of training stands in"
     met = {**early, "condition": "equal_loss"}
     at_equal_loss = {**selector, "name": "heldout", "metric": "bits_per_byte", "layer": None}
     asked = [{"rows": [{**at_equal_loss, "condition": "equal_loss"}]}]

@@ -111,7 +111,7 @@ def test_how_lines_and_marks_are_drawn():
     band = re.search('<path class="f-m1"[^>]*>', text)[0]
     assert 'fill-opacity="0.17"' in band and "stroke" not in band
     faint = re.search('<path class="s-m0"[^>]*>', text)[0]
-    assert 'stroke-opacity="0.28"' in faint and 'stroke-width="0.8"' in faint
+    assert 'stroke-opacity="0.2"' in faint and 'stroke-width="0.8"' in faint
     assert "stroke-dasharray=" in faint and 'stroke-linecap="butt"' in faint
     assert 'class="f-muted"' in text and "a &lt;control&gt;" in text
     assert '<g class="f-paper s-m1" stroke-width="1.2"><title>second' in hollow

@@ -57,7 +57,7 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     """Count verdicts in a sentence: ``9 claims at this scale: 3 supported ...``."""
-    counts = Counter(word(v) for v in verdicts)
+    counts = Counter("not tested" if v.effect is None else word(v) for v in verdicts)
     parts = [f"{count} {name}" for name, count in counts.most_common()]
     return f"{len(verdicts)} claims at this scale: {listing(parts)}."
 
