@@ -14,7 +14,7 @@ from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.cli import main
 from engram_eval.config import StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError
-from engram_eval.publish import MOST_BYTES, command, keep_report, kept_rows, slim
+from engram_eval.publish import MOST_BYTES, command, keep_report, kept_rows, publish, slim
 from engram_eval.records import row_from_dict, write_json, write_jsonl
 from engram_eval.studies.registry import find_study
 from engram_eval.study import solve
@@ -141,6 +141,21 @@ def test_a_report_is_compressed_and_refused_where_it_does_not_fit(tmp_path: Path
     (tmp_path / "metrics.jsonl").write_bytes(b"x" * MOST_BYTES)
     with pytest.raises(UserError, match="bytes more than"):
         keep_report(b"<html>", packed)
+
+
+def test_the_largest_data_stays_out_of_a_report_that_would_not_fit(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = publish(study, tmp_path / "published")
+    whole = gzip.decompress((out / "report.html.gz").read_bytes()).decode()
+    size = sum(path.stat().st_size for path in out.iterdir())
+    monkeypatch.setattr("engram_eval.publish.MOST_BYTES", size - 100)
+    publish(study, out)
+    told = gzip.decompress((out / "report.html.gz").read_bytes()).decode()
+    assert sum(path.stat().st_size for path in out.iterdir()) <= size - 100
+    left = told.count("CSV left out of this copy")
+    assert left >= 1 and "left out" not in whole
+    assert told.count("base64,") == whole.count("base64,") - left > 0
 
 
 def test_a_published_folder_is_drawn_as_what_it_is(
