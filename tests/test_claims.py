@@ -462,6 +462,36 @@ def test_tasks_that_tell_nobody_apart_are_the_reason(tmp_path: Path) -> None:
     assert told["main.loss"] == "contrast: no spread over seeds"
 
 
+def test_a_best_rate_at_the_edge_of_what_was_tried_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = json.loads((folder / "study.json").read_text())
+    names = [model["name"] for model in study["models"]]
+    write_json(folder / "ledger.json", {name: {"tuned": True} for name in names})
+    runs = [
+        MetricRow("tune", "loss_nats", loss, model=name, split="val", slice=dict(labels))
+        for name in names
+        # The loss falls up to the highest rate for one arm alone.
+        for loss, *labels in (
+            (3.0, ("lr", "0.01"), ("table_lr_multiplier", "5")),
+            (2.0, ("lr", "0.02"), ("table_lr_multiplier", "1")),
+            (1.0 if name == "random_index" else 2.5, ("lr", "0.04"), ("table_lr_multiplier", "5")),
+        )
+    ]
+    rows = [*read_jsonl(folder / "metrics.jsonl"), *(row_to_dict(row) for row in runs)]
+    write_jsonl(folder / "metrics.jsonl", rows)
+    write_verdicts(folder)
+    for entry in read_verdicts(folder):
+        touched = "random_index" in {arm for each in entry["contrasts"] for arm in each["weights"]}
+        assert entry["tuned"] and entry["at_edge"] == ["random_index"] * touched
+    assert main(["claims", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "tuned to the edge of what was tried" in line]
+    assert told and all("controls." in line for line in told)
+    assert len(told) == sum(bool(entry["at_edge"]) for entry in read_verdicts(folder))
+    assert not any("untuned" in line for line in lines)
+
+
 def test_the_command_prints_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_verdicts(folder)
     assert main(["claims", str(folder), str(folder)]) == 0

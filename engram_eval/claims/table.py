@@ -45,13 +45,20 @@ def _word(entry: Mapping[str, Any]) -> str:
     """Return the verdict, with the power of an inconclusive one."""
     word = str(entry["verdict"]).replace("_", " ")
     power = f" (power {entry['power']:.0%})" if entry["verdict"] == "inconclusive" else ""
-    return f"{word}{power}{'' if entry['tuned'] else ', untuned'}"
+    return f"{word}{power}{_caution(entry)}"
+
+
+def _caution(entry: Mapping[str, Any]) -> str:
+    """Return how far the rates were tuned, where that says less than it could."""
+    if not entry["tuned"]:
+        return ", untuned"
+    # Verdicts that were written before this was looked at do not say it.
+    return ", tuned to the edge of what was tried" if entry.get("at_edge") else ""
 
 
 def _lines(entry: Mapping[str, Any]) -> list[str]:
     word = entry["verdict"].replace("_", " ")
-    caution = "" if entry["tuned"] else ", untuned"
-    scale = f"at this scale ({entry['scale']}), {entry['seeds']} seeds{caution}"
+    scale = f"at this scale ({entry['scale']}), {entry['seeds']} seeds{_caution(entry)}"
     return [
         f"{word:13} {entry['id']:34} {_effect(entry):44} {scale}",
         f"{'':13} {entry['claim']} [{entry['source']}: {entry['published']}]",

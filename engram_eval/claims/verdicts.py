@@ -15,7 +15,7 @@ A list of objects, in the order in which the claims are declared:
 - ``p_difference``, ``p_equivalence``: corrected by Holm over the study's claims
 - ``power``: to find ``smallest_effect`` with this spread; 0 where nothing could be tested
 - ``seeds``: how many all arms have in common; ``tuned``: whether every arm's rates were tuned; true
-  where nothing is trained
+  where nothing is trained; ``at_edge``: the arms whose best rate was the lowest or highest tried
 - ``test``: in words; ``score``: in words, which rows it is made of
 - ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``, ``ci_high``
 - ``shape``: where the claim is about a curve, see ``shapes.describe_shape``; else null
@@ -24,7 +24,7 @@ A list of objects, in the order in which the claims are declared:
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from engram_eval.claims.judge import Part, Verdict, bounds, judge
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
+from engram_eval.claims.tuning import at_the_edge
 from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
 from engram_eval.records import read_jsonl, row_from_dict, write_json
@@ -50,7 +51,8 @@ TESTS = {
 def write_verdicts(study_dir: Path) -> Path:
     """Judge the claims that a study decides and write ``verdicts.json``; return its path."""
     study = json.loads((study_dir / "study.json").read_text())
-    table = read_table([row_from_dict(row) for row in read_jsonl(study_dir / "metrics.jsonl")])
+    rows = [row_from_dict(row) for row in read_jsonl(study_dir / "metrics.jsonl")]
+    table, edges = read_table(rows), at_the_edge(rows)
     path = study_dir / "ledger.json"
     # Models that were loaded have no ledger; how they were tuned is then unknown.
     ledger = json.loads(path.read_text()) if path.exists() else {}
@@ -63,7 +65,7 @@ def write_verdicts(study_dir: Path) -> Path:
         for verdict, (values, why) in zip(verdicts, read, strict=True)
     ]
     out = study_dir / FILE
-    write_json(out, [_entry(verdict, values, study, ledger) for verdict, values in told])
+    write_json(out, [_entry(verdict, values, study, ledger, edges) for verdict, values in told])
     return out
 
 
@@ -87,7 +89,11 @@ def _values(claim: Claim, table: Table, trained: Sequence[str]) -> tuple[Values,
 
 
 def _entry(
-    verdict: Verdict, values: Values, study: Mapping[str, Any], ledger: Mapping[str, Any]
+    verdict: Verdict,
+    values: Values,
+    study: Mapping[str, Any],
+    ledger: Mapping[str, Any],
+    edges: Collection[str],
 ) -> dict[str, Any]:
     claim, tested = verdict.claim, verdict.tested
     low, high = bounds(tested.shown) if tested else (None, None)
@@ -114,6 +120,7 @@ def _entry(
         "seeds": verdict.seeds,
         "tuned": study.get("models") == []
         or all(ledger.get(arm, {}).get("tuned", False) for arm in claim.arms),
+        "at_edge": [arm for arm in claim.arms if arm in edges],
         "test": TESTS[claim.test],
         "score": describe(claim.score),
         "contrasts": _contrasts(claim, tested.parts if tested else ()),
