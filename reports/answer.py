@@ -8,6 +8,7 @@ from reports.load import Model, Study, Verdict
 from reports.numbers import count, listing, quoted
 from reports.query import (
     asked,
+    at_the_edge,
     domain_of,
     headline_pair,
     heldout,
@@ -178,6 +179,8 @@ def scale_text(study: Study, a: Model, b: Model) -> str:
     parts.append(seeds_text([a, b]))
     if b.tokens and not (a.tuned and b.tuned):
         parts.append("learning rates untuned")
+    elif {a.name, b.name} & set(at_the_edge(study)):
+        parts.append("learning rates tuned, the best ones at the edge of what was tried")
     if scored_in_training_alone(study):
         parts.append("the evaluation is missing: scored on the validation text of the training")
     scale = study.text("scale")

@@ -102,6 +102,7 @@ class Verdict:
     power: float | None = None
     seeds: int | None = None
     tuned: bool | None = None
+    at_edge: list[str] = field(default_factory=list)
     test: str | None = None
     score: str | None = None
     rows: list[Mapping[str, Any]] = field(default_factory=list)

@@ -13,6 +13,7 @@ from reports.load import Model, Stage, Study
 from reports.numbers import MANY, count, duration, each, fixed, percent
 from reports.query import ordered, pick, value_of, values
 from reports.sections.columns import seeds_cell, seeds_note
+from reports.sections.tuning import tuning_tables
 from reports.seeds import bundled, drawn_seeds
 from reports.theme import Look, looks
 
@@ -65,7 +66,7 @@ class Run(NamedTuple):
 def section(study: Study) -> Section:
     """Build the curves and the table of what training cost."""
     if study.abridged:
-        return Section("training", "Training", lead=study.abridged)
+        return Section("training", "Training", lead=study.abridged, tables=tuning_tables(study))
     stages = [s for s in study.stages if s.stage == "train"]
     if study.stages and not stages:
         loaded = any(s.stage == "load" for s in study.stages)
@@ -80,7 +81,7 @@ def section(study: Study) -> Section:
         "Training",
         lead=_lead(study),
         blocks=[curves_block(study, runs), *sparse_block(study, runs)],
-        tables=[cost_table(study, runs)],
+        tables=[*tuning_tables(study), cost_table(study, runs)],
         missing=missing,
     )
 

@@ -163,7 +163,8 @@ def _effect(v: Verdict) -> str:
     interval = ""
     if v.ci_low is not None and v.ci_high is not None:
         interval = f" [{fixed(v.ci_low, sign=True)}, {fixed(v.ci_high, sign=True)}]"
-    caution = "" if v.tuned else ", untuned"
+    edge = ", tuned to the edge of what was tried" if v.at_edge else ""
+    caution = edge if v.tuned else ", untuned"
     return f"{fixed(v.effect, sign=True)}{interval} {v.unit}{caution}"
 
 

@@ -1,0 +1,51 @@
+"""What short runs found before the training: on the page, with the edge of what was tried."""
+
+import json
+import re
+from pathlib import Path
+
+from reports_fixture import SMALL, read_metrics, write_metrics, write_study
+from test_reports import Page
+
+from engram_eval.records import MetricRow, row_to_dict, write_json
+from reports.build import build_report
+
+RUNS = {
+    "moe": {("0.01", "5"): 3.0, ("0.02", "5"): 2.5, ("0.04", "5"): 2.75},
+    "engram": {("0.01", "1"): 3.0, ("0.01", "5"): 2.9, ("0.04", "1"): 2.125, ("0.04", "5"): 2.25},
+}
+
+
+def table_of(html: str) -> list[str]:
+    (table,) = re.findall(r'<table id="tuning".*?</table>', html, flags=re.S)
+    body = table.split("<tbody>")[1]
+    rows = [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in body.split("</tr>")]
+    return [row for row in rows if row]
+
+
+def test_rates_are_listed_and_an_edge_is_told(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "main", SMALL)
+    assert 'id="tuning"' not in build_report(study, study / "report.html").read_text()
+    tuned = [
+        MetricRow(
+            *("tune", "loss_nats", loss),
+            model=model,
+            split="val",
+            slice={"lr": lr, "table_lr_multiplier": factor},
+        )
+        for model, runs in RUNS.items()
+        for (lr, factor), loss in runs.items()
+    ]
+    write_metrics(study, [*read_metrics(study), *(row_to_dict(row) for row in tuned)])
+    ledger = json.loads((study / "ledger.json").read_text())
+    write_json(study / "ledger.json", {name: row | {"tuned": True} for name, row in ledger.items()})
+    html = build_report(study, study / "report.html").read_text()
+    assert table_of(html) == [
+        "moe – 3.000 2.500 2.750",
+        "engram 1 3.000 2.125",
+        "engram 5 2.900 2.250",
+    ]
+    assert re.findall(r"<(?:strong|b)[^>]*>(2\.\d+)<", html) == ["2.500", "2.125"]
+    text = Page(html).text()
+    assert "was best for engram: a better one may lie beyond" in text
+    assert "learning rates tuned, the best ones at the edge of what was tried" in text
