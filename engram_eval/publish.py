@@ -30,7 +30,7 @@ MOST_BYTES = 1_000_000
 
 MOST_COMPARISONS = 500
 
-KEPT = ("capacity", "equal_loss", "offload")
+KEPT = ("capacity", "equal_loss", "offload", "tune")
 """Names of the few rows that tell all of an analysis."""
 
 WHOLE = ("study.json", "ledger.json")

@@ -16,7 +16,9 @@ def at_the_edge(rows: Iterable[MetricRow]) -> set[str]:
     """
     tried: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row.name == "tune" and row.metric == "loss_nats" and row.model is not None:
+        if row.name != "tune" or row.metric != "loss_nats":
+            continue
+        if row.model is not None and row.value is not None:
             tried.setdefault(row.model, []).append((row.value, float(row.slice["lr"])))
     return {arm for arm, runs in tried.items() if _is_an_end(runs)}
 
