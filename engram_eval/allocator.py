@@ -7,6 +7,8 @@ which is a quarter of a small model's step on a CPU.
 import ctypes
 import gc
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -37,6 +39,22 @@ def give_back_freed_memory() -> bool:
     if trim is not None:
         trim(0)
     return trim is not None
+
+
+@contextmanager
+def kept_out_of_collections() -> Iterator[Callable[[], None]]:
+    """Give a function that keeps what is there out of collections of garbage until the end.
+
+    To look through modules and caches between two stages takes longer than most stages of a small
+    study. Where the caller has frozen objects already, that stands, and nothing is done.
+    """
+    if gc.get_freeze_count():
+        yield lambda: None
+        return
+    try:
+        yield gc.freeze
+    finally:
+        gc.unfreeze()
 
 
 def _from_glibc(name: str) -> Any:

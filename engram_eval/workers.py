@@ -1,7 +1,6 @@
 """Run the stages of a study, one after the other or in several processes side by side."""
 
 import functools
-import gc
 import multiprocessing
 import os
 import queue
@@ -14,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from engram_eval.allocator import kept_out_of_collections
 from engram_eval.environment import take_gpu
 from engram_eval.errors import UserError
 from engram_eval.node_run import run_node
@@ -139,17 +139,19 @@ def _typical(stage: str) -> float:
 
 
 def _run_here(plan: Plan, store: Path, report: Reporter) -> None:
-    while node := plan.next():
-        report.say(plan.heading(node))
-        try:
-            error = run_node(node, store, report)
-        except UserError as mistake:
-            if node.stage in FOUNDATIONS:
-                raise
-            error = str(mistake)
-        plan.finish(node.key, error)
-        if error is not None:
-            report.say(f"{node.label} failed: {error}")
+    with kept_out_of_collections() as keep:
+        while node := plan.next():
+            report.say(plan.heading(node))
+            try:
+                error = run_node(node, store, report)
+            except UserError as mistake:
+                if node.stage in FOUNDATIONS:
+                    raise
+                error = str(mistake)
+            keep()
+            plan.finish(node.key, error)
+            if error is not None:
+                report.say(f"{node.label} failed: {error}")
 
 
 def _run_beside(plan: Plan, store: Path, report: Reporter, workers: int) -> None:
@@ -238,16 +240,16 @@ def _work(tasks: Any, events: Any, number: int, store: Path, parent: int) -> Non
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     report = RemoteReporter(events)
     take_gpu(number)
-    while node := tasks.get():
-        try:
-            error, users_mistake = run_node(node, store, report), False
-        except UserError as mistake:
-            error, users_mistake = str(mistake), True
-        except (KeyboardInterrupt, SystemExit):
-            return
-        # Modules and caches stay: to look through them after each stage takes longer than most.
-        gc.freeze()
-        events.put(("end", number, node.key, error, users_mistake))
+    with kept_out_of_collections() as keep:
+        while node := tasks.get():
+            try:
+                error, users_mistake = run_node(node, store, report), False
+            except UserError as mistake:
+                error, users_mistake = str(mistake), True
+            except (KeyboardInterrupt, SystemExit):
+                return
+            keep()
+            events.put(("end", number, node.key, error, users_mistake))
 
 
 def _leave_with(parent: int) -> None:

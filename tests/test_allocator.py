@@ -1,4 +1,4 @@
-"""Memory that is kept for the next step, and given back between two stages."""
+"""Memory that is kept for the next step, given back between two stages, or left unsearched."""
 
 import subprocess
 import sys
@@ -6,8 +6,10 @@ import sys
 import pytest
 
 CODE = """
-import resource, sys
-from engram_eval.allocator import give_back_freed_memory, keep_freed_memory
+import gc, resource, sys
+from engram_eval.allocator import (
+    give_back_freed_memory, keep_freed_memory, kept_out_of_collections,
+)
 
 def resident_mb():
     pages = int(open("/proc/self/statm").read().split()[1])
@@ -21,6 +23,17 @@ del held, block
 kept = resident_mb()
 assert give_back_freed_memory()
 print(kept - resident_mb())
+
+with kept_out_of_collections() as keep:
+    assert gc.get_freeze_count() == 0
+    keep()
+    outside = gc.get_freeze_count()
+    assert outside > 1000
+    with kept_out_of_collections() as keep:
+        keep()
+        assert gc.get_freeze_count() == outside, "it is the caller's"
+    assert gc.get_freeze_count() == outside
+assert gc.get_freeze_count() == 0
 """
 
 
