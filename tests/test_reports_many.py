@@ -11,6 +11,7 @@ from reports.blocks import Block, Cell, Column, Table
 from reports.load import Model, Study, Verdict
 from reports.numbers import each
 from reports.query import headline_pair
+from reports.sections.cka import first_seeds
 from reports.sections.columns import WIDEST, turned
 from reports.sections.heldout import domain_table
 from reports.sections.overview import heldout_block, ledger_table
@@ -140,3 +141,13 @@ def test_no_two_models_look_alike() -> None:
 )
 def test_of_many_models_a_sentence_names_the_ends(models: dict, told: str) -> None:
     assert each(models) == told
+
+
+def test_of_many_seeds_the_first_pair_is_drawn() -> None:
+    def pair(left: str, seed: int, right: str, other: int) -> MetricRow:
+        return MetricRow("cka", "cka", 0.5, model=left, seed=seed, layer=0,
+                         other={"model": right, "seed": other, "layer": 0})  # fmt: skip
+
+    rows = [pair("moe", 1, "moe", 2), pair("moe", 0, "moe", 1), pair("moe", 0, "engram", 0),
+            pair("moe", 1, "engram", 1)]  # fmt: skip
+    assert first_seeds(rows) == ["moe, seed 0 × moe, seed 1", "moe, seed 0 × engram, seed 0"]

@@ -1,13 +1,14 @@
 """CKA: which blocks of two models resemble each other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from engram_eval.records import MetricRow
 from reports.blocks import Block, Cell, Column, Item, Panel, Table, View, flat_rows
 from reports.draw import Canvas, heat_map
 from reports.load import Study
 from reports.numbers import MISSING, fixed
-from reports.query import ordered, pick, value_of
+from reports.query import pick, value_of
 from reports.sections.overview import who
 
 CHOICES = {"": "all tokens", "name_end": "last tokens of names"}
@@ -27,12 +28,19 @@ def cka_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
         "Bright cells are blocks with similar representations; 1 is equal up to rotation and "
         "scale. Two seeds of one model are the yardstick: only what differs from them counts. "
         "A bright band above the diagonal means that the model on the left needs more blocks "
-        "for the same.",
+        f"for the same.{_more(kept)}",
         views,
         flat_rows([*kept, *pick(rows, metric="aligned_layer")]),
     )
     shifts = pick(named(pick(rows, metric="aligned_shift_layers"), ""), condition=None)
     return [block, *([shift_table(shifts)] if shifts else [])]
+
+
+def _more(rows: Sequence[MetricRow]) -> str:
+    """Say which pairs are not drawn."""
+    left = len({pair_title(row) for row in rows}) - len(first_seeds(rows))
+    told = f" Drawn are the first seeds of each pair of models; {left} further pairs of seeds are"
+    return f"{told} in the data." if left > 0 else ""
 
 
 def named(rows: Sequence[MetricRow], part: str) -> list[MetricRow]:
@@ -41,12 +49,27 @@ def named(rows: Sequence[MetricRow], part: str) -> list[MetricRow]:
 
 
 def _panels(rows: Sequence[MetricRow]) -> list[Panel]:
-    """Draw one map per pair, seed against seed first."""
-    pairs = sorted(ordered(pair_title(row) for row in rows), key=lambda p: not same_model(p))
+    """Draw one map per pair of models, seed against seed first."""
+    pairs = sorted(first_seeds(rows), key=lambda pair: not same_model(pair))
     return [
         Panel(pair + _yardstick(pair), _map([row for row in rows if pair_title(row) == pair]))
         for pair in pairs
     ]
+
+
+def first_seeds(rows: Sequence[MetricRow]) -> list[str]:
+    """Return of each pair of models the pair of lowest seeds; all others would fill pages."""
+    found: dict[tuple[str | None, Any], MetricRow] = {}
+    for row in rows:
+        models = row.model, (row.other or {}).get("model")
+        if models not in found or _seeds(row) < _seeds(found[models]):
+            found[models] = row
+    return [pair_title(row) for row in found.values()]
+
+
+def _seeds(row: MetricRow) -> tuple[int, int]:
+    other = (row.other or {}).get("seed")
+    return row.seed or 0, other if isinstance(other, int) else 0
 
 
 def shift_table(rows: Sequence[MetricRow]) -> Table:
