@@ -82,12 +82,13 @@ def kept_rows(
 ) -> list[Mapping[str, Any]]:
     """Return the rows that verdicts rest on, and those about whole models at the end.
 
-    The validation at the end of training stands in where a model's evaluation is missing.
+    The validation at the end of training stands in for all where one's evaluation is missing.
     """
     selectors = [selector for entry in verdicts for selector in entry["rows"]]
     every = list(rows)
     scored = {(r["model"], r["seed"]) for r in every if _evaluated(r)}
-    ends = {who: step for who, step in _last_steps(every).items() if who not in scored}
+    ends = _last_steps(every)
+    ends = {} if set(ends) <= scored else ends
     return [
         row
         for row in every

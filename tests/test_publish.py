@@ -73,6 +73,8 @@ def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
     assert kept_rows(rows, [{"rows": [selector]}]) == [ROW, lens]
     assert kept_rows(rows, []) == [ROW]
     assert kept_rows(rows[1:], []) == [end], "what was scored at the end of training stands in"
+    other = {**end, "seed": 1}
+    assert kept_rows([*rows, other], []) == [ROW, end, other], "for all where it does for one"
     met = {**early, "condition": "equal_loss"}
     at_equal_loss = {**selector, "name": "heldout", "metric": "bits_per_byte", "layer": None}
     asked = [{"rows": [{**at_equal_loss, "condition": "equal_loss"}]}]
