@@ -195,31 +195,50 @@ def train_model(run: Run, report: Reporter) -> None:
         _steps(run, State(optimizer, watch, logs, bad, board), first, task, interrupt)
 
 
+class Unread:
+    """Steps that have been asked for and not been read yet, oldest first."""
+
+    def __init__(self, run: Run, state: State, task: Task) -> None:
+        self._run, self._state, self._task = run, state, task
+        self._steps: list[Pending] = []
+        self._last_read = 0.0
+
+    def add(self, asked: Pending) -> None:
+        """Take in a step."""
+        self._steps.append(asked)
+
+    def read(self, but: int = 0) -> None:
+        """Read and write all but so many of the newest."""
+        while len(self._steps) > but:
+            shown = _read(self._run, self._state, self._steps.pop(0), self._last_read)
+            self._last_read = time.perf_counter()
+            self._task.advance(1, shown)
+
+
 def _steps(run: Run, state: State, first: int, task: Task, interrupt: Interrupt) -> None:
     """Take steps ``first`` .. ``run.steps`` - 1.
 
     On a GPU a step is read when the next one has been asked for, so that it never waits for work.
     """
-    saved, read_at = time.monotonic(), 0.0
+    saved, unread = time.monotonic(), Unread(run, state, task)
     ahead = runs_ahead(state.optimizer, run.model.device)
-    asked: list[Pending] = []
     with closing(prefetched(run.model, run.batches, first, run.steps)) as batches:
         for step, batch in enumerate(batches, start=first):
-            asked.append(_ask(run, state, step, batch))
+            unread.add(_ask(run, state, step, batch))
             done = step + 1
-            due = time.monotonic() - saved >= run.config.save_every_s
-            due = due or interrupt.signal is not None
-            all_of_them = not ahead or due or done in run.keep_at or done == run.steps
-            while len(asked) > (0 if all_of_them else 1):
-                task.advance(1, _read(run, state, asked.pop(0), read_at))
-                read_at = time.perf_counter()
+            unread.read(but=1 if ahead and done < run.steps else 0)
             if done in run.keep_at:
+                unread.read()
                 for row in _kept(run, done):
                     state.logs["validation.jsonl"].write(row)
-            if due:
+            # A signal may come at any time: one that is not seen here waits for the next step.
+            ends = interrupt.signal is not None
+            if ends or time.monotonic() - saved >= run.config.save_every_s:
+                unread.read()
                 _save(run, state, done)
                 saved = time.monotonic()
-            interrupt.leave()
+            if ends:
+                interrupt.leave()
 
 
 def _kept(run: Run, step: int) -> list[dict[str, Any]]:
