@@ -26,6 +26,10 @@ STAGE = TrainStage(
 )
 
 
+# Saves nothing but what is asked for.
+UNSAVED = dataclasses.replace(STAGE, train=dataclasses.replace(STAGE.train, save_every_s=1e9))
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
@@ -45,8 +49,8 @@ def start(corpus: Path, out: Path) -> multiprocessing.process.BaseProcess:
     return process
 
 
-def finish(corpus: Path, out: Path) -> dict[str, bytes]:
-    train({"corpus": corpus}, STAGE, 0, out, Reporter(quiet=True))
+def finish(corpus: Path, out: Path, stage: TrainStage = STAGE) -> dict[str, bytes]:
+    train({"corpus": corpus}, stage, 0, out, Reporter(quiet=True))
     assert not list(out.glob("resume-*"))
     return {name: (out / name).read_bytes() for name in SAME}
 
@@ -102,10 +106,16 @@ class Signaller(Reporter):
         yield Counting(title, total)
 
 
-def interrupt(corpus: Path, out: Path, step: int, number: int = signal.SIGTERM) -> BaseException:
+def interrupt(
+    corpus: Path,
+    out: Path,
+    step: int,
+    number: int = signal.SIGTERM,
+    stage: TrainStage = STAGE,
+) -> BaseException:
     out.mkdir(exist_ok=True)
     with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
-        train({"corpus": corpus}, STAGE, 0, out, Signaller(step, number))
+        train({"corpus": corpus}, stage, 0, out, Signaller(step, number))
     return caught.value
 
 
@@ -113,13 +123,13 @@ def test_asked_to_end_it_saves_and_leaves(
     corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    left = interrupt(corpus, tmp_path, 9)
+    left = interrupt(corpus, tmp_path, 9, stage=UNSAVED)
     assert isinstance(left, SystemExit) and left.code == 128 + signal.SIGTERM
     assert list(tmp_path.glob("resume-000009-*")) and steps_done(tmp_path) == 9
-    assert isinstance(interrupt(corpus, tmp_path, 5, signal.SIGINT), KeyboardInterrupt)
+    assert isinstance(interrupt(corpus, tmp_path, 5, signal.SIGINT, UNSAVED), KeyboardInterrupt)
     assert list(tmp_path.glob("resume-000014-*")) and steps_done(tmp_path) == 14
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert finish(corpus, tmp_path) == undisturbed
+    assert finish(corpus, tmp_path, UNSAVED) == undisturbed
 
 
 def test_a_damaged_resume_point_stops_and_is_named(
