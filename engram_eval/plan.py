@@ -63,12 +63,13 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int = 0) -> dict[str, 
 
 def plan_table(planned: dict[str, Any]) -> str:
     """Lay a plan out as text; times and FLOPs are those of one seed."""
-    head = f"{'model':10}" + "".join(f"{name:>12}" for name in COLUMNS)
+    wide = max(map(len, ("model", *planned["models"])))
+    head = f"{'model':{wide}}" + "".join(f"{name:>12}" for name in COLUMNS)
     lines = [f"{planned['study']} at scale {planned['scale']}", f"{head}   time/seed  seeds"]
     for name, row in planned["models"].items():
         counts = "".join(f"{row[key]:12,}" for key in COLUMNS.values())
         lines.append(
-            f"{name:10}{counts} {_time(row['training_seconds']):>11} {len(row['seeds']):6}"
+            f"{name:{wide}}{counts} {_time(row['training_seconds']):>11} {len(row['seeds']):6}"
         )
     lines.append("P_tot, P_act: total and active parameters without embedding and head")
     rows = list(planned["models"].values())
@@ -88,11 +89,12 @@ def _rank_lines(models: dict[str, Any]) -> list[str]:
     if not counted:
         return []
     world = next(iter(counted.values()))["world"]
+    wide = max(map(len, counted))
     head = "".join(f"{name:>14}" for name in RANK_COLUMNS)
-    lines = [f"each of {world} processes needs, and receives in a step:", f"{'':10}{head}"]
+    lines = [f"each of {world} processes needs, and receives in a step:", f"{'':{wide}}{head}"]
     for name, costs in counted.items():
         cells = "".join(f"{costs[key] / 1e6:14,.1f}" for key in RANK_COLUMNS.values())
-        lines.append(f"{name:10}{cells}")
+        lines.append(f"{name:{wide}}{cells}")
     return lines
 
 

@@ -120,6 +120,17 @@ def test_every_list_has_entries(what: str, capsys: pytest.CaptureFixture[str]) -
     assert len(json.loads(capsys.readouterr().out)) == len(lines) > 0
 
 
+def test_long_names_leave_a_plans_columns_where_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", "controls", "--scale", "smoke", "--no-time", "--ranks", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for head in (line for line in lines if "/process" in line or "FLOP/token" in line):
+        rows = lines[lines.index(head) + 1 :][:9]
+        assert any(row.startswith("capacity_one_bare ") for row in rows)
+        assert len({len(row) for row in rows}) == 1
+
+
 def test_a_plan_is_printed_and_matched(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "smoke"]) == 0
     table = capsys.readouterr().out
