@@ -211,7 +211,10 @@ def _scored_text(study: StudyConfig, text: Text) -> dict[str, Node]:
     Benchmarks of trained models depend on neither.
     """
     generated = resolve("engram_eval.evaluation.table:has_generated_items")
-    if any(generated(task) for task in study.evaluate.tasks):
+    expand, parse = (
+        resolve(f"engram_eval.evaluation.suites:{f}") for f in ("expand", "parse_request")
+    )
+    if any(generated(parse(task).name) for task in expand(study.evaluate.tasks)):
         return text._asdict()
     if study.evaluate.heldout or study.baselines:
         return {"corpus": text.corpus}

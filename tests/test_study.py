@@ -91,6 +91,23 @@ def test_keys_depend_on_what_matters_and_on_nothing_else(smoke: StudyConfig) -> 
     assert question == base
 
 
+@pytest.mark.parametrize(
+    ("task", "asks"),
+    [
+        *((name, True) for name in ("pocket", "context_copy", "math_addition@2")),
+        *((name, True) for name in ("context", "long_context", "needle_single")),
+        *((name, False) for name in ("small", "gsm8k@8", "pile_loss")),
+    ],
+)
+def test_items_are_made_where_a_task_asks_for_them(
+    smoke: StudyConfig, task: str, asks: bool
+) -> None:
+    scored = dataclasses.replace(smoke, evaluate=dataclasses.replace(smoke.evaluate, tasks=(task,)))
+    for node in graph(scored):
+        if node.stage == "evaluate":
+            assert ("items" in node.inputs) == asks and "corpus" in node.inputs
+
+
 def test_seeds_of_one_model_and_first_seeds_are_paired(smoke: StudyConfig) -> None:
     pairs = {node.label for node in graph(solve(smoke)) if node.stage == "probe_pair"}
     assert "probe_pair cka moe seed 0 with moe seed 1" in pairs

@@ -57,9 +57,13 @@ def task_table() -> dict[str, str]:
 
 
 def has_generated_items(task: str) -> bool:
-    """Tell whether a task or group of ours asks items that are made for each corpus."""
+    """Tell whether a task or group of ours asks items that are made for each corpus.
+
+    Long contexts are made when they are asked, of the corpus' fragments and by its tokenizer.
+    """
     for path in tasks_dir().rglob(f"{task}.yaml"):
-        if path.parent == tasks_dir() or (path.parent / "generate.py").exists():
+        made = (path.parent / name for name in ("generate.py", "_long_yaml"))
+        if path.parent == tasks_dir() or any(each.exists() for each in made):
             return True
     return False
 
