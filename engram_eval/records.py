@@ -254,6 +254,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
 
 
+def read_json(path: Path) -> Any:
+    """Return what a file of ours holds; ``UserError`` names one that is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+
+
 def row_to_dict(row: MetricRow) -> dict[str, Any]:
     """Return a row as plain JSON data."""
     return dataclasses.asdict(row)
@@ -296,3 +304,26 @@ def sort_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Order metric rows independently of the order in which stages ran."""
     head = (row["stage"], row["model"], row["seed"], row["name"], row["metric"], row["layer"])
     return (*((value is not None, value) for value in head), canonical_json(row))
+
+
+def at_the_edge(rows: Iterable[MetricRow]) -> set[str]:
+    """Return the arms whose best tuning run had the lowest or the highest rate that was tried.
+
+    A better rate may then lie beyond. The table's own factor is not looked at: where two are tried,
+    either is an end.
+
+    Args:
+        rows: of a study; those of its tuning stages are read.
+    """
+    tried: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.name != "tune" or row.metric != "loss_nats":
+            continue
+        if row.model is not None and row.value is not None:
+            tried.setdefault(row.model, []).append((row.value, float(row.slice["lr"])))
+    return {arm for arm, runs in tried.items() if _is_an_end(runs)}
+
+
+def _is_an_end(runs: list[tuple[float, float]]) -> bool:
+    rates = {rate for _, rate in runs}
+    return len(rates) > 1 and min(runs)[1] in (min(rates), max(rates))

@@ -1,14 +1,13 @@
 """What a study's folder holds and lacks, also while it runs."""
 
 import fcntl
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError
-from engram_eval.records import read_record
+from engram_eval.records import read_json, read_record
 from engram_eval.training.progress_file import read_progress
 
 SHOWN = {
@@ -33,10 +32,7 @@ def status(folder: Path) -> list[dict[str, Any]]:
     path = folder / "stages.json"
     if not path.exists():
         raise UserError(f"{folder}: no stages.json here; expected a study's folder, as runs/quick")
-    try:
-        stages: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+    stages: list[dict[str, Any]] = read_json(path)
     return [stage if stage["status"] == "ok" else _now(stage, folder) for stage in stages]
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engram_eval.records import MetricRow
+from engram_eval.records import MetricRow, at_the_edge
 from reports.load import Model, Study, Verdict
 from reports.numbers import count, listing, quoted
 from reports.query import (
     asked,
-    at_the_edge,
     domain_of,
     headline_pair,
     heldout,
@@ -179,7 +178,7 @@ def scale_text(study: Study, a: Model, b: Model) -> str:
     parts.append(seeds_text([a, b]))
     if b.tokens and not (a.tuned and b.tuned):
         parts.append("learning rates untuned")
-    elif {a.name, b.name} & set(at_the_edge(study)):
+    elif {a.name, b.name} & set(at_the_edge(study.rows)):
         parts.append("learning rates tuned, the best ones at the edge of what was tried")
     if scored_in_training_alone(study):
         parts.append("the evaluation is missing: scored on the validation text of the training")

@@ -130,17 +130,3 @@ def widest(comparisons: Iterable[Comparison]) -> list[Comparison]:
 def _weight(found: Comparison) -> tuple[int, bool]:
     """Prefer what covers more seeds, and a test over seeds to one over items."""
     return len(found.seeds_a) + len(found.seeds_b), found.units == "seeds"
-
-
-def at_the_edge(study: Study) -> list[str]:
-    """Return the models whose best tuning run had the lowest or the highest rate that was tried."""
-    runs: dict[str, list[tuple[float, float]]] = {}
-    for row in pick(study.rows, name="tune", metric="loss_nats"):
-        if row.model is not None and "lr" in row.slice:
-            runs.setdefault(row.model, []).append((value_of(row), float(row.slice["lr"])))
-    rates = {model: {rate for _, rate in found} for model, found in runs.items()}
-    return [
-        model
-        for model, found in runs.items()
-        if len(rates[model]) > 1 and min(found)[1] in (min(rates[model]), max(rates[model]))
-    ]

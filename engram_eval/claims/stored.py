@@ -1,10 +1,10 @@
 """Reads the verdicts that a study folder holds; imports nothing heavy."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError
+from engram_eval.records import read_json
 
 FILE = "verdicts.json"
 
@@ -20,8 +20,5 @@ def read_verdicts(study_dir: Path) -> list[dict[str, Any]]:
         raise UserError(f"{study_dir}: no such folder; expected a study's, as runs/quick")
     if not path.exists():
         raise UserError(f"{study_dir}: no {FILE} here; `engram-eval analyze {study_dir}` writes it")
-    try:
-        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+    found: list[dict[str, Any]] = read_json(path)
     return found

@@ -34,10 +34,9 @@ from engram_eval.claims.judge import Part, Verdict, bounds, judge
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
-from engram_eval.claims.tuning import at_the_edge
 from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
-from engram_eval.records import read_jsonl, row_from_dict, write_json
+from engram_eval.records import at_the_edge, read_jsonl, row_from_dict, write_json
 
 SCHEMA = 1
 LEVEL = 0.95

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from engram_eval.records import MetricRow
+from engram_eval.records import MetricRow, at_the_edge
 from reports.blocks import Cell, Column, Table
 from reports.load import Study
 from reports.numbers import fixed
-from reports.query import at_the_edge, ordered, pick, value_of
+from reports.query import ordered, pick, value_of
 from reports.theme import looks
 
 FACTOR = "table_lr_multiplier"
@@ -58,7 +58,8 @@ def _cell(found: Mapping[str, MetricRow], rate: str, best: MetricRow) -> Cell:
 
 def _note(study: Study) -> str:
     note = "Bold: the lowest, whose rates the training took."
-    edges = at_the_edge(study)
+    found = at_the_edge(study.rows)
+    edges = [model.name for model in study.models if model.name in found]
     if not edges:
         return note
     which = f"was best for {', '.join(edges)}: a better one may lie beyond."
