@@ -88,6 +88,13 @@ def default_workers() -> int:
     return gpus() or cores()
 
 
+def kernels() -> str:
+    """Say what computes between the matrix products on a CPU: compiled kernels, or torch's own."""
+    from engram_eval.models.compiled_kernels import describe
+
+    return describe()
+
+
 @functools.cache
 def device() -> str:
     """Name what computes: the GPU where there is one; else the processor and usable cores."""

@@ -85,7 +85,7 @@ def _write(
         inputs={name: source.key for name, source in node.inputs.items()},
         seed=node.seed,
         commit=environment.commit(),
-        versions=environment.versions(),
+        versions={**environment.versions(), "kernels": environment.kernels()},
         device=environment.device(),
         started=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 3),

@@ -14,6 +14,7 @@ from engram_eval.errors import UserError
 from engram_eval.footprint import training_footprint
 from engram_eval.initialisation import initialisation
 from engram_eval.ledger import Ledger, ledger, ledger_of
+from engram_eval.models import grouped_experts
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.moe import MoE
@@ -107,12 +108,13 @@ def counted() -> Iterator[FlopCounterMode]:
     """Count FLOPs.
 
     The fused CPU attention is unknown to the counter, which would give it 0; the plain one runs the
-    same two products. The expert layer pads each expert's tokens to a multiple of 32, and all
-    experts' where none has more; here all tokens choose the same experts, and they are such a
-    number, and more.
+    same two products. The expert layer pads each expert's tokens to a multiple of 32; here all
+    tokens choose the same experts, and they are such a number. It does not pad to the fullest.
     """
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        yield counter
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouped_experts, "EVEN", 0)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            yield counter
 
 
 def numel(model: EngramForCausalLM, *parts: str) -> int:

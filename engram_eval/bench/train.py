@@ -29,6 +29,7 @@ from engram_eval.environment import compute_device
 from engram_eval.errors import unknown
 from engram_eval.ledger import architecture_config
 from engram_eval.models.compiled import compile_blocks
+from engram_eval.models.compiled_kernels import describe
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.progress import Reporter, Task
@@ -91,6 +92,8 @@ def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[
         raise unknown("scale", scale, SCALES)
     keep_freed_memory()
     settings, device = SCALES[scale].train, compute_device()
+    if device.type == "cpu":
+        report.say(f"between our products: {describe()}")
     started = time.monotonic()
     with report.task("bench train", seconds) as task:
         budget, budget_alone = seconds * (1 - PRODUCTS_SHARE), seconds * PRODUCTS_SHARE / 3

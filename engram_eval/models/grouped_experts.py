@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .compiled_kernels import kernels_for
+
 BLOCK = 32
-EVEN = 1.5
+EVEN = 2.5
 """Padding to the fullest expert's load pays up to this factor: one batched product for all."""
 ALIGNED = 16
 """Rows to which the grouped kernel's slices are padded."""
@@ -36,8 +38,13 @@ class Slices(Protocol):
     def added(self, rows: Tensor, place: Tensor) -> Tensor:
         """Add each token's rows of (S, D), which lie at ``place`` (N, K): (N, D)."""
 
-    def side_by_side(self, left: Tensor, factor: Tensor, other: Tensor) -> Tensor:
-        """Return ``left`` and ``factor * other``, each (S, F), as one (S, 2F)."""
+    def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
+        """Return ``silu(gate) * up * factors``, (S, F), of ``hidden`` (S, 2F)."""
+
+    def activated_backward(
+        self, grad: Tensor, hidden: Tensor, factors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of ``hidden`` (S, 2F) and ``factors`` (S, 1)."""
 
 
 def fits_grouped_kernel(x: Tensor) -> bool:
@@ -121,9 +128,15 @@ class KernelSlices(NamedTuple):
         """See ``Slices``; compiled, nothing is written between reading and adding."""
         return rows.index_select(0, place.flatten()).view(*place.shape, -1).sum(1)
 
-    def side_by_side(self, left: Tensor, factor: Tensor, other: Tensor) -> Tensor:
-        """See ``Slices``; compiled, both parts are written in place."""
-        return torch.cat((left, factor * other), dim=-1)
+    def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
+        """See ``Slices``."""
+        return _activated(hidden, factors)
+
+    def activated_backward(
+        self, grad: Tensor, hidden: Tensor, factors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Slices``."""
+        return _activated_backward(grad, hidden, factors)
 
 
 class ListedSlices(NamedTuple):
@@ -158,16 +171,42 @@ class ListedSlices(NamedTuple):
         """See ``Slices``."""
         return F.embedding_bag(place, rows, mode="sum")
 
-    def side_by_side(self, left: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+    def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
         """See ``Slices``."""
-        joined = left.new_empty(len(left), 2 * left.shape[1])
-        first, second = joined.chunk(2, dim=-1)
-        first.copy_(left)
-        torch.mul(factor, other, out=second)
-        return joined
+        kernels = kernels_for(hidden, factors)
+        if kernels is None:
+            return _activated(hidden, factors)
+        gate, up = hidden.chunk(2, dim=-1)
+        return kernels.swiglu(gate, up, factors)
+
+    def activated_backward(
+        self, grad: Tensor, hidden: Tensor, factors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Slices``."""
+        kernels = kernels_for(grad, hidden, factors)
+        if kernels is None:
+            return _activated_backward(grad, hidden, factors)
+        grad_hidden, grad_factors = torch.empty_like(hidden), torch.empty_like(factors)
+        (gate, up), (grad_gate, grad_up) = hidden.chunk(2, dim=-1), grad_hidden.chunk(2, dim=-1)
+        kernels.swiglu_backward(grad, gate, up, grad_gate, grad_up, factors, grad_factors)
+        return grad_hidden, grad_factors
 
     def _equal(self) -> bool:
         return min(self.loads) == max(self.loads)
+
+
+def _activated(hidden: Tensor, factors: Tensor) -> Tensor:
+    gate, up = hidden.chunk(2, dim=-1)
+    return F.silu(gate) * up * factors
+
+
+def _activated_backward(grad: Tensor, hidden: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    gate, up = hidden.chunk(2, dim=-1)
+    active = F.silu(gate)
+    grad_factors = (grad * active * up).sum(-1, keepdim=True)
+    grad_inner = grad * factors
+    grad_gate = torch.ops.aten.silu_backward(grad_inner * up, gate)
+    return torch.cat((grad_gate, grad_inner * active), dim=-1), grad_factors
 
 
 class _GroupedExperts(torch.autograd.Function):
@@ -186,27 +225,21 @@ class _GroupedExperts(torch.autograd.Function):
     ) -> Tensor:
         rows = x.index_select(0, tokens)
         hidden = slices.per_expert(rows, gate_up)
-        gate, up = hidden.chunk(2, dim=-1)
-        active = F.silu(gate)
-        inner = active * up
-        outer = slices.per_expert(inner * factors, down)
-        ctx.save_for_backward(rows, factors, hidden, active, inner, gate_up, down, tokens, place)
+        inner = slices.activated(hidden, factors)
+        outer = slices.per_expert(inner, down)
+        ctx.save_for_backward(rows, factors, hidden, inner, gate_up, down, tokens, place)
         ctx.slices = slices
         return slices.added(outer, place)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, factors, hidden, active, inner, gate_up, down, tokens, place = ctx.saved_tensors
+        rows, factors, hidden, inner, gate_up, down, tokens, place = ctx.saved_tensors
         slices: Slices = ctx.slices
-        gate, up = hidden.chunk(2, dim=-1)
         grad_outer = grad.index_select(0, tokens)
-        grad_down = slices.outer_products(inner * factors, grad_outer)
-        grad_scaled = slices.per_expert(grad_outer, down.mT)
-        grad_factors = (grad_scaled * inner).sum(-1, keepdim=True)
-        grad_inner = grad_scaled * factors
-        grad_gate = torch.ops.aten.silu_backward(grad_inner * up, gate)
-        grad_hidden = slices.side_by_side(grad_gate, grad_inner, active)
+        grad_down = slices.outer_products(inner, grad_outer)
+        grad_inner = slices.per_expert(grad_outer, down.mT)
+        grad_hidden, grad_factors = slices.activated_backward(grad_inner, hidden, factors)
         grad_gate_up = slices.outer_products(rows, grad_hidden)
         grad_rows = slices.per_expert(grad_hidden, gate_up.mT)
         grad_x = slices.added(grad_rows, place)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .compiled_kernels import kernels_for
+
 IGNORE_INDEX = -100
 LEAST_PROBABILITY = 1e-30
 """Well above the smallest normal float32."""
@@ -164,13 +166,17 @@ def _accumulate(
     loss_and_error = _masked_loss_and_error if chunks.masked else _loss_and_error
     if chunks.fused:
         loss_and_error = _compiled_chunk()
+    kernels = kernels_for(rows, weight)
     for start in range(0, len(rows), chunks.tokens):
         part = slice(start, start + chunks.tokens)
         logits = rows[part] @ weight.T
-        if not wanted:
+        if kernels is not None:
+            losses[part] = kernels.cross_entropy_(logits, targets[part], with_error=wanted)
+            error = logits
+        elif not wanted:
             losses[part] = loss_alone(logits, targets[part])
-            continue
-        losses[part], error = loss_and_error(logits, targets[part])
+        else:
+            losses[part], error = loss_and_error(logits, targets[part])
         if grad_rows is not None:
             grad_rows[part] = error @ weight
         if grad_weight is not None:

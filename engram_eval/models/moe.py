@@ -10,6 +10,7 @@ from torch import nn
 from .configuration_engram import EngramConfig
 from .grouped_experts import BLOCK, fits_grouped_kernel, grouped_experts
 from .precision import as_operand
+from .swiglu import swiglu
 
 
 class SwiGLU(nn.Module):
@@ -24,7 +25,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform ``x`` (..., D)."""
         x = as_operand(x)
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Router(nn.Module):
@@ -132,7 +133,8 @@ class Experts(nn.Module):
         source = torch.full((len(counts) * capacity,), len(x), device=x.device)
         source[place] = order // chosen.shape[1]
         rows = nn.functional.embedding(source, nn.functional.pad(as_operand(x), (0, 0, 0, 1)))
-        inner = _swiglu(torch.bmm(rows.unflatten(0, (len(counts), capacity)), self.gate_up_proj))
+        rows = rows.unflatten(0, (len(counts), capacity))
+        inner = swiglu(*torch.bmm(rows, self.gate_up_proj).chunk(2, dim=-1))
         outer = torch.bmm(inner, self.down_proj).flatten(0, 1)
         back = torch.empty_like(order).index_copy_(0, order, place)
         return _combine(outer.index_select(0, back), weights)
@@ -153,11 +155,6 @@ def _by_expert(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the flat (token, choice) pairs sorted by expert, and each one's expert."""
     experts, order = chosen.flatten().sort(stable=True)
     return order, experts
-
-
-def _swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return nn.functional.silu(gate) * up
 
 
 def _combine(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .compiled_kernels import CompiledKernels, kernels_for
+
 
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis.
@@ -25,7 +27,11 @@ class RMSNorm(nn.Module):
         if x.is_cuda and x.dtype == self.weight.dtype and self.weight.dim() == 1:
             # One kernel each way there.
             return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        output: Tensor = _Normalise.apply(x, self.weight, self.eps)
+        kernels = kernels_for(x) if self.weight.dtype == torch.float32 else None
+        if kernels is not None:
+            output: Tensor = _NormaliseByKernel.apply(x, self.weight, self.eps, kernels)
+        else:
+            output = _Normalise.apply(x, self.weight, self.eps)
         return output
 
     def extra_repr(self) -> str:
@@ -54,6 +60,27 @@ class _Normalise(torch.autograd.Function):
         along = (scaled * normed).mean(-1, keepdim=True)
         grad_x = torch.addcmul(scaled, normed, along, value=-1) * scale
         return grad_x.to(grad.dtype), grad_weight, None
+
+
+class _NormaliseByKernel(torch.autograd.Function):
+    """The same in one pass each way; keeps nothing but one number for each row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, kernels: CompiledKernels
+    ) -> Tensor:
+        x = x.contiguous()
+        output, scales = kernels.rms_norm(x, weight, eps)
+        ctx.save_for_backward(x, weight, scales)
+        ctx.kernels = kernels
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scales = ctx.saved_tensors
+        grads = ctx.kernels.rms_norm_backward(grad.contiguous(), x, weight, scales)
+        return *grads, None, None
 
 
 def _mean_square(x: Tensor) -> Tensor:

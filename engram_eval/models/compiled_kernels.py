@@ -1,0 +1,311 @@
+"""Kernels for training on a CPU, compiled by the machine's own C++ compiler when first wanted.
+
+They do in one pass what torch does in several between two matrix products: ``kernels.cpp``.
+Compiled once, they wait in the user's cache folder. Where there is no compiler, or
+``ENGRAM_EVAL_KERNELS`` is ``off``, torch's own functions do the same; ``describe`` tells which, and
+records keep it.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+SWITCH = "ENGRAM_EVAL_KERNELS"
+COMPILERS = ("c++", "g++", "clang++")
+ALWAYS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
+TUNED = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
+"""Flags from the best to the safest; the first that the compiler takes are used."""
+SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
+
+_ADDRESS, _SIZE, _INT, _FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_bool
+
+
+class Heads(ctypes.Structure):
+    """Sizes of attention heads; the fields of ``struct Heads`` in ``kernels.cpp``."""
+
+    _fields_ = [
+        (name, _SIZE) for name in ("batch", "length", "kv_heads", "groups", "width", "block")
+    ]
+    batch: int
+    length: int
+    kv_heads: int
+    groups: int
+    width: int
+    block: int
+
+
+ARGUMENTS: dict[str, Sequence[Any]] = {
+    "cross_entropy": (*[_ADDRESS] * 3, *[_SIZE] * 2, _FLAG),
+    "causal_softmax": (_ADDRESS, *[_SIZE] * 4),
+    "softmax_backward": (*[_ADDRESS] * 2, *[_SIZE] * 4),
+    "rms_norm": (*[_ADDRESS] * 4, *[_SIZE] * 3, ctypes.c_float),
+    "rms_norm_backward": (*[_ADDRESS] * 6, *[_SIZE] * 3),
+    "swiglu": (*[_ADDRESS] * 2, _SIZE, *[_ADDRESS] * 2, *[_SIZE] * 2),
+    "swiglu_backward": (
+        *(*[_ADDRESS] * 3, _SIZE, *[_ADDRESS] * 3, _SIZE, _ADDRESS),
+        *[_SIZE] * 2,
+    ),
+    "split_heads": (*[_ADDRESS] * 2, _SIZE, *[_ADDRESS] * 3, Heads),
+    "split_heads_backward": (*[_ADDRESS] * 4, _SIZE, _ADDRESS, Heads),
+    "move_queries": (*[_ADDRESS] * 2, _FLAG, Heads),
+}
+"""Of the exported functions, each for two types; the number of threads comes last."""
+
+
+class Built(NamedTuple):
+    """A shared library, or why there is none."""
+
+    path: Path | None
+    how: str
+
+
+def describe() -> str:
+    """Say what computes between the products on a CPU, e.g. ``compiled: c++ (Debian) 12.2.0``."""
+    return built().how
+
+
+@functools.cache
+def built() -> Built:
+    """Compile the kernels, unless that has been done on this machine."""
+    if os.environ.get(SWITCH, "on") == "off":
+        return Built(None, f"torch: {SWITCH} is off")
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None or not SOURCE.exists():
+        return Built(None, "torch: no C++ compiler" if SOURCE.exists() else "torch: no source")
+    try:
+        version = _run(compiler, "--version").partition("\n")[0]
+        return Built(_cached(compiler, version), f"compiled: {version}")
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        reason = said.strip().partition("\n")[0]
+        warnings.warn(f"{compiler} cannot compile {SOURCE}: {reason}", stacklevel=2)
+        return Built(None, f"torch: {compiler} failed")
+
+
+def _cached(compiler: str, version: str) -> Path:
+    """Return the library of this source, compiler and processor; it is made where it is missing."""
+    source = SOURCE.read_bytes()
+    made_of = repr((source, version, ALWAYS, TUNED, _processor()))
+    folder = _cache_folder()
+    place = folder / f"kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    if place.exists():
+        return place
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / place.name
+        for flags in TUNED:
+            try:
+                _run(compiler, *ALWAYS, *flags, "-o", str(made), str(SOURCE))
+                break
+            except subprocess.CalledProcessError:
+                if not flags:
+                    raise
+        made.replace(place)
+    return place
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
+
+
+def _cache_folder() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "engram-eval"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="engram-eval-"))
+    return folder
+
+
+def _processor() -> str:
+    """Return what tells processors apart for which a compiler makes different code."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return repr((platform.machine(), platform.processor(), sorted(told)))
+
+
+def kernels_for(*tensors: Tensor) -> "CompiledKernels | None":
+    """Return the kernels if they can work on all of ``tensors``, of one type, and exist."""
+    if torch.compiler.is_compiling():
+        # A compiled graph cannot look into them; it fuses torch's functions by itself.
+        return None
+    dtype = tensors[0].dtype
+    if dtype not in SUFFIXES:
+        return None
+    for tensor in tensors:
+        real = type(tensor) in (Tensor, torch.nn.Parameter)
+        if not real or tensor.device.type != "cpu" or tensor.dtype != dtype:
+            return None
+    return _kernels(SUFFIXES[dtype])
+
+
+@functools.cache
+def _kernels(suffix: str) -> "CompiledKernels | None":
+    library = built().path
+    return None if library is None else CompiledKernels(ctypes.CDLL(str(library)), suffix)
+
+
+class CompiledKernels:
+    """The functions of ``kernels.cpp`` for one type, on contiguous tensors of a CPU."""
+
+    def __init__(self, library: ctypes.CDLL, suffix: str) -> None:
+        self._functions = {}
+        for name, arguments in ARGUMENTS.items():
+            function = getattr(library, f"{name}_{suffix}")
+            function.argtypes, function.restype = (*arguments, _INT), None
+            self._functions[name] = function
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        given = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+        self._functions[name](*given, torch.get_num_threads())
+
+    def cross_entropy_(self, logits: Tensor, targets: Tensor, with_error: bool = True) -> Tensor:
+        """Return the losses (C,) in nats of ``logits`` (C, V), which become their gradient.
+
+        Args:
+            logits: replaced by what to add to them to make the losses larger, if ``with_error``.
+            targets: (C,) int64; where one is negative loss and gradient are 0.
+            with_error: whether the gradient is wanted.
+
+        Raises:
+            IndexError: there is no such target.
+        """
+        if len(targets) and int(targets.max()) >= logits.shape[1]:
+            raise IndexError(f"target {int(targets.max())} of {logits.shape[1]} logits")
+        losses = logits.new_empty(len(logits), dtype=torch.float32)
+        self._call("cross_entropy", logits, targets.contiguous(), losses, *logits.shape, with_error)
+        return losses
+
+    def causal_softmax_(self, scores: Tensor, rows: int, before: int) -> Tensor:
+        """Turn ``scores`` (..., rows, S) into weights; row r sees ``before + r + 1`` columns."""
+        width = scores.shape[-1]
+        self._call("causal_softmax", scores, scores.numel() // (rows * width), rows, width, before)
+        return scores
+
+    def softmax_backward_(self, grads: Tensor, weights: Tensor, rows: int, before: int) -> Tensor:
+        """Turn gradients of weights that ``causal_softmax_`` made into those of its scores."""
+        width = weights.shape[-1]
+        sizes = weights.numel() // (rows * width), rows, width, before
+        self._call("softmax_backward", grads, weights, *sizes)
+        return grads
+
+    def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return ``x * scale * gain``, and the scales: one for each row of ``x`` (..., D).
+
+        Args:
+            x: (..., D), or (..., M, D) with a gain for each of M.
+            gain: (D,) or (M, D), float32.
+            eps: added to the mean square.
+        """
+        width = x.shape[-1]
+        rows = x.numel() // width
+        output, scales = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
+        sizes = rows, width, gain.numel() // width
+        self._call("rms_norm", x, gain, output, scales, *sizes, eps)
+        return output, scales
+
+    def rms_norm_backward(
+        self, grad: Tensor, x: Tensor, gain: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of ``x`` and ``gain``."""
+        width = x.shape[-1]
+        grad_x, grad_gain = torch.empty_like(x), torch.empty_like(gain)
+        sizes = x.numel() // width, width, gain.numel() // width
+        self._call("rms_norm_backward", grad, x, gain, scales, grad_x, grad_gain, *sizes)
+        return grad_x, grad_gain
+
+    def swiglu(self, gate: Tensor, up: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Return ``silu(gate) * up * factors``, (N, F).
+
+        Args:
+            gate: (N, F), rows as far apart as those of ``up``.
+            up: (N, F).
+            factors: (N,) of the rows.
+        """
+        rows, width = gate.shape
+        output = gate.new_empty(rows, width)
+        self._call("swiglu", gate, up, gate.stride(0), factors, output, rows, width)
+        return output
+
+    def swiglu_backward(
+        self,
+        grad: Tensor,
+        gate: Tensor,
+        up: Tensor,
+        grad_gate: Tensor,
+        grad_up: Tensor,
+        factors: Tensor | None = None,
+        grad_factors: Tensor | None = None,
+    ) -> None:
+        """Fill the gradients of gate and up, (N, F), and of the factors, (N,).
+
+        The rows of ``grad_gate`` lie as far apart as those of ``grad_up``.
+        """
+        inputs = grad, gate, up, gate.stride(0), factors
+        outputs = grad_gate, grad_up, grad_gate.stride(0), grad_factors
+        self._call("swiglu_backward", *inputs, *outputs, *gate.shape)
+
+    def split_heads(
+        self, projected: Tensor, turns: Tensor, heads: Heads
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotate queries and keys, and put each head's rows together.
+
+        Args:
+            projected: (B, T, (heads + 2 kv_heads) * d).
+            turns: (B or 1, T, d / 2) complex64.
+            heads: sizes.
+
+        Returns:
+            queries (heads * B * T, d) in blocks, see ``kernels.cpp``; keys and values (kv_heads,
+            B, T, d).
+        """
+        rows = heads.batch * heads.length
+        queries = projected.new_empty(heads.kv_heads * heads.groups * rows, heads.width)
+        keys = projected.new_empty(heads.kv_heads * heads.batch, heads.length, heads.width)
+        values = torch.empty_like(keys)
+        outputs = queries, keys, values
+        self._call("split_heads", projected, turns, _step(turns), *outputs, heads)
+        return outputs
+
+    def split_heads_backward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, turns: Tensor, heads: Heads
+    ) -> Tensor:
+        """Return the gradient of ``projected``; those of keys and values are given in float32."""
+        row = (heads.groups + 2) * heads.kv_heads * heads.width
+        output = queries.new_empty(heads.batch, heads.length, row)
+        inputs = queries, keys, values, turns, _step(turns)
+        self._call("split_heads_backward", *inputs, output, heads)
+        return output
+
+    def from_blocks(self, blocks: Tensor, heads: Heads) -> Tensor:
+        """Return rows (B, T, heads * d) of what lies in blocks of queries."""
+        width = heads.kv_heads * heads.groups * heads.width
+        rows = blocks.new_empty(heads.batch, heads.length, width)
+        self._call("move_queries", rows, blocks, False, heads)
+        return rows
+
+    def to_blocks(self, rows: Tensor, heads: Heads) -> Tensor:
+        """Return blocks of queries, (heads * B * T, d), of rows (B, T, heads * d)."""
+        blocks = rows.new_empty(rows.numel() // heads.width, heads.width)
+        self._call("move_queries", rows, blocks, True, heads)
+        return blocks
+
+
+def _step(turns: Tensor) -> int:
+    """Return how many numbers lie between the turns of two sequences: none where they share."""
+    return 0 if len(turns) == 1 else 2 * turns[0].numel()

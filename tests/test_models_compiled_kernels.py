@@ -1,0 +1,314 @@
+"""The compiled kernels against torch in double precision, and what happens where there are none."""
+
+import ctypes
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from engram_eval.models import compiled_kernels
+from engram_eval.models.causal_attention import rotary_causal_attention
+from engram_eval.models.compiled_kernels import SUFFIXES, CompiledKernels, Heads, kernels_for
+from engram_eval.models.loss import losses_by_token
+from engram_eval.models.norm import RMSNorm
+from engram_eval.models.swiglu import swiglu
+
+pytestmark = pytest.mark.skipif(
+    compiled_kernels.built().path is None, reason=compiled_kernels.describe()
+)
+DTYPES = list(SUFFIXES)
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.006}
+"""Half of the distance between neighbours, and a little."""
+
+
+@pytest.fixture(scope="module", params=["for this processor", "for any"])
+def libraries(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[torch.dtype, CompiledKernels]:
+    """The kernels as they are used, and those that a processor without wide vectors would get."""
+    built = compiled_kernels.built().path
+    if request.param == "for any":
+        built = tmp_path_factory.mktemp("kernels") / "any.so"
+        flags = [*compiled_kernels.ALWAYS, "-o", str(built), str(compiled_kernels.SOURCE)]
+        subprocess.run(["c++", *flags], check=True)
+    library = ctypes.CDLL(str(built))
+    return {dtype: CompiledKernels(library, suffix) for dtype, suffix in SUFFIXES.items()}
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.randn(shape, generator=generator)).to(dtype)
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    """As near as rounding allows, by the largest number around."""
+    assert found.shape == expected.shape
+    bound = TOLERANCE[found.dtype] * max(1.0, float(expected.abs().max()))
+    assert float((found.double() - expected).abs().max()) <= bound
+
+
+SIZES = st.tuples(st.integers(1, 5), st.integers(1, 70), st.sampled_from(DTYPES))
+
+
+@given(sizes=SIZES, seed=st.integers(0, 9))
+def test_cross_entropy_and_its_error(
+    libraries: dict[torch.dtype, CompiledKernels], sizes: tuple[int, int, torch.dtype], seed: int
+) -> None:
+    rows, width, dtype = sizes
+    logits = (10 * draw(rows, width, seed=seed)).to(dtype)
+    targets = torch.arange(rows) % width
+    targets[-1] = -100 if seed % 2 else targets[-1]
+    exact = logits.double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="none")
+    expected.sum().backward()
+    given = logits.clone()
+    losses = libraries[dtype].cross_entropy_(given, targets, with_error=False)
+    assert_near(losses, expected.detach())
+    assert torch.equal(given, logits)
+    assert torch.equal(libraries[dtype].cross_entropy_(given, targets), losses)
+    assert exact.grad is not None
+    assert_near(given, exact.grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_tells_what_is_no_number_and_no_target(
+    libraries: dict[torch.dtype, CompiledKernels], dtype: torch.dtype
+) -> None:
+    kernels, targets = libraries[dtype], torch.tensor([0, 1, 2, 0])
+    logits = draw(4, 40, dtype=dtype)
+    logits[0, 3], logits[1, 0], logits[2, 2] = float("nan"), float("inf"), float("-inf")
+    losses = kernels.cross_entropy_(logits, targets)
+    assert losses[:2].isnan().all() and losses[2] == float("inf") and losses[3].isfinite()
+    with pytest.raises(IndexError, match="target 40 of 40 logits"):
+        kernels.cross_entropy_(logits, torch.tensor([0, 40, 1, 1]))
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(0, 20), st.integers(0, 3)),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_causal_softmax_and_its_gradient(
+    libraries: dict[torch.dtype, CompiledKernels],
+    sizes: tuple[int, int, int, int],
+    dtype: torch.dtype,
+) -> None:
+    matrices, rows, before, unseen = sizes
+    scores = draw(matrices, rows, rows + before + unseen, dtype=dtype)
+    exact = scores.double().requires_grad_()
+    future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(before + 1)
+    expected = exact.masked_fill(future, float("-inf")).softmax(-1)
+    weights = libraries[dtype].causal_softmax_(scores.clone(), rows, before)
+    assert_near(weights, expected.detach())
+    assert not weights[future.expand_as(weights)].any()
+    grad = draw(*scores.shape, seed=1, dtype=dtype)
+    wide, along = weights.double(), grad.double()
+    expected = wide * (along - (wide * along).sum(-1, keepdim=True))
+    assert_near(libraries[dtype].softmax_backward_(grad, weights, rows, before), expected)
+
+
+@given(sizes=SIZES, gains=st.integers(1, 3))
+def test_rms_norm_and_its_gradients(
+    libraries: dict[torch.dtype, CompiledKernels], sizes: tuple[int, int, torch.dtype], gains: int
+) -> None:
+    rows, width, dtype = sizes
+    x, gain = draw(rows * 100, gains, width, dtype=dtype), draw(gains, width, seed=1)
+    grad = draw(*x.shape, seed=2, dtype=dtype)
+    exact, wide = x.double().requires_grad_(), gain.double().requires_grad_()
+    expected = F.rms_norm(exact, (width,), None, 1e-3) * wide
+    expected.backward(grad.double())
+    output, scales = libraries[dtype].rms_norm(x, gain, 1e-3)
+    assert_near(output, expected.detach())
+    grad_x, grad_gain = libraries[dtype].rms_norm_backward(grad, x, gain, scales)
+    assert exact.grad is not None and wide.grad is not None
+    assert_near(grad_x, exact.grad)
+    assert_near(grad_gain, wide.grad)
+
+
+@given(sizes=SIZES, apart=st.booleans(), weighted=st.booleans())
+def test_swiglu_and_its_gradients(
+    libraries: dict[torch.dtype, CompiledKernels],
+    sizes: tuple[int, int, torch.dtype],
+    apart: bool,
+    weighted: bool,
+) -> None:
+    rows, width, dtype = sizes
+    joined = 20 * draw(rows, 2 * width, dtype=dtype)
+    gate, up = (part.clone() if apart else part for part in joined.chunk(2, dim=-1))
+    factors = draw(rows, seed=1, dtype=dtype) if weighted else None
+    grad = draw(rows, width, seed=2, dtype=dtype)
+    exact = [part.double().requires_grad_() for part in (gate, up)]
+    weights = torch.ones(rows) if factors is None else factors
+    exact.append(weights.double().requires_grad_())
+    expected = F.silu(exact[0]) * exact[1] * exact[2].unsqueeze(1)
+    expected.backward(grad.double())
+    assert_near(libraries[dtype].swiglu(gate, up, factors), expected.detach())
+    found = [*torch.empty_like(joined).chunk(2, dim=-1)]
+    weighing = [] if factors is None else [factors, torch.empty_like(factors)]
+    libraries[dtype].swiglu_backward(grad, gate, up, *found, *weighing)
+    for ours, theirs in zip([*found, *weighing[1:]], exact, strict=False):
+        assert theirs.grad is not None
+        assert_near(ours, theirs.grad)
+
+
+@given(
+    sizes=st.tuples(*(st.integers(1, high) for high in (3, 9, 2, 3, 10, 5))),
+    shared=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_heads_are_turned_and_put_together(
+    libraries: dict[torch.dtype, CompiledKernels],
+    sizes: tuple[int, ...],
+    shared: bool,
+    dtype: torch.dtype,
+) -> None:
+    batch, length, kv_heads, groups, half, block = sizes
+    heads = Heads(batch, length, kv_heads, groups, 2 * half, block)
+    many = kv_heads * groups
+    projected = draw(batch, length, (many + 2 * kv_heads) * 2 * half, dtype=dtype)
+    angles = draw(1 if shared else batch, length, half)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    kernels = libraries[dtype]
+    queries, keys, values = kernels.split_heads(projected, turns, heads)
+
+    by_head = projected.unflatten(-1, (-1, half, 2)).permute(2, 0, 1, 3, 4).double()
+    rotated = torch.view_as_real(torch.view_as_complex(by_head.contiguous()) * turns).flatten(3)
+    assert_near(keys.view(kv_heads, batch, length, -1), rotated[many : many + kv_heads])
+    assert torch.equal(values.flatten(), by_head[many + kv_heads :].flatten().to(dtype))
+    start = 0
+    for rows in rotated[:many].unflatten(0, (kv_heads, groups)).transpose(1, 2).split(block, dim=3):
+        some = queries[start : start + rows.numel() // (2 * half)]
+        assert_near(some.flatten(), rows.flatten())
+        start += len(some)
+    assert start == len(queries)
+
+    rows = kernels.from_blocks(queries, heads)
+    in_rows = rotated[:many].permute(1, 2, 0, 3).flatten(2)
+    assert_near(rows, in_rows)
+    assert torch.equal(kernels.to_blocks(rows, heads), queries)
+    # Turned back everything lies where it was.
+    back = kernels.split_heads_backward(queries, keys.float(), values.float(), turns, heads)
+    assert float((back.double() - projected.double()).abs().max()) <= 3 * TOLERANCE[dtype] * float(
+        projected.abs().max()
+    )
+
+
+def results(threads: int) -> list[Tensor]:
+    """What the model's functions return, and their gradients."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        norm = RMSNorm(48)
+        x = draw(600, 48).requires_grad_()
+        normed = norm(x)
+        active = swiglu(*draw(600, 96, seed=1).chunk(2, dim=-1))
+        loss = losses_by_token(normed + active, draw(80, 48, seed=2), torch.arange(600) % 80).mean
+        angles = draw(1, 100, 4)
+        rotary = torch.cat([angles.cos()] * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
+        attended = rotary_causal_attention(normed.view(6, 100, 48), 4, 1, *rotary)
+        grads = torch.autograd.grad(loss + attended.sum(), (x, norm.weight))
+        return [normed.detach(), active, loss.detach(), attended.detach(), *grads]
+    finally:
+        torch.set_num_threads(before)
+
+
+def without_kernels(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(compiled_kernels, "_kernels", lambda suffix: None)
+
+
+def test_the_model_computes_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = results(1)
+    without_kernels(monkeypatch)
+    for compiled, plain in zip(found, results(1), strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_more_threads_change_no_bit() -> None:
+    assert all(torch.equal(one, two) for one, two in zip(results(1), results(2), strict=True))
+
+
+def test_what_they_cannot_work_on_is_left_to_torch() -> None:
+    ordinary, double = draw(3), draw(3).double()
+    assert kernels_for(ordinary) is not None
+    assert kernels_for(ordinary, torch.nn.Parameter(ordinary)) is not None
+    assert kernels_for(ordinary, ordinary.bfloat16()) is None
+    assert kernels_for(double) is None
+    assert kernels_for(ordinary.to("meta")) is None
+    assert kernels_for(ordinary.as_subclass(type("Other", (Tensor,), {}))) is None
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache folder, nothing built yet, and a source that is compiled in no time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "kernels.cpp"
+    source.write_text("int nothing;\n")
+    monkeypatch.setattr(compiled_kernels, "SOURCE", source)
+    compiled_kernels.built.cache_clear()
+    yield tmp_path / "engram-eval"
+    compiled_kernels.built.cache_clear()
+
+
+def fails(path: Path) -> str:
+    """A compiler that tells its version and nothing else."""
+    path.write_text('#!/bin/sh\n[ "$1" = --version ] && echo mine 1.0 && exit\necho no >&2; exit 1')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_they_are_compiled_once(cache: Path) -> None:
+    assert compiled_kernels.describe().startswith("compiled: ")
+    (made,) = cache.iterdir()
+    before = made.stat().st_mtime_ns
+    compiled_kernels.built.cache_clear()
+    assert compiled_kernels.built().path == made and made.stat().st_mtime_ns == before
+    compiled_kernels.built.cache_clear()
+    # Another source, another library.
+    compiled_kernels.SOURCE.write_text("int more;\n")
+    assert compiled_kernels.built().path != made and len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_compiler_without_the_best_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_kernels, "TUNED", (("-march=nonsense",), ()))
+    assert compiled_kernels.built().path is not None
+
+
+Arrange = Callable[[Path, pytest.MonkeyPatch], None]
+REASONS: dict[str, Arrange] = {
+    "torch: ENGRAM_EVAL_KERNELS is off": lambda _, patch: patch.setenv(
+        "ENGRAM_EVAL_KERNELS", "off"
+    ),
+    "torch: no C++ compiler": lambda _, patch: patch.setattr(compiled_kernels, "COMPILERS", ()),
+    "torch: no source": lambda _, patch: patch.setattr(compiled_kernels, "SOURCE", Path("none")),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_without_them_it_says_why(
+    reason: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    REASONS[reason](cache, monkeypatch)
+    assert compiled_kernels.built() == (None, reason)
+
+
+def test_a_compiler_that_fails_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", fails(cache.parent / "mine"))
+    with pytest.warns(UserWarning, match="mine cannot compile .*kernels.cpp: no"):
+        built = compiled_kernels.built()
+    assert built.path is None and built.how.endswith("mine failed")
+    assert not list(cache.iterdir())
+
+
+def test_where_nothing_can_be_kept_they_are_compiled_for_one_process(
+    cache: Path,
+) -> None:
+    cache.write_text("a file where the folder would be")
+    built = compiled_kernels.built().path
+    assert built is not None and built.exists() and cache not in built.parents
