@@ -90,7 +90,7 @@ def default_workers() -> int:
 
 def kernels() -> str:
     """Say what computes between the matrix products on a CPU: compiled kernels, or torch's own."""
-    from engram_eval.models.compiled_kernels import describe
+    from engram_eval.models.native import describe
 
     return describe()
 

@@ -1,9 +1,7 @@
-"""The compiled kernels against torch in double precision, and what happens where there are none."""
+"""The kernels of a training step against torch in double precision."""
 
 import ctypes
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,16 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from engram_eval.models import compiled_kernels
+from engram_eval.models import compiled_kernels, native
 from engram_eval.models.causal_attention import rotary_causal_attention
 from engram_eval.models.compiled_kernels import SUFFIXES, CompiledKernels, Heads, kernels_for
 from engram_eval.models.loss import losses_by_token
 from engram_eval.models.norm import RMSNorm
 from engram_eval.models.swiglu import swiglu
 
-pytestmark = pytest.mark.skipif(
-    compiled_kernels.built().path is None, reason=compiled_kernels.describe()
-)
+pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
 DTYPES = list(SUFFIXES)
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.006}
 """Half of the distance between neighbours, and a little."""
@@ -31,11 +27,11 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.006}
 def libraries(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[torch.dtype, CompiledKernels]:
-    """The kernels as they are used, and those that a processor without wide vectors would get."""
-    built = compiled_kernels.built().path
+    """As they are used, and as a processor without wide vectors would get them."""
+    built = native.built().path
     if request.param == "for any":
         built = tmp_path_factory.mktemp("kernels") / "any.so"
-        flags = [*compiled_kernels.ALWAYS, "-o", str(built), str(compiled_kernels.SOURCE)]
+        flags = [*native.ALWAYS, "-o", str(built), *map(str, native.SOURCES)]
         subprocess.run(["c++", *flags], check=True)
     library = ctypes.CDLL(str(built))
     return {dtype: CompiledKernels(library, suffix) for dtype, suffix in SUFFIXES.items()}
@@ -239,76 +235,3 @@ def test_what_they_cannot_work_on_is_left_to_torch() -> None:
     assert kernels_for(ordinary, ordinary.bfloat16()) is None
     assert kernels_for(double) is None
     assert kernels_for(ordinary.to("meta")) is None
-    assert kernels_for(ordinary.as_subclass(type("Other", (Tensor,), {}))) is None
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder, nothing built yet, and a source that is compiled in no time."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = tmp_path / "kernels.cpp"
-    source.write_text("int nothing;\n")
-    monkeypatch.setattr(compiled_kernels, "SOURCE", source)
-    compiled_kernels.built.cache_clear()
-    yield tmp_path / "engram-eval"
-    compiled_kernels.built.cache_clear()
-
-
-def fails(path: Path) -> str:
-    """A compiler that tells its version and nothing else."""
-    path.write_text('#!/bin/sh\n[ "$1" = --version ] && echo mine 1.0 && exit\necho no >&2; exit 1')
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_they_are_compiled_once(cache: Path) -> None:
-    assert compiled_kernels.describe().startswith("compiled: ")
-    (made,) = cache.iterdir()
-    before = made.stat().st_mtime_ns
-    compiled_kernels.built.cache_clear()
-    assert compiled_kernels.built().path == made and made.stat().st_mtime_ns == before
-    compiled_kernels.built.cache_clear()
-    # Another source, another library.
-    compiled_kernels.SOURCE.write_text("int more;\n")
-    assert compiled_kernels.built().path != made and len(list(cache.iterdir())) == 2
-
-
-@pytest.mark.usefixtures("cache")
-def test_a_compiler_without_the_best_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_kernels, "TUNED", (("-march=nonsense",), ()))
-    assert compiled_kernels.built().path is not None
-
-
-Arrange = Callable[[Path, pytest.MonkeyPatch], None]
-REASONS: dict[str, Arrange] = {
-    "torch: ENGRAM_EVAL_KERNELS is off": lambda _, patch: patch.setenv(
-        "ENGRAM_EVAL_KERNELS", "off"
-    ),
-    "torch: no C++ compiler": lambda _, patch: patch.setattr(compiled_kernels, "COMPILERS", ()),
-    "torch: no source": lambda _, patch: patch.setattr(compiled_kernels, "SOURCE", Path("none")),
-}
-
-
-@pytest.mark.parametrize("reason", REASONS)
-def test_without_them_it_says_why(
-    reason: str, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    REASONS[reason](cache, monkeypatch)
-    assert compiled_kernels.built() == (None, reason)
-
-
-def test_a_compiler_that_fails_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", fails(cache.parent / "mine"))
-    with pytest.warns(UserWarning, match="mine cannot compile .*kernels.cpp: no"):
-        built = compiled_kernels.built()
-    assert built.path is None and built.how.endswith("mine failed")
-    assert not list(cache.iterdir())
-
-
-def test_where_nothing_can_be_kept_they_are_compiled_for_one_process(
-    cache: Path,
-) -> None:
-    cache.write_text("a file where the folder would be")
-    built = compiled_kernels.built().path
-    assert built is not None and built.exists() and cache not in built.parents

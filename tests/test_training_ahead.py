@@ -11,7 +11,7 @@ import training_tools as tools
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engram_eval.ledger import architecture_config
-from engram_eval.models import compiled_kernels, grouped_experts, loss, moe
+from engram_eval.models import grouped_experts, loss, moe
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.moe import MoE
 from engram_eval.progress import Reporter
@@ -115,7 +115,6 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optim, "is_known", lambda number: False)
     for module in (grouped_experts, moe):
         monkeypatch.setattr(module, "fits_grouped_kernel", lambda x: True)
-    monkeypatch.setattr(compiled_kernels, "_kernels", lambda suffix: None)
     masked = loss.losses_by_token
     monkeypatch.setattr(loop, "losses_by_token", lambda *a, **k: masked(*a, **k, masked=True))
 

@@ -29,9 +29,9 @@ from engram_eval.environment import compute_device
 from engram_eval.errors import unknown
 from engram_eval.ledger import architecture_config
 from engram_eval.models.compiled import compile_blocks
-from engram_eval.models.compiled_kernels import describe
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
+from engram_eval.models.native import describe
 from engram_eval.progress import Reporter, Task
 from engram_eval.scales import SCALES
 from engram_eval.training.data import Batch, Batches

@@ -123,7 +123,7 @@ class _RotaryCausalAttention(torch.autograd.Function):
 
 
 class _ByKernels(torch.autograd.Function):
-    """The same with compiled kernels between the products: ``kernels.cpp`` says what lies where."""
+    """The same with compiled kernels between the products; ``step_kernels.cpp`` has the layouts."""
 
     @staticmethod
     def forward(

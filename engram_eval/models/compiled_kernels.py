@@ -1,40 +1,22 @@
-"""Kernels for training on a CPU, compiled by the machine's own C++ compiler when first wanted.
-
-They do in one pass what torch does in several between two matrix products: ``kernels.cpp``.
-Compiled once, they wait in the user's cache folder. Where there is no compiler, or
-``ENGRAM_EVAL_KERNELS`` is ``off``, torch's own functions do the same; ``describe`` tells which, and
-records keep it.
-"""
+"""Kernels for training on a CPU: in one pass what torch does in several between two products."""
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-SWITCH = "ENGRAM_EVAL_KERNELS"
-COMPILERS = ("c++", "g++", "clang++")
-ALWAYS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
-TUNED = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
-"""Flags from the best to the safest; the first that the compiler takes are used."""
+from .native import in_reach, library
+
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 _ADDRESS, _SIZE, _INT, _FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_bool
 
 
 class Heads(ctypes.Structure):
-    """Sizes of attention heads; the fields of ``struct Heads`` in ``kernels.cpp``."""
+    """Sizes of attention heads; the fields of ``struct Heads`` in ``step_kernels.cpp``."""
 
     _fields_ = [
         (name, _SIZE) for name in ("batch", "length", "kv_heads", "groups", "width", "block")
@@ -65,103 +47,24 @@ ARGUMENTS: dict[str, Sequence[Any]] = {
 """Of the exported functions, each for two types; the number of threads comes last."""
 
 
-class Built(NamedTuple):
-    """A shared library, or why there is none."""
-
-    path: Path | None
-    how: str
-
-
-def describe() -> str:
-    """Say what computes between the products on a CPU, e.g. ``compiled: c++ (Debian) 12.2.0``."""
-    return built().how
-
-
-@functools.cache
-def built() -> Built:
-    """Compile the kernels, unless that has been done on this machine."""
-    if os.environ.get(SWITCH, "on") == "off":
-        return Built(None, f"torch: {SWITCH} is off")
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None or not SOURCE.exists():
-        return Built(None, "torch: no C++ compiler" if SOURCE.exists() else "torch: no source")
-    try:
-        version = _run(compiler, "--version").partition("\n")[0]
-        return Built(_cached(compiler, version), f"compiled: {version}")
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        reason = said.strip().partition("\n")[0]
-        warnings.warn(f"{compiler} cannot compile {SOURCE}: {reason}", stacklevel=2)
-        return Built(None, f"torch: {compiler} failed")
-
-
-def _cached(compiler: str, version: str) -> Path:
-    """Return the library of this source, compiler and processor; it is made where it is missing."""
-    source = SOURCE.read_bytes()
-    made_of = repr((source, version, ALWAYS, TUNED, _processor()))
-    folder = _cache_folder()
-    place = folder / f"kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    if place.exists():
-        return place
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / place.name
-        for flags in TUNED:
-            try:
-                _run(compiler, *ALWAYS, *flags, "-o", str(made), str(SOURCE))
-                break
-            except subprocess.CalledProcessError:
-                if not flags:
-                    raise
-        made.replace(place)
-    return place
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return done.stdout
-
-
-def _cache_folder() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "engram-eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="engram-eval-"))
-    return folder
-
-
-def _processor() -> str:
-    """Return what tells processors apart for which a compiler makes different code."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-    return repr((platform.machine(), platform.processor(), sorted(told)))
-
-
 def kernels_for(*tensors: Tensor) -> "CompiledKernels | None":
     """Return the kernels if they can work on all of ``tensors``, of one type, and exist."""
-    if torch.compiler.is_compiling():
-        # A compiled graph cannot look into them; it fuses torch's functions by itself.
+    suffix = SUFFIXES.get(tensors[0].dtype)
+    if suffix is None or not in_reach(*tensors):
         return None
-    dtype = tensors[0].dtype
-    if dtype not in SUFFIXES:
+    if any(tensor.dtype != tensors[0].dtype for tensor in tensors):
         return None
-    for tensor in tensors:
-        real = type(tensor) in (Tensor, torch.nn.Parameter)
-        if not real or tensor.device.type != "cpu" or tensor.dtype != dtype:
-            return None
-    return _kernels(SUFFIXES[dtype])
+    return _kernels(suffix)
 
 
 @functools.cache
 def _kernels(suffix: str) -> "CompiledKernels | None":
-    library = built().path
-    return None if library is None else CompiledKernels(ctypes.CDLL(str(library)), suffix)
+    found = library()
+    return None if found is None else CompiledKernels(found, suffix)
 
 
 class CompiledKernels:
-    """The functions of ``kernels.cpp`` for one type, on contiguous tensors of a CPU."""
+    """The functions of ``step_kernels.cpp`` for one type, on contiguous tensors of a CPU."""
 
     def __init__(self, library: ctypes.CDLL, suffix: str) -> None:
         self._functions = {}
@@ -271,8 +174,8 @@ class CompiledKernels:
             heads: sizes.
 
         Returns:
-            queries (heads * B * T, d) in blocks, see ``kernels.cpp``; keys and values (kv_heads,
-            B, T, d).
+            queries (heads * B * T, d) in blocks, see ``step_kernels.cpp``; keys and values
+            (kv_heads * B, T, d).
         """
         rows = heads.batch * heads.length
         queries = projected.new_empty(heads.kv_heads * heads.groups * rows, heads.width)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import compiled_lookup
+from .compiled_lookup import lookup_for
 from .remainders import LARGEST, remainders, worthwhile
 
 INT64_MAX = 2**63 - 1
@@ -117,8 +119,13 @@ class NgramHash(nn.Module):
         return self._remainders(history, offset=True)
 
     def _remainders(self, history: torch.Tensor, offset: bool) -> torch.Tensor:
+        primes = tuple(self.primes.tolist()) if history.is_cpu else ()
+        lookup = lookup_for(history)
+        if lookup is not None and max(primes) <= compiled_lookup.LARGEST:
+            constants = self.orders, primes, tuple(self.multipliers.tolist()), offset
+            return lookup.hash_history(history, compiled_lookup.hashing(*constants))
         mixes = self.mixes(history)
-        moduli = tuple(self.primes.tolist()) if worthwhile(mixes) else ()
+        moduli = primes if worthwhile(mixes) else ()
         if moduli and max(moduli) <= LARGEST:
             firsts = (0, *itertools.accumulate(moduli[:-1])) if offset else (0,) * len(moduli)
             return remainders(mixes, moduli, firsts)
@@ -175,6 +182,10 @@ class TokenHistory(nn.Module):
             (N, B, new) compressed ids; [k] is the id k places back.
         """
         self.check()
+        lookup = lookup_for(ids, self.compressed_ids)
+        if lookup is not None:
+            special = self.pad_id, -1 if self.boundary_id is None else self.boundary_id
+            return lookup.look_back(ids, self.compressed_ids, *special, new, self.length)
         reach = self.length - 1
         ids = ids[:, -(new + reach) :]
         ids = nn.functional.pad(ids, (new + reach - ids.shape[1], 0), value=-1)

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .compiled_lookup import lookup_for
+
 
 class RowTable(nn.Module):
     """Rows of every hash head, one below the other: ``weight`` (sum of primes, row_dim).
@@ -31,4 +33,9 @@ class RowTable(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2."""
-        return nn.functional.embedding(rows, self.values()).flatten(-2)
+        values = self.values()
+        if not (torch.is_grad_enabled() and values.requires_grad):
+            lookup = lookup_for(values, rows)
+            if lookup is not None and values.is_contiguous():
+                return lookup.gather(values, rows).flatten(-2)
+        return nn.functional.embedding(rows, values).flatten(-2)

@@ -1,0 +1,122 @@
+"""From token ids to rows of a table on a CPU: three passes, compiled."""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .native import in_reach, library
+
+LARGEST = 2**33
+"""Of a prime: every step of a remainder is then exact in double precision."""
+
+_ADDRESS, _SIZE, _INT, _ID = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_int64
+ARGUMENTS: dict[str, Sequence[Any]] = {
+    "look_back": (*[_ADDRESS] * 2, _SIZE, _ID, _ID, _ADDRESS, *[_SIZE] * 4),
+    "hash_history": (*[_ADDRESS] * 3, _SIZE, *[_ADDRESS] * 2, *[_SIZE] * 2),
+    "gather": (_ADDRESS, *[_SIZE] * 2, *[_ADDRESS] * 2, _SIZE),
+}
+"""Of the functions of ``lookup_kernels.cpp``; the number of threads comes last."""
+
+
+class Hashing(NamedTuple):
+    """The constants of a memory's hash, as ``hash_history`` takes them.
+
+    Attributes:
+        multipliers: (longest,) int64.
+        lengths: (orders,) int64, ascending.
+        heads: (orders * heads, 3) float64: a head's prime, its inverse, what is added.
+    """
+
+    multipliers: Tensor
+    lengths: Tensor
+    heads: Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def hashing(
+    lengths: tuple[int, ...], primes: tuple[int, ...], multipliers: tuple[int, ...], offset: bool
+) -> Hashing:
+    """Prepare the constants; with ``offset`` a head's rows lie behind those of the heads before."""
+    modulus = torch.tensor(primes, dtype=torch.float64, device="cpu")
+    before = modulus.cumsum(0) - modulus if offset else torch.zeros_like(modulus)
+    heads = torch.stack((modulus, modulus.reciprocal(), before), dim=1)
+    multiplied, taken = (torch.tensor(each, device="cpu") for each in (multipliers, lengths))
+    return Hashing(multiplied, taken, heads)
+
+
+class CompiledLookup:
+    """The functions of ``lookup_kernels.cpp``, on tensors of a CPU."""
+
+    def __init__(self, functions: ctypes.CDLL) -> None:
+        self._functions = {}
+        for name, arguments in ARGUMENTS.items():
+            function = getattr(functions, name)
+            function.argtypes, function.restype = (*arguments, _INT), _ID
+            self._functions[name] = function
+
+    def _call(self, name: str, *arguments: Any) -> int:
+        given = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+        returned: int = self._functions[name](*given, torch.get_num_threads())
+        return returned
+
+    def look_back(
+        self, ids: Tensor, compressed: Tensor, pad: int, boundary: int, new: int, longest: int
+    ) -> Tensor:
+        """Return what the last ``new`` positions look back on, (longest, B, new).
+
+        Args:
+            ids: (B, S) int64; below 0 where there is none.
+            compressed: (V,) int64, what each id counts as.
+            pad: id that counts where nothing is seen.
+            boundary: id that nothing is seen from on; -1 for none.
+            new: positions.
+            longest: ids of the longest n-gram.
+
+        Raises:
+            IndexError: an id is not below V.
+        """
+        ids = ids.contiguous()
+        history = ids.new_empty(longest, len(ids), new)
+        given = ids, compressed, len(compressed), pad, boundary
+        wrong = self._call("look_back", *given, history, *ids.shape, new, longest)
+        if wrong >= 0:
+            raise IndexError(f"token id {wrong} of a vocabulary of {len(compressed)}")
+        return history
+
+    def hash_history(self, history: Tensor, hashing: Hashing) -> Tensor:
+        """Return the rows (B, T, orders * heads) of ``history`` (longest, B, T)."""
+        history, heads = history.contiguous(), len(hashing.heads)
+        _, batch, length = history.shape
+        rows, orders = history.new_empty(batch, length, heads), len(hashing.lengths)
+        given = history, hashing.multipliers, hashing.lengths, orders, hashing.heads
+        self._call("hash_history", *given, rows, batch * length, heads // orders)
+        return rows
+
+    def gather(self, table: Tensor, rows: Tensor) -> Tensor:
+        """Return the rows of ``table`` (R, D) that are named: (..., D).
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        rows = rows.contiguous()
+        output = table.new_empty(*rows.shape, table.shape[1])
+        given = table, len(table), table.shape[1] * table.element_size(), rows
+        wrong = self._call("gather", *given, output, rows.numel())
+        if wrong >= 0:
+            raise IndexError(f"row {int(rows.flatten()[wrong])} of a table of {len(table)}")
+        return output
+
+
+def lookup_for(*tensors: Tensor) -> CompiledLookup | None:
+    """Return the functions if they exist and can work on all of ``tensors``."""
+    return _lookup() if in_reach(*tensors) else None
+
+
+@functools.cache
+def _lookup() -> CompiledLookup | None:
+    found = library()
+    return None if found is None else CompiledLookup(found)

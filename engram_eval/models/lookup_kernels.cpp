@@ -1,0 +1,139 @@
+// From token ids to rows of a table: what each position looks back on, the remainders of its n-grams
+// by the heads' primes, and the rows themselves.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr long LANES = 8;
+using Words = uint64_t __attribute__((vector_size(8 * LANES)));
+using Doubles = double __attribute__((vector_size(8 * LANES)));
+
+// Adding 1.5 * 2^52 rounds to a whole number; adding 2^52 leaves a whole number in the last bits.
+constexpr double ROUND = 6755399441055744.0, WHOLE = 4503599627370496.0;
+constexpr uint64_t WHOLE_BITS = 0x4330000000000000, LAST_BITS = (uint64_t{1} << 52) - 1;
+
+template <typename To, typename From>
+inline To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "another size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline Doubles as_doubles(Words small) { return same_bits<Doubles>(small | WHOLE_BITS) - WHOLE; }
+
+// The remainders of numbers by p, at most p / 2 from 0; with |number| < 2^50 all of it is exact.
+inline Doubles near_remainder(Doubles number, double p, double inverse) {
+  const Doubles quotient = (number * inverse + ROUND) - ROUND;
+  return number - quotient * p;
+}
+
+// A head's prime, its inverse, and what is added to a remainder.
+struct Head {
+  double prime, inverse, offset;
+};
+
+// Of LANES mixed n-grams at a time, 16 bits after the other: no vector unit divides 64 bits.
+inline Words remainders(Words mix, const Head& head) {
+  Doubles left = near_remainder(as_doubles(mix >> 32), head.prime, head.inverse);
+  for (int shift = 16; shift >= 0; shift -= 16) {
+    const Doubles digit = as_doubles((mix >> shift) & 0xffff);
+    left = near_remainder(left * 65536.0 + digit, head.prime, head.inverse);
+  }
+  left = left < 0.0 ? left + head.prime : left;
+  return same_bits<Words>(left + (head.offset + WHOLE)) & LAST_BITS;
+}
+
+// The ids of LANES tokens, fewer at the end of the text.
+inline Words load(const int64_t* from, long count) {
+  Words ids{};
+  std::memcpy(&ids, from, std::min(count, LANES) * sizeof(int64_t));
+  return ids;
+}
+}  // namespace
+
+extern "C" {
+
+// history (longest, tokens) -> rows (tokens, orders, heads). The n-grams of an order mix as many ids
+// as `lengths` says, each times its multiplier; lengths ascend.
+int64_t hash_history(const int64_t* history, const int64_t* multipliers, const int64_t* lengths,
+                     long orders, const Head* of_heads, int64_t* rows, long tokens, long heads,
+                     int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (long start = 0; start < tokens; start += LANES) {
+    const long count = std::min(LANES, tokens - start);
+    int64_t* out = rows + start * orders * heads;
+    Words mix{};
+    long mixed = 0;
+    for (long order = 0; order < orders; ++order) {
+      for (; mixed < lengths[order]; ++mixed)
+        mix ^= load(history + mixed * tokens + start, tokens - start) *
+               static_cast<uint64_t>(multipliers[mixed]);
+      for (long head = order * heads; head < (order + 1) * heads; ++head) {
+        int64_t found[LANES];
+        const Words all = remainders(mix, of_heads[head]);
+        std::memcpy(found, &all, sizeof(found));
+        for (long i = 0; i < count; ++i) out[i * orders * heads + head] = found[i];
+      }
+    }
+  }
+  return -1;
+}
+
+// ids (batch, seen) -> history (longest, batch, fresh) of the last `fresh` positions: compressed ids,
+// and that of `pad` before the text, at an absent id (below 0), and from there or from a boundary on.
+// Returns an id that is not below `vocabulary`, or -1.
+int64_t look_back(const int64_t* ids, const int64_t* compressed, long vocabulary, int64_t pad,
+                  int64_t boundary, int64_t* history, long batch, long seen, long fresh,
+                  long longest, int threads) {
+  const int64_t nothing = compressed[pad];
+  int64_t wrong = -1;
+#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(max : wrong)
+  for (long b = 0; b < batch; ++b) {
+    const long from = std::max(0L, seen - fresh - (longest - 1));
+    const int64_t* row = ids + b * seen + from;
+    std::vector<int64_t> known(seen - from);
+    // How many places back an n-gram may reach: to the last stop or the start of the text.
+    long reach = from ? longest : 1;
+    for (long t = 0; t < seen - from; ++t) {
+      const int64_t id = row[t];
+      if (id >= vocabulary) wrong = id;
+      known[t] = id >= 0 && id < vocabulary ? compressed[id] : nothing;
+      const long place = t + from - (seen - fresh);
+      for (long back = 0; place >= 0 && back < longest; ++back)
+        history[(back * batch + b) * fresh + place] = back < reach ? known[t - back] : nothing;
+      reach = id < 0 || id == boundary ? 1 : reach + 1;
+    }
+  }
+  return wrong;
+}
+
+// out (count, row_bytes) = the rows of table (rows, row_bytes) that are named. Returns the place of a
+// number that names none, or -1. Of a table larger than a cache rows are asked for ahead.
+int64_t gather(const char* table, long rows, long row_bytes, const int64_t* named, char* out,
+               long count, int threads) {
+  constexpr long LINE = 64, AHEAD = 16, CACHE = 1 << 20;
+  const bool far = rows * row_bytes > CACHE;
+  int64_t wrong = -1;
+#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(max : wrong)
+  for (long i = 0; i < count; ++i) {
+    if (far && i + AHEAD < count)
+      for (long byte = 0; byte < row_bytes; byte += LINE)
+        __builtin_prefetch(table + named[i + AHEAD] * row_bytes + byte);
+    if (named[i] < 0 || named[i] >= rows) {
+      wrong = i;
+      continue;
+    }
+    const char* from = table + named[i] * row_bytes;
+    char* to = out + i * row_bytes;
+    long byte = 0;
+    for (; byte + LINE <= row_bytes; byte += LINE) std::memcpy(to + byte, from + byte, LINE);
+    if (byte < row_bytes) std::memcpy(to + byte, from + byte, row_bytes - byte);
+  }
+  return wrong;
+}
+}

@@ -1,0 +1,124 @@
+"""C++ for processors, compiled by the machine's own compiler when it is first wanted.
+
+Compiled once, it waits in the user's cache folder. Where there is no compiler, or
+``ENGRAM_EVAL_KERNELS`` is ``off``, torch's own functions do the same; ``describe`` tells which, and
+records keep it.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("lookup_kernels.cpp", "step_kernels.cpp")
+)
+SWITCH = "ENGRAM_EVAL_KERNELS"
+COMPILERS = ("c++", "g++", "clang++")
+ALWAYS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
+TUNED = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
+"""Flags from the best to the safest; the first that the compiler takes are used."""
+
+
+class Built(NamedTuple):
+    """A shared library, or why there is none."""
+
+    path: Path | None
+    how: str
+
+
+def describe() -> str:
+    """Say what computes between the products on a CPU, e.g. ``compiled: c++ (Debian) 12.2.0``."""
+    return built().how
+
+
+@functools.cache
+def built() -> Built:
+    """Compile the kernels, unless that has been done on this machine."""
+    if os.environ.get(SWITCH, "on") == "off":
+        return Built(None, f"torch: {SWITCH} is off")
+    all_there = all(source.exists() for source in SOURCES)
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None or not all_there:
+        return Built(None, f"torch: no {'C++ compiler' if all_there else 'source'}")
+    try:
+        version = _run(compiler, "--version").partition("\n")[0]
+        return Built(_cached(compiler, version), f"compiled: {version}")
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        reason = said.strip().partition("\n")[0]
+        warnings.warn(f"{compiler} cannot compile the kernels: {reason}", stacklevel=2)
+        return Built(None, f"torch: {compiler} failed")
+
+
+def _cached(compiler: str, version: str) -> Path:
+    """Return the library of these sources, compiler and processor, made where it is missing."""
+    source = [source.read_bytes() for source in SOURCES]
+    made_of = repr((source, version, ALWAYS, TUNED, _processor()))
+    folder = _cache_folder()
+    place = folder / f"kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    if place.exists():
+        return place
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / place.name
+        for flags in TUNED:
+            try:
+                _run(compiler, *ALWAYS, *flags, "-o", str(made), *map(str, SOURCES))
+                break
+            except subprocess.CalledProcessError:
+                if not flags:
+                    raise
+        made.replace(place)
+    return place
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
+
+
+def _cache_folder() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "engram-eval"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="engram-eval-"))
+    return folder
+
+
+def _processor() -> str:
+    """Return what tells processors apart for which a compiler makes different code."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return repr((platform.machine(), platform.processor(), sorted(told)))
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled functions, where there are any."""
+    path = built().path
+    return None if path is None else ctypes.CDLL(str(path))
+
+
+def in_reach(*tensors: Tensor) -> bool:
+    """Tell whether compiled functions may read these tensors.
+
+    Not on a GPU; not where a graph is traced, which they would be missing from; and not where a
+    mode looks at operations, which would not see theirs.
+    """
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return False
+    return all(type(each) in (Tensor, torch.nn.Parameter) and each.is_cpu for each in tensors)

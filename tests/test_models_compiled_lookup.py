@@ -1,0 +1,115 @@
+"""From ids to rows, compiled: against torch's own functions and plain Python."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engram_eval.models import compiled_lookup, native
+from engram_eval.models.compiled_lookup import CompiledLookup, hashing, lookup_for
+from engram_eval.models.hashing import NgramHash, TokenHistory
+from engram_eval.models.table import RowTable
+
+pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
+VOCABULARY, PAD, BOUNDARY = 9, 3, 5
+
+
+@pytest.fixture(scope="module")
+def lookup() -> CompiledLookup:
+    found = lookup_for()
+    assert found is not None
+    return found
+
+
+def history_of(length: int, boundary: int | None) -> TokenHistory:
+    history = TokenHistory(VOCABULARY, length, PAD, boundary, compressed=True)
+    history.compressed_ids.copy_(torch.tensor([4, 4, 0, 1, 2, 2, 3, 0, 1]))
+    return history
+
+
+@given(
+    ids=st.lists(
+        st.lists(st.integers(-1, VOCABULARY - 1), min_size=7, max_size=7), min_size=1, max_size=3
+    ),
+    new=st.integers(1, 7),
+    length=st.integers(1, 5),
+    boundary=st.sampled_from([None, BOUNDARY]),
+)
+def test_looking_back_equals_torch(
+    ids: list[list[int]], new: int, length: int, boundary: int | None
+) -> None:
+    history, given_ids = history_of(length, boundary), torch.tensor(ids)
+    found = history(given_ids, new)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_lookup, "_lookup", lambda: None)
+        expected = history(given_ids, new)
+    assert torch.equal(found, expected)
+
+
+PRIMES = st.sampled_from([1, 2, 3, 7, 1009, 65_537, 2_147_483_647, compiled_lookup.LARGEST - 9])
+
+
+@given(
+    lengths=st.sampled_from([(1,), (2, 3), (1, 3, 4)]),
+    heads=st.integers(1, 9),
+    tokens=st.integers(1, 20),
+    offset=st.booleans(),
+    data=st.data(),
+)
+def test_hashing_equals_whole_numbers(
+    lookup: CompiledLookup,
+    lengths: tuple[int, ...],
+    heads: int,
+    tokens: int,
+    offset: bool,
+    data: st.DataObject,
+) -> None:
+    longest = lengths[-1]
+    many = len(lengths) * heads
+    primes = data.draw(st.lists(PRIMES, min_size=many, max_size=many))
+    largest = 2**62 // VOCABULARY
+    multipliers = data.draw(st.lists(st.integers(1, largest), min_size=longest, max_size=longest))
+    history = torch.randint(VOCABULARY, (longest, 1, tokens))
+    constants = hashing(lengths, tuple(primes), tuple(multipliers), offset)
+    rows = lookup.hash_history(history, constants)[0].tolist()
+    for token, found in enumerate(rows):
+        ids, expected = history[:, 0, token].tolist(), []
+        for order, length in enumerate(lengths):
+            mix = 0
+            for number, multiplier in zip(ids[:length], multipliers[:length], strict=True):
+                mix ^= number * multiplier
+            expected += [mix % p for p in primes[order * heads : (order + 1) * heads]]
+        before = [sum(primes[:head]) if offset else 0 for head in range(many)]
+        assert found == [one + other for one, other in zip(expected, before, strict=True)]
+
+
+def test_larger_primes_are_left_to_torch() -> None:
+    primes = (2**61 - 1, 2**31 - 1)
+    index = NgramHash((1, 2), primes, (2**60 + 1, 2**59 + 3))
+    history = torch.tensor([[[0, 1, 2]], [[1, 2, 3]]])
+    for row, (one, other) in zip(
+        index.hash_ids(history)[0].tolist(), zip(*history[:, 0].tolist(), strict=True), strict=True
+    ):
+        mixes = one * (2**60 + 1), one * (2**60 + 1) ^ other * (2**59 + 3)
+        assert row == [mix % prime for mix, prime in zip(mixes, primes, strict=True)]
+
+
+@given(st.integers(1, 50), st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_rows_are_those_of_the_table(count: int, width: int, dtype: torch.dtype) -> None:
+    table = RowTable(11, width).to(dtype)
+    rows = torch.randint(11, (2, count, 3))
+    with torch.no_grad():
+        found = table(rows)
+    # With gradients torch reads them.
+    assert torch.equal(found, table(rows)) and table(rows).requires_grad
+    assert found.shape == (2, count, 3 * width) and not found.requires_grad
+    table.freeze()
+    assert torch.equal(table(rows), found)
+
+
+def test_what_does_not_exist_is_named(lookup: CompiledLookup) -> None:
+    with pytest.raises(IndexError, match="token id 9 of a vocabulary of 9"):
+        history_of(2, None)(torch.tensor([[1, 9]]), 2)
+    for row in (-1, 11):
+        with pytest.raises(IndexError, match=f"row {row} of a table of 11"):
+            lookup.gather(torch.zeros(11, 4), torch.tensor([[0, 3, row]]))
