@@ -2,24 +2,20 @@
 
 import ctypes
 import functools
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .native import in_reach, library
+from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach, library
 
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
-
-_ADDRESS, _SIZE, _INT, _FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_bool
 
 
 class Heads(ctypes.Structure):
     """Sizes of attention heads; the fields of ``struct Heads`` in ``step_kernels.cpp``."""
 
     _fields_ = [
-        (name, _SIZE) for name in ("batch", "length", "kv_heads", "groups", "width", "block")
+        (name, SIZE) for name in ("batch", "length", "kv_heads", "groups", "width", "block")
     ]
     batch: int
     length: int
@@ -29,22 +25,23 @@ class Heads(ctypes.Structure):
     block: int
 
 
-ARGUMENTS: dict[str, Sequence[Any]] = {
-    "cross_entropy": (*[_ADDRESS] * 3, *[_SIZE] * 2, _FLAG),
-    "causal_softmax": (_ADDRESS, *[_SIZE] * 4),
-    "softmax_backward": (*[_ADDRESS] * 2, *[_SIZE] * 4),
-    "rms_norm": (*[_ADDRESS] * 4, *[_SIZE] * 3, ctypes.c_float),
-    "rms_norm_backward": (*[_ADDRESS] * 6, *[_SIZE] * 3),
-    "swiglu": (*[_ADDRESS] * 2, _SIZE, *[_ADDRESS] * 2, *[_SIZE] * 2),
+ARGUMENTS = {
+    "cross_entropy": (*[ADDRESS] * 3, *[SIZE] * 2, FLAG),
+    "causal_softmax": (ADDRESS, *[SIZE] * 4),
+    "softmax_backward": (*[ADDRESS] * 2, *[SIZE] * 4),
+    "rms_norm": (*[ADDRESS] * 4, *[SIZE] * 3, FLOAT),
+    "rms_norm_backward": (*[ADDRESS] * 6, *[SIZE] * 3),
+    "swiglu": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 2, *[SIZE] * 2),
     "swiglu_backward": (
-        *(*[_ADDRESS] * 3, _SIZE, *[_ADDRESS] * 3, _SIZE, _ADDRESS),
-        *[_SIZE] * 2,
+        *(*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, SIZE, ADDRESS),
+        *[SIZE] * 2,
     ),
-    "split_heads": (*[_ADDRESS] * 2, _SIZE, *[_ADDRESS] * 3, Heads),
-    "split_heads_backward": (*[_ADDRESS] * 4, _SIZE, _ADDRESS, Heads),
-    "move_queries": (*[_ADDRESS] * 2, _FLAG, Heads),
+    "split_heads": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 3, Heads),
+    "split_heads_backward": (*[ADDRESS] * 4, SIZE, ADDRESS, Heads),
+    "add_rows": (*[ADDRESS] * 3, *[SIZE] * 3),
+    "move_queries": (*[ADDRESS] * 2, FLAG, Heads),
 }
-"""Of the exported functions, each for two types; the number of threads comes last."""
+"""Of the functions of ``step_kernels.cpp``, each for two types."""
 
 
 def kernels_for(*tensors: Tensor) -> "CompiledKernels | None":
@@ -66,16 +63,8 @@ def _kernels(suffix: str) -> "CompiledKernels | None":
 class CompiledKernels:
     """The functions of ``step_kernels.cpp`` for one type, on contiguous tensors of a CPU."""
 
-    def __init__(self, library: ctypes.CDLL, suffix: str) -> None:
-        self._functions = {}
-        for name, arguments in ARGUMENTS.items():
-            function = getattr(library, f"{name}_{suffix}")
-            function.argtypes, function.restype = (*arguments, _INT), None
-            self._functions[name] = function
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        given = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-        self._functions[name](*given, torch.get_num_threads())
+    def __init__(self, found: ctypes.CDLL, suffix: str) -> None:
+        self._call = Functions(found, ARGUMENTS, f"_{suffix}")
 
     def cross_entropy_(self, logits: Tensor, targets: Tensor, with_error: bool = True) -> Tensor:
         """Return the losses (C,) in nats of ``logits`` (C, V), which become their gradient.
@@ -162,6 +151,12 @@ class CompiledKernels:
         inputs = grad, gate, up, gate.stride(0), factors
         outputs = grad_gate, grad_up, grad_gate.stride(0), grad_factors
         self._call("swiglu_backward", *inputs, *outputs, *gate.shape)
+
+    def add_rows(self, rows: Tensor, place: Tensor) -> Tensor:
+        """Add each token's rows of (S, D), which lie at ``place`` (N, K): (N, D)."""
+        output = rows.new_empty(len(place), rows.shape[1])
+        self._call("add_rows", rows, place, output, *place.shape, rows.shape[1])
+        return output
 
     def split_heads(
         self, projected: Tensor, turns: Tensor, heads: Heads

@@ -2,24 +2,22 @@
 
 import ctypes
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .native import in_reach, library
+from .native import ADDRESS, ID, SIZE, Functions, in_reach, library
 
 LARGEST = 2**33
 """Of a prime: every step of a remainder is then exact in double precision."""
 
-_ADDRESS, _SIZE, _INT, _ID = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_int64
-ARGUMENTS: dict[str, Sequence[Any]] = {
-    "look_back": (*[_ADDRESS] * 2, _SIZE, _ID, _ID, _ADDRESS, *[_SIZE] * 4),
-    "hash_history": (*[_ADDRESS] * 3, _SIZE, *[_ADDRESS] * 2, *[_SIZE] * 2),
-    "gather": (_ADDRESS, *[_SIZE] * 2, *[_ADDRESS] * 2, _SIZE),
+ARGUMENTS = {
+    "look_back": (*[ADDRESS] * 2, SIZE, ID, ID, ADDRESS, *[SIZE] * 4),
+    "hash_history": (*[ADDRESS] * 3, SIZE, *[ADDRESS] * 2, *[SIZE] * 2),
+    "gather": (ADDRESS, *[SIZE] * 2, *[ADDRESS] * 2, SIZE),
 }
-"""Of the functions of ``lookup_kernels.cpp``; the number of threads comes last."""
+"""Of the functions of ``lookup_kernels.cpp``."""
 
 
 class Hashing(NamedTuple):
@@ -51,17 +49,8 @@ def hashing(
 class CompiledLookup:
     """The functions of ``lookup_kernels.cpp``, on tensors of a CPU."""
 
-    def __init__(self, functions: ctypes.CDLL) -> None:
-        self._functions = {}
-        for name, arguments in ARGUMENTS.items():
-            function = getattr(functions, name)
-            function.argtypes, function.restype = (*arguments, _INT), _ID
-            self._functions[name] = function
-
-    def _call(self, name: str, *arguments: Any) -> int:
-        given = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-        returned: int = self._functions[name](*given, torch.get_num_threads())
-        return returned
+    def __init__(self, found: ctypes.CDLL) -> None:
+        self._call = Functions(found, ARGUMENTS, returns=ID)
 
     def look_back(
         self, ids: Tensor, compressed: Tensor, pad: int, boundary: int, new: int, longest: int

@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .compiled_kernels import kernels_for
+from .compiled_lookup import lookup_for
+from .compiled_routing import routing_for
 
 BLOCK = 32
 EVEN = 2.5
@@ -83,14 +85,16 @@ def grouped_experts(
         sizes = _slice_sizes(loads)
         listed = sizes.tolist()
         total, slices = sum(listed), ListedSlices(listed)
-    place = _places(chosen, loads, sizes)
-    slots = torch.arange(chosen.numel(), device=x.device)
-    tokens = slots.new_zeros(total).index_copy_(0, place, slots // chosen.shape[1])
+    routing = routing_for(chosen, sizes)
+    if routing is not None:
+        place, tokens = routing.place(chosen, sizes, total)
+    else:
+        place, tokens = _sorted_by_expert(chosen, loads, sizes, total)
     # Padding holds some token's row; its factor is 0, and so is all that it contributes.
-    factors = x.new_zeros(total).index_copy(0, place, weights.flatten().to(x.dtype))
+    factors = x.new_zeros(total).index_copy(0, place.flatten(), weights.flatten().to(x.dtype))
     with torch.autocast(x.device.type, enabled=False):
         output: Tensor = _GroupedExperts.apply(
-            x, factors.unsqueeze(1), gate_up, down, tokens, place.view_as(chosen), slices
+            x, factors.unsqueeze(1), gate_up, down, tokens, place, slices
         )
     return output
 
@@ -103,12 +107,17 @@ def _slice_sizes(loads: Tensor) -> Tensor:
     return fullest.expand_as(sizes) if even else sizes
 
 
-def _places(chosen: Tensor, loads: Tensor, sizes: Tensor) -> Tensor:
-    """Return the row of each (token, choice) pair, (N * K,), in slices of ``sizes`` rows."""
+def _sorted_by_expert(
+    chosen: Tensor, loads: Tensor, sizes: Tensor, total: int
+) -> tuple[Tensor, Tensor]:
+    """Return what ``CompiledRouting.place`` does."""
     experts, order = chosen.flatten().sort(stable=True)
     shift = (sizes.cumsum(0) - sizes) - (loads.cumsum(0) - loads)
     rows = torch.arange(len(order), device=order.device) + shift[experts]
-    return torch.empty_like(order).index_copy_(0, order, rows)
+    place = torch.empty_like(order).index_copy_(0, order, rows)
+    slots = torch.arange(len(order), device=order.device)
+    owners = slots.new_zeros(total).index_copy_(0, place, slots // chosen.shape[1])
+    return place.view_as(chosen), owners
 
 
 class KernelSlices(NamedTuple):
@@ -169,7 +178,10 @@ class ListedSlices(NamedTuple):
 
     def added(self, rows: Tensor, place: Tensor) -> Tensor:
         """See ``Slices``."""
-        return F.embedding_bag(place, rows, mode="sum")
+        kernels = kernels_for(rows)
+        if kernels is None:
+            return F.embedding_bag(place, rows, mode="sum")
+        return kernels.add_rows(rows, place)
 
     def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
         """See ``Slices``."""
@@ -209,6 +221,11 @@ def _activated_backward(grad: Tensor, hidden: Tensor, factors: Tensor) -> tuple[
     return torch.cat((grad_gate, grad_inner * active), dim=-1), grad_factors
 
 
+def _gathered(x: Tensor, tokens: Tensor) -> Tensor:
+    lookup = lookup_for(x, tokens)
+    return x.index_select(0, tokens) if lookup is None else lookup.gather(x.contiguous(), tokens)
+
+
 class _GroupedExperts(torch.autograd.Function):
     """Rows are sorted by expert: ``tokens`` (S,) says whose they are, ``place`` (N, K) where."""
 
@@ -223,7 +240,7 @@ class _GroupedExperts(torch.autograd.Function):
         place: Tensor,
         slices: Slices,
     ) -> Tensor:
-        rows = x.index_select(0, tokens)
+        rows = _gathered(x, tokens)
         hidden = slices.per_expert(rows, gate_up)
         inner = slices.activated(hidden, factors)
         outer = slices.per_expert(inner, down)
@@ -236,7 +253,7 @@ class _GroupedExperts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, factors, hidden, inner, gate_up, down, tokens, place = ctx.saved_tensors
         slices: Slices = ctx.slices
-        grad_outer = grad.index_select(0, tokens)
+        grad_outer = _gathered(grad, tokens)
         grad_down = slices.outer_products(inner, grad_outer)
         grad_inner = slices.per_expert(grad_outer, down.mT)
         grad_hidden, grad_factors = slices.activated_backward(grad_inner, hidden, factors)

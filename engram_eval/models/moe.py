@@ -7,6 +7,7 @@ for the choice of experts only; ``balance`` moves it.
 import torch
 from torch import nn
 
+from .compiled_routing import top_k
 from .configuration_engram import EngramConfig
 from .grouped_experts import BLOCK, fits_grouped_kernel, grouped_experts
 from .precision import as_operand
@@ -62,7 +63,7 @@ class Router(nn.Module):
         self.last_logits = logits.detach()
         scores = self._scores(logits)
         biased = self._in_best_groups(scores.detach() + self.e_score_correction_bias)
-        chosen = biased.topk(self.top_k, dim=-1).indices
+        chosen = top_k(biased, self.top_k)
         weights = scores.gather(1, chosen)
         if self.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)

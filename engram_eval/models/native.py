@@ -14,15 +14,16 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("lookup_kernels.cpp", "step_kernels.cpp")
+    Path(__file__).with_name(f"{name}_kernels.cpp") for name in ("lookup", "routing", "step")
 )
 SWITCH = "ENGRAM_EVAL_KERNELS"
 COMPILERS = ("c++", "g++", "clang++")
@@ -111,6 +112,44 @@ def library() -> ctypes.CDLL | None:
     """Return the compiled functions, where there are any."""
     path = built().path
     return None if path is None else ctypes.CDLL(str(path))
+
+
+ADDRESS, SIZE, ID, FLAG, FLOAT = (
+    ctypes.c_void_p,
+    ctypes.c_long,
+    ctypes.c_int64,
+    ctypes.c_bool,
+    ctypes.c_float,
+)
+"""What compiled functions take: of a tensor the address."""
+
+
+class Functions:
+    """Compiled functions by their names.
+
+    Args:
+        arguments: of each function, but for the number of threads, which all take last.
+        suffix: what the exported names end in.
+        returns: what they return, if anything.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        arguments: Mapping[str, Sequence[Any]],
+        suffix: str = "",
+        returns: Any = None,
+    ) -> None:
+        self._functions = {}
+        for name, kinds in arguments.items():
+            function = getattr(library, name + suffix)
+            function.argtypes, function.restype = (*kinds, ctypes.c_int), returns
+            self._functions[name] = function
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        """Call one; tensors must lie in memory as it expects them."""
+        given = (each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
+        return self._functions[name](*given, torch.get_num_threads())
 
 
 def in_reach(*tensors: Tensor) -> bool:

@@ -380,6 +380,21 @@ void swiglu_backward(const T* grads, const T* gate, const T* up, long stride, co
   }
 }
 
+// out (tokens, width): of each token the sum of the k rows that lie at its places.
+template <typename T>
+void add_rows(const T* rows, const int64_t* places, T* out, long tokens, long k, long width,
+              int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (long t = 0; t < tokens; ++t) {
+    const int64_t* place = places + t * k;
+    along(width, [&](long i, auto part) {
+      Floats sum{};
+      for (long j = 0; j < k; ++j) sum += load(rows + place[j] * width + i, part);
+      store(out + t * width + i, sum, part);
+    });
+  }
+}
+
 // Heads apart, and queries in blocks. Sizes of what lies row by row in projected (batch, length,
 // heads + 2 kv_heads, width): queries first, then keys, then values. In blocks of queries the order
 // is (block, kv head, batch, group, row, width); keys and values are (kv head, batch, length, width).
@@ -504,6 +519,10 @@ void move_queries(T* rows, T* blocks, bool into_blocks, const Heads& h, int thre
                               T* grad_factors, long rows, long width, int threads) {               \
     swiglu_backward(grads, gate, up, stride, factors, grad_gate, grad_up, grad_stride,             \
                     grad_factors, rows, width, threads);                                           \
+  }                                                                                               \
+  void add_rows_##NAME(const T* rows, const int64_t* places, T* out, long tokens, long k,          \
+                       long width, int threads) {                                                 \
+    add_rows(rows, places, out, tokens, k, width, threads);                                        \
   }                                                                                               \
   void split_heads_##NAME(const T* projected, const float* turns, long turns_step, T* queries,     \
                           T* keys, T* values, Heads heads, int threads) {                          \

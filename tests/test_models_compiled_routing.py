@@ -1,0 +1,57 @@
+"""Which experts are chosen and where their rows lie: against torch and by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engram_eval.models import compiled_routing, native
+from engram_eval.models.compiled_kernels import kernels_for
+from engram_eval.models.compiled_routing import routing_for, top_k
+from engram_eval.models.grouped_experts import _sorted_by_expert
+
+pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
+
+
+@given(st.integers(1, 20), st.integers(1, 40), st.data())
+def test_the_largest_scores_are_chosen(rows: int, width: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, width))
+    scores = torch.randn(rows, width, generator=torch.Generator().manual_seed(width))
+    assert torch.equal(top_k(scores, k), scores.topk(k).indices)
+    assert torch.equal(top_k(scores.double(), k), scores.topk(k).indices)
+    assert torch.equal(top_k(scores.T, min(k, rows)), scores.T.topk(min(k, rows)).indices)
+
+
+def test_of_equal_scores_the_first_is_chosen_and_none_twice() -> None:
+    nan = float("nan")
+    scores = torch.tensor([[1.0, 2, 2, 1], [0.0, 0, 0, 0], [nan, nan, nan, 1]])
+    chosen = top_k(scores, 3).tolist()
+    assert chosen[:2] == [[1, 2, 0], [0, 1, 2]]
+    assert len(set(chosen[2])) == 3
+
+
+@given(st.integers(1, 30), st.integers(1, 3), st.integers(0, 5))
+def test_choices_are_sorted_as_torch_sorts_them(tokens: int, k: int, spare: int) -> None:
+    chosen = torch.randint(6, (tokens, k), generator=torch.Generator().manual_seed(spare))
+    loads = torch.bincount(chosen.flatten(), minlength=6)
+    sizes = loads + spare
+    routing = routing_for(chosen)
+    assert routing is not None
+    found = routing.place(chosen, sizes, int(sizes.sum()))
+    expected = _sorted_by_expert(chosen, loads, sizes, int(sizes.sum()))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_a_token_are_added(dtype: torch.dtype) -> None:
+    rows, place = torch.randn(9, 21).to(dtype), torch.tensor([[0, 8], [3, 3], [7, 1]])
+    kernels = kernels_for(rows)
+    assert kernels is not None
+    expected = rows.double()[place].sum(1).to(dtype)
+    torch.testing.assert_close(kernels.add_rows(rows, place), expected)
+
+
+def test_without_them_torch_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_routing, "_routing", lambda: None)
+    assert top_k(torch.tensor([[1.0, 3, 2]]), 2).tolist() == [[1, 2]]
