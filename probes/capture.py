@@ -80,6 +80,14 @@ def _pass(adapter: Adapter, rows: Tensor, part: slice, taps: Sequence[Tap], logi
     return Batch(part, inputs, targets, flat, scores)
 
 
+def last_stream(adapter: Adapter, tokens: Tensor) -> Tensor:
+    """Run the model on tokens (B, T) and return what its last block hands on, (B, T, D)."""
+    end = Tap("resid_post", adapter.n_layers - 1)
+    with torch.no_grad(), adapter.record([end]) as found:
+        adapter.run(tokens)
+    return found[end]
+
+
 def check_fit(adapter: Adapter, sample: Sample) -> None:
     """Refuse a sample that the model was not made for."""
     length, highest = sample.shape[1], int(sample.token.max())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Edit, Tap
-from probes.capture import Batch, batches
+from probes.capture import Batch, batches, last_stream
 from probes.sample import Sample
 
 # arXiv:2601.07372 section 3 gives about this share of the sparse parameters to the memory.
@@ -120,7 +120,9 @@ def _shuffle(batch: Batch) -> Edit:
 
 
 def run_cut(adapter: Adapter, cut: Knockout, batch: Batch, means: Means, seed: int = 0) -> Tensor:
-    """Return the logits (B, T, V) with a part cut; blocks before it are not run again.
+    """Return the last residual stream (B, T, D) with a part cut.
+
+    Blocks before it are not run again.
 
     Args:
         adapter: the model.
@@ -133,14 +135,14 @@ def run_cut(adapter: Adapter, cut: Knockout, batch: Batch, means: Means, seed: i
     before = batch.taps[Tap("resid_pre", first)].unflatten(0, batch.tokens.shape)
     if cut.condition == "layer_skipped":
         if first + 1 == adapter.n_layers:
-            return adapter.unembed(before)
+            return before
         with adapter.start_at(first + 1, before):
-            return adapter.logits(batch.tokens)
+            return last_stream(adapter, batch.tokens)
     with (
         adapter.start_at(first, before),
         cut_out(adapter, cut, lambda _: _shuffle(batch), means, seed),
     ):
-        return adapter.logits(batch.tokens)
+        return last_stream(adapter, batch.tokens)
 
 
 def memory_means(adapter: Adapter, sample: Sample) -> Means:

@@ -17,8 +17,6 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
@@ -27,6 +25,7 @@ from probes.capture import batches
 from probes.cuts import Knockout, Means, cut_parameters, knockouts, memory_means, run_cut
 from probes.findings import Findings, mean_rows, ratio_rows
 from probes.sample import Floats, Sample, Slice
+from probes.vocabulary import token_losses
 
 NAME = "knockout"
 # Parts of single blocks are many: each is cut on every second batch of the text.
@@ -54,24 +53,19 @@ def losses(
     """
     count, length = sample.shape
     values = np.full((1 + len(cuts), count * length), np.nan)
-    taps = [Tap("resid_pre", layer) for layer in range(adapter.n_layers)]
+    end = Tap("resid_post", adapter.n_layers - 1)
+    taps = [*(Tap("resid_pre", layer) for layer in range(adapter.n_layers)), end]
     wanted = {cut.condition for cut in cuts}
     means = memory_means(adapter, sample) if "memory_mean" in wanted else Means({})
-    read = batches(adapter, sample, taps, logits=True, report=report, title=NAME)
-    for turn, batch in enumerate(read):
-        assert batch.logits is not None
-        values[0, batch.part] = _cross_entropy(batch.logits, batch.targets)
+    for turn, batch in enumerate(batches(adapter, sample, taps, report=report, title=NAME)):
+        values[0, batch.part] = token_losses(adapter, batch.taps[end], batch.targets)
         for number, cut in enumerate(cuts, start=1):
             if turn % stride and cut.condition in OF_BLOCKS:
                 continue
             with torch.no_grad():
-                logits = run_cut(adapter, cut, batch, means, sample.seed).flatten(0, 1)
-            values[number, batch.part] = _cross_entropy(logits, batch.targets)
+                stream = run_cut(adapter, cut, batch, means, sample.seed).flatten(0, 1)
+            values[number, batch.part] = token_losses(adapter, stream, batch.targets)
     return values
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Floats:
-    return F.cross_entropy(logits, targets, reduction="none").cpu().double().numpy()
 
 
 def knockout(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> Findings:

@@ -31,15 +31,13 @@ from probes.capture import Batch, batches
 from probes.findings import Findings, mean_rows
 from probes.sample import Floats, Ints, Sample, Slice
 from probes.settling import early_weights, fall_bounds, prediction_depth
+from probes.vocabulary import CELLS, pieces, row_dots
 
 NAME = "logit_lens"
 SUBTRACTED = "memory_subtracted"
 KEPT = ("kl_bits", "cross_entropy_bits")
 # Places inside blocks are many: they are read on every second batch of the text.
 INSIDE, STRIDE = ("resid_memory", "resid_mid"), 2
-
-# Cells of one temporary matrix (tokens, V): a few of them fit into a core's cache.
-CELLS = 262_144
 
 
 class Reference(NamedTuple):
@@ -88,7 +86,7 @@ class View(NamedTuple):
     condition: str | None = None
 
 
-# Turns the stream at a view, (n, D), into logits, (n, V).
+# Turns the stream at a view, (n, D), into what the unembedding reads, (n, D).
 Readout = Callable[[View, Tensor], Tensor]
 
 
@@ -97,28 +95,29 @@ def reference(logits: Tensor, targets: Tensor) -> Reference:
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
     top = log_p.argmax(-1, keepdim=True)
-    return Reference(log_p, p, torch.linalg.vecdot(p, log_p), top, targets[:, None])
+    return Reference(log_p, p, row_dots(p, log_p), top, targets[:, None])
 
 
 def divergence(final: Reference, lens: Tensor) -> Divergence:
-    """Compare the logits of a lens (n, V) with the model's own predictions."""
-    # Each sum over the vocabulary is one pass; log q itself is never written.
-    highest = lens.amax(-1, keepdim=True)
-    z = lens - highest
+    """Compare the logits of a lens (n, V), which are overwritten, with the model's predictions."""
+    # Few passes in two places that stay in the cache; log q itself is never written.
+    z = lens.sub_(lens.amax(-1, keepdim=True))
     q = z.exp()
     total = q.sum(-1)
     log_total = total.log()
-    entropy = log_total - torch.linalg.vecdot(q, z) / total
-    cross = torch.linalg.vecdot(q, final.log_p) / total
+    entropy = log_total - row_dots(q, z) / total
+    cross = row_dots(q, final.log_p) / total
     chosen = z.gather(-1, final.top)
+    # Ones and zeros of the same type are added up in a fifth of the time that booleans take.
+    likelier = torch.gt(z, chosen, out=q).sum(-1)
     bits = 1 / math.log(2)
     return Divergence(
-        kl_bits=(final.negentropy - torch.linalg.vecdot(final.p, z) + log_total) * bits,
+        kl_bits=(final.negentropy - row_dots(final.p, z) + log_total) * bits,
         kl_reverse_bits=-(entropy + cross) * bits,
         cross_entropy_bits=(log_total - z.gather(-1, final.targets)[:, 0]) * bits,
         entropy_bits=entropy * bits,
-        top1_agreement=(chosen[:, 0] == 0).to(lens.dtype),
-        final_rank_log2=(1 + (z > chosen).sum(-1)).to(lens.dtype).log2(),
+        top1_agreement=(chosen[:, 0] == 0).to(z.dtype),
+        final_rank_log2=(1 + likelier).log2(),
     )
 
 
@@ -206,15 +205,13 @@ def measure(
 def _measure_batch(adapter: Adapter, batch: Batch, wanted: list[View], readout: Readout) -> Tensor:
     """Return the divergences of a batch, (measures, views, n)."""
     assert batch.logits is not None
-    step = max(1, CELLS // adapter.vocab_size)
     found = torch.empty(len(Divergence._fields), len(wanted), len(batch.targets))
     with torch.no_grad():
-        read = list(streams(adapter, batch, wanted))
-        for start in range(0, len(batch.targets), step):
-            part = slice(start, start + step)
+        read = [readout(view, stream) for view, stream in streams(adapter, batch, wanted)]
+        for part in pieces(len(batch.targets), adapter.vocab_size, CELLS):
             final = reference(batch.logits[part], batch.targets[part])
-            for place, (view, stream) in enumerate(read):
-                measured = divergence(final, readout(view, stream[part]))
+            for place, hidden in enumerate(read):
+                measured = divergence(final, adapter.unembedding(hidden[part]))
                 found[:, place, part] = torch.stack(list(measured)).cpu()
     return found
 
@@ -226,7 +223,7 @@ def logit_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None)
     with errors or intervals over documents; those inside blocks on half of the text (see ``n``).
     """
     wanted = views(adapter)
-    values = measure(adapter, sample, wanted, lambda _, x: adapter.unembed(x), report)
+    values = measure(adapter, sample, wanted, lambda _, x: adapter.final_norm(x), report)
     return lens_findings(NAME, adapter, sample, wanted, values)
 
 

@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import Batch, batches
+from probes.capture import batches, last_stream
 from probes.findings import Findings, mean_rows
 from probes.sample import Floats, Sample
+from probes.vocabulary import token_losses
 
 NAME = "offsets"
 SITE = "attn_weights"
@@ -198,24 +198,18 @@ def masking_losses(
     count, length = sample.shape
     values = np.empty((1 + len(wanted), count * length))
     taps = [Tap("resid_pre", masking.layers[0]) for masking in wanted]
-    read = batches(adapter, sample, sorted(set(taps)), logits=True, report=report, title=NAME)
-    for batch in read:
-        assert batch.logits is not None
-        values[0, batch.part] = _nats(batch.logits, batch)
+    end = Tap("resid_post", adapter.n_layers - 1)
+    for batch in batches(adapter, sample, sorted({*taps, end}), report=report, title=NAME):
+        values[0, batch.part] = token_losses(adapter, batch.taps[end], batch.targets)
         for number, (masking, tap) in enumerate(zip(wanted, taps, strict=True), start=1):
             before = batch.taps[tap].unflatten(0, batch.tokens.shape)
             with (
-                torch.no_grad(),
                 adapter.start_at(tap.layer, before),
                 offsets_off(adapter, masking, length),
             ):
-                logits = adapter.logits(batch.tokens).flatten(0, 1)
-            values[number, batch.part] = _nats(logits, batch)
+                stream = last_stream(adapter, batch.tokens).flatten(0, 1)
+            values[number, batch.part] = token_losses(adapter, stream, batch.targets)
     return values
-
-
-def _nats(logits: Tensor, batch: Batch) -> Floats:
-    return F.cross_entropy(logits, batch.targets, reduction="none").cpu().double().numpy()
 
 
 def _loss_rows(adapter: Adapter, sample: Sample, report: Reporter | None) -> Iterator[MetricRow]:

@@ -71,7 +71,8 @@ def tuned_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None)
 
     def readout(view: View, stream: Tensor) -> Tensor:
         depth = 0 if view.site == "resid_pre" else view.layer + 1
-        return adapter.unembed(translators(depth, stream))
+        hidden: Tensor = adapter.final_norm(translators(depth, stream))
+        return hidden
 
     values = measure(adapter, rest, wanted, readout, report, NAME)
     return lens_findings(NAME, adapter, rest, wanted, values)

@@ -36,7 +36,7 @@ def rows_of(
 
 def measure(adapter: Adapter, found: Sample) -> np.ndarray:
     """Return the divergences at the depths, (measures, depths, n)."""
-    return lens.measure(adapter, found, lens.depths(adapter), lambda _, x: adapter.unembed(x))
+    return lens.measure(adapter, found, lens.depths(adapter), lambda _, x: adapter.final_norm(x))
 
 
 def _ranks(final: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -246,9 +246,9 @@ def test_places_inside_blocks_are_read_on_half_of_the_text() -> None:
     assert inside == {found.inputs.token.size - 4096}
     assert {r.n for r in rows if r.site == "resid_post" and not r.slice} == {9600}
     wanted = lens.views(adapter)
-    thin = lens.measure(adapter, found, wanted, lambda _, x: adapter.unembed(x))
+    thin = lens.measure(adapter, found, wanted, lambda _, x: adapter.final_norm(x))
     part = found.windows(np.arange(300) < 128)
-    first = lens.measure(adapter, part, wanted, lambda _, x: adapter.unembed(x))
+    first = lens.measure(adapter, part, wanted, lambda _, x: adapter.final_norm(x))
     np.testing.assert_allclose(thin[:, :, :4096], first, atol=1e-4)
     outside = [v.site not in lens.INSIDE for v in wanted]
     assert np.isnan(thin[:, ~np.array(outside), 4096:8192]).all()
