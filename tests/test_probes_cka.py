@@ -15,6 +15,9 @@ from engram_eval.errors import UserError
 from probes.cka import (
     CkaFitter,
     _centred_gram,
+    _feature_hsic,
+    _features,
+    _prefers_features,
     cka,
     compared_tokens,
     neighbours,
@@ -51,6 +54,27 @@ def test_hsic_is_the_u_statistic(seed: int) -> None:
     x, y = noise(seed, 7, 3), noise(seed + 1, 7, 2) + 5
     found = unbiased_hsic(_centred_gram(x)[None], _centred_gram(y)[None])
     assert float(found) == pytest.approx(slow_hsic(x.numpy(), y.numpy()), abs=1e-4)
+
+
+@given(st.integers(0, 10_000), st.integers(4, 60), st.integers(1, 7), st.integers(1, 3))
+def test_products_of_features_give_what_gram_matrices_give(
+    seed: int, n: int, width: int, layers: int
+) -> None:
+    first = [noise(seed + i, n, width).double() + i for i in range(layers)]
+    second = [3 * noise(seed, n, width).double()[:, :2] - x[:, :1] for x in first[:2]]
+    for a, b in ((first, second), (second, first), (first, first)):
+        grams = [torch.stack([_centred_gram(x) for x in part]) for part in (a, b)]
+        found = _feature_hsic(_features(a), _features(b))
+        torch.testing.assert_close(found, unbiased_hsic(*grams), rtol=1e-8, atol=1e-8)
+    itself, equal = _features(first), _features(first)
+    torch.testing.assert_close(_feature_hsic(itself, itself), _feature_hsic(itself, equal))
+
+
+def test_the_cheaper_way_is_taken() -> None:
+    narrow, wide = [noise(0, 64, 4)] * 2, [noise(0, 64, 256)] * 2
+    assert _prefers_features(narrow, narrow)
+    assert not _prefers_features(wide, wide)
+    assert not _prefers_features([noise(0, 64, 4), noise(0, 64, 5)], narrow)
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 100), st.floats(-10, 10))

@@ -1,5 +1,7 @@
 """What is computed over the vocabulary in pieces, against torch in one go."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from probes.vocabulary import pieces, row_dots, token_losses
 @given(st.integers(0, 50), st.integers(1, 30), st.integers(1, 100))
 def test_pieces_cover_every_place_once(places: int, width: int, cells: int) -> None:
     found = [list(range(places))[part] for part in pieces(places, width, cells)]
-    assert sum(found, []) == list(range(places))
+    assert list(chain(*found)) == list(range(places))
     assert all(len(part) * width <= max(cells, width) for part in found)
 
 
