@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.load import open_model
+from engram_eval.allocator import keep_freed_memory
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device
@@ -29,6 +30,7 @@ def probe(
     inputs: Mapping[str, Path], config: ProbeStage, seed: int | None, out: Path, report: Reporter
 ) -> list[MetricRow]:
     """Run one probe on one model: ``inputs`` has ``corpus``, ``train`` and may have ``sample``."""
+    keep_freed_memory()
     entry = find_probe(config.probe)
     if entry.kind != "single":
         raise UserError(f"probe {config.probe!r} compares two models; it cannot run on one")
@@ -45,6 +47,7 @@ def probe_pair(
     inputs: Mapping[str, Path], config: PairStage, seed: int | None, out: Path, report: Reporter
 ) -> list[MetricRow]:
     """Run one probe on two models: ``inputs`` has ``corpus``, ``a``, ``b``, may have ``sample``."""
+    keep_freed_memory()
     entry = find_probe(config.probe)
     if entry.kind != "pair":
         raise UserError(f"probe {config.probe!r} looks at one model; it cannot compare two")
