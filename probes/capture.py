@@ -47,7 +47,7 @@ def batches(
     Args:
         adapter: the model.
         sample: what it reads.
-        taps: which tensors to collect.
+        taps: which tensors to collect; blocks behind the last of them are not run for them.
         logits: also build the logits.
         tokens_per_batch: bounds the memory; has no influence on the numbers beyond rounding.
         report: where to show progress.
@@ -71,7 +71,8 @@ def batches(
 def _pass(adapter: Adapter, rows: Tensor, part: slice, taps: Sequence[Tap], logits: bool) -> Batch:
     """Run one batch of windows (B, T + 1)."""
     inputs, targets = rows[:, :-1], rows[:, 1:].reshape(-1)
-    with torch.no_grad(), adapter.record(taps) as found:
+    end = adapter.n_layers - 1 if logits or not taps else max(tap.layer for tap in taps)
+    with torch.no_grad(), adapter.record(taps) as found, adapter.stop_after(end):
         scores = adapter.logits(inputs).flatten(0, 1) if logits else None
         if not logits:
             adapter.run(inputs)

@@ -16,9 +16,10 @@ In three lines::
     rows = depth(adapter, sample).rows
 """
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,9 +29,10 @@ from torch import Tensor
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import batches
+from probes.capture import Batch, batches
 from probes.findings import Findings, mean_rows
 from probes.sample import Floats, Ints, Sample, Slice
+from probes.vocabulary import CELLS, pieces, row_dots, token_losses
 
 NAME = "depth"
 PATCHED = 0
@@ -47,35 +49,63 @@ def depth(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> F
     offset (condition ``stream_replaced``); ``settled_layer`` by ``slice`` difficulty and static
     third. Standard errors are over documents.
     """
+    found = read_depth(adapter, sample, report)
     rows = [
-        *_added_rows(adapter, sample, report),
-        *_travel_rows(adapter, sample, report),
+        *_added_rows(sample, found),
+        *(_travel_rows(sample, found) if adapter.n_layers > 1 and sample.shape[1] > 1 else ()),
         *_settling_rows(adapter, sample.first(SETTLING_TOKENS), report),
     ]
     return Findings(rows, {})
 
 
-def _added_rows(adapter: Adapter, sample: Sample, report: Reporter | None) -> Iterator[MetricRow]:
-    layers = range(adapter.n_layers)
-    size = sample.inputs.token.size
-    found = {
-        metric: np.empty((adapter.n_layers, size))
-        for metric in ("added_norm_ratio", "added_cosine")
-    }
-    taps = [Tap(site, layer) for layer in layers for site in ("resid_pre", "resid_post")]
+class Reading(NamedTuple):
+    """What blocks add, and what a replaced stream changes, at every place.
+
+    Attributes:
+        added: its length relative to the stream, and the cosine of the stream before and after,
+            (2, layers, N, T).
+        changes: of the streams, relative to their length, (layers, N, T).
+        kl_bits: of the prediction, (N, T).
+    """
+
+    added: Floats
+    changes: Floats
+    kl_bits: Floats
+
+
+def read_depth(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> Reading:
+    """Read a sample, and again with one token's stream replaced in each window."""
+    (count, length), layers = sample.shape, adapter.n_layers
+    found = Reading(*(np.zeros((*s, count, length)) for s in ((2, layers), (layers,), ())))
+    places = patched_places(sample)
+    taps = [Tap(site, layer) for layer in range(layers) for site in ("resid_pre", "resid_post")]
     for batch in batches(adapter, sample, taps, report=report, title=NAME):
-        for layer in layers:
-            before, after = (batch.taps[Tap(s, layer)] for s in ("resid_pre", "resid_post"))
-            ratio = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-30)
-            found["added_norm_ratio"][layer, batch.part] = ratio.cpu().numpy()
-            cosine = F.cosine_similarity(before, after, dim=-1)
-            found["added_cosine"][layer, batch.part] = cosine.cpu().numpy()
-    for metric, values in found.items():
-        for layer in layers:
+        windows = slice(batch.part.start // length, batch.part.stop // length)
+        found.added[:, :, windows] = _added(batch, layers)
+        if layers > 1 and length > 1:
+            travelled = _travelled(adapter, batch, torch.from_numpy(places[windows]))
+            found.changes[:, windows], found.kl_bits[windows] = travelled
+    return found
+
+
+def _added(batch: Batch, layers: int) -> Floats:
+    """Return the first part of a ``Reading`` for one batch, (2, layers, B, T)."""
+    found = []
+    for layer in range(layers):
+        before, after = (batch.taps[Tap(s, layer)] for s in ("resid_pre", "resid_post"))
+        ratio = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-30)
+        found.append(torch.stack((ratio, F.cosine_similarity(before, after, dim=-1))))
+    return torch.stack(found, dim=1).unflatten(-1, batch.tokens.shape).cpu().double().numpy()
+
+
+def _added_rows(sample: Sample, found: Reading) -> Iterator[MetricRow]:
+    slices = sample.slices("static_in")
+    for metric, values in zip(("added_norm_ratio", "added_cosine"), found.added, strict=True):
+        for layer, value in enumerate(values):
             yield from mean_rows(
-                values[layer],
+                value.reshape(-1),
                 sample.inputs.document,
-                sample.slices("static_in"),
+                slices,
                 name=NAME,
                 metric=metric,
                 layer=layer,
@@ -90,31 +120,19 @@ def patched_places(sample: Sample) -> Ints:
     return rng.integers(0, max(1, length // 4), count)
 
 
-def _travel_rows(adapter: Adapter, sample: Sample, report: Reporter | None) -> Iterator[MetricRow]:
-    count, length = sample.shape
-    if adapter.n_layers == 1 or length < 2:
-        return
-    places = patched_places(sample)
-    offset = np.arange(length)[None, :] - places[:, None]
-    changes = np.empty((adapter.n_layers, count, length))
-    kl = np.empty((count, length))
+def _travelled(adapter: Adapter, batch: Batch, at: Tensor) -> tuple[Floats, Floats]:
+    """Return changes (layers, B, T) and the prediction's (B, T) if ``at`` (B,) is replaced."""
     taps = [Tap("resid_post", layer) for layer in range(adapter.n_layers)]
-    for batch in batches(adapter, sample, taps, logits=True, report=report, title=NAME):
-        assert batch.logits is not None
-        windows = slice(batch.part.start // length, batch.part.stop // length)
-        at = torch.from_numpy(places[windows])
-        plain = {tap: batch.taps[tap].unflatten(0, batch.tokens.shape) for tap in taps}
-        with torch.no_grad(), adapter.record(taps) as found:
-            logits = _replace_and_run(adapter, batch.tokens, plain[taps[PATCHED]], at)
-        kl[windows] = _kl_bits(batch.logits.view_as(logits), logits)
-        for tap in taps:
-            change = (found[tap] - plain[tap]).norm(dim=-1) / plain[tap].norm(dim=-1)
-            if tap.layer == PATCHED:
-                # Recorded before the replacement.
-                change = _replaced(plain[tap], at).sub(plain[tap]).norm(dim=-1)
-                change = change / plain[tap].norm(dim=-1)
-            changes[tap.layer, windows] = change.cpu().numpy()
-    yield from _offset_rows(sample, offset, changes, kl)
+    plain = {tap: batch.taps[tap].unflatten(0, batch.tokens.shape) for tap in taps}
+    stream = _replaced(plain[taps[PATCHED]], at.to(adapter.device))
+    with torch.no_grad(), adapter.record(taps) as found, adapter.start_at(PATCHED + 1, stream):
+        adapter.run(batch.tokens)
+    # Recorded before the replacement.
+    found[taps[PATCHED]] = stream
+    changes = [(found[t] - plain[t]).norm(dim=-1) / plain[t].norm(dim=-1) for t in taps]
+    kl = _kl_bits(adapter, *(streams[taps[-1]].flatten(0, 1) for streams in (plain, found)))
+    bits = kl.view(batch.tokens.shape).cpu().double().numpy()
+    return torch.stack(changes).cpu().double().numpy(), bits
 
 
 def _replaced(stream: Tensor, at: Tensor) -> Tensor:
@@ -125,19 +143,19 @@ def _replaced(stream: Tensor, at: Tensor) -> Tensor:
     return result
 
 
-def _replace_and_run(adapter: Adapter, tokens: Tensor, stream: Tensor, at: Tensor) -> Tensor:
-    with adapter.start_at(PATCHED + 1, _replaced(stream, at.to(stream.device))):
-        return adapter.logits(tokens)
+@torch.no_grad()
+def _kl_bits(adapter: Adapter, before: Tensor, after: Tensor) -> Tensor:
+    """Return KL(before || after) of what two last streams (n, D) predict, in bits, (n,)."""
+    hidden = [adapter.final_norm(stream) for stream in (before, after)]
+    nats = []
+    for part in pieces(len(before), adapter.vocab_size, CELLS):
+        old, new = (adapter.unembedding(h[part]).log_softmax(-1) for h in hidden)
+        nats.append(row_dots(old.exp(), old - new))
+    return torch.cat(nats) / math.log(2)
 
 
-def _kl_bits(before: Tensor, after: Tensor) -> Floats:
-    """Return KL(before || after) of logits (B, T, V), in bits, (B, T)."""
-    old, new = before.log_softmax(-1), after.log_softmax(-1)
-    bits: Tensor = (old.exp() * (old - new)).sum(-1) / np.log(2)
-    return bits.cpu().double().numpy()
-
-
-def _offset_rows(sample: Sample, offset: Ints, changes: Floats, kl: Floats) -> Iterator[MetricRow]:
+def _travel_rows(sample: Sample, found: Reading) -> Iterator[MetricRow]:
+    offset = np.arange(sample.shape[1]) - patched_places(sample)[:, None]
     bucket = np.digitize(offset.reshape(-1), EDGES) - 1
     names = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(EDGES)]
     parts = [
@@ -147,8 +165,8 @@ def _offset_rows(sample: Sample, offset: Ints, changes: Floats, kl: Floats) -> I
     ]
     fields: dict[str, Any] = {"name": NAME, "condition": "stream_replaced"}
     documents = sample.inputs.document
-    yield from mean_rows(kl.reshape(-1), documents, parts, metric="kl_bits", **fields)
-    for layer, change in enumerate(changes):
+    yield from mean_rows(found.kl_bits.reshape(-1), documents, parts, metric="kl_bits", **fields)
+    for layer, change in enumerate(found.changes):
         yield from mean_rows(
             change.reshape(-1),
             documents,
@@ -172,23 +190,26 @@ def settled_layers(
     size = sample.inputs.token.size
     settled, nats = np.empty(size), np.empty(size)
     taps = [Tap("resid_post", layer) for layer in range(adapter.n_layers)]
-    for batch in batches(adapter, sample, taps, logits=True, report=report, title=NAME):
-        assert batch.logits is not None
-        final = batch.logits.argmax(-1)
-        loss = F.cross_entropy(batch.logits, batch.targets, reduction="none")
-        nats[batch.part] = loss.cpu().numpy()
-        settled[batch.part] = _settled(adapter, [batch.taps[t] for t in taps], final).cpu().numpy()
+    for batch in batches(adapter, sample, taps, report=report, title=NAME):
+        streams = [batch.taps[tap] for tap in taps]
+        nats[batch.part] = token_losses(adapter, streams[-1], batch.targets)
+        settled[batch.part] = _settled(adapter, streams).cpu().numpy()
     return settled, nats
 
 
 @torch.no_grad()
-def _settled(adapter: Adapter, streams: list[Tensor], final: Tensor) -> Tensor:
-    """Walk back from the last block for as long as the lens agrees with the end."""
-    first = torch.full_like(final, len(streams) - 1)
-    agreed = torch.ones_like(final, dtype=torch.bool)
-    for layer in range(len(streams) - 2, -1, -1):
-        agreed &= adapter.unembed(streams[layer]).argmax(-1) == final
-        first = torch.where(agreed, layer, first)
+def _settled(adapter: Adapter, streams: list[Tensor]) -> Tensor:
+    """Walk back from the last block for as long as the lens agrees with the end, (n,)."""
+    *earlier, last = (adapter.final_norm(stream) for stream in streams)
+    first = torch.full((len(last),), len(earlier), device=last.device)
+    for part in pieces(len(last), adapter.vocab_size, CELLS):
+        final = adapter.unembedding(last[part]).argmax(-1, keepdim=True)
+        agreed = torch.ones_like(final[:, 0], dtype=torch.bool)
+        for layer in reversed(range(len(earlier))):
+            lens = adapter.unembedding(earlier[layer][part])
+            # Whether it is the largest is known sooner than which one is.
+            agreed &= lens.gather(-1, final)[:, 0] == lens.amax(-1)
+            first[part] = torch.where(agreed, layer, first[part])
     return first
 
 

@@ -80,6 +80,20 @@ def test_hidden_states_agree_with_the_library(tokens: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_stopping_changes_nothing_before(family: str, tokens: torch.Tensor) -> None:
+    adapter, last = opened(family), Tap("attn_out", LAYERS - 1)
+    taps = [tap for tap in adapter.places if tap.layer == 0]
+    with torch.no_grad():
+        with adapter.record(taps) as whole:
+            plain = adapter.logits(tokens)
+        with adapter.record([*taps, last]) as found, adapter.stop_after(0):
+            adapter.run(tokens)
+        assert set(found) == set(whole) == set(taps), "the last block's attention does not run"
+        assert all(torch.equal(found[tap], whole[tap]) for tap in taps)
+        assert torch.equal(adapter.logits(tokens), plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("site", ["attn_out", "mlp_out", "resid_pre", "resid_post"])
 def test_edits_act_and_identity_does_not(family: str, site: str, tokens: torch.Tensor) -> None:
     adapter = opened(family)

@@ -233,6 +233,14 @@ class Adapter:
             yield
 
     @contextmanager
+    def stop_after(self, layer: int) -> Iterator[None]:
+        """Skip the blocks behind ``layer``, for taps up to there; what comes out means nothing."""
+        with ExitStack() as stack:
+            for later in range(layer + 1, self.n_layers):
+                stack.enter_context(_skip(self.place("resid_pre", later).module))
+            yield
+
+    @contextmanager
     def record(self, taps: Iterable[Tap]) -> Iterator[dict[Tap, Tensor]]:
         """Collect the tensors at taps; the dictionary is overwritten by each forward pass."""
         found: dict[Tap, Tensor] = {}
