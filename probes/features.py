@@ -1,5 +1,6 @@
 """What linear probes read: the stream and everything that is written to it, at chosen places."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -45,21 +46,36 @@ def gather(adapter: Adapter, token: Ints, place: Ints) -> Features:
     taps = (*depths, *(tap for tap in written if tap in adapter.places))
     values = torch.empty(len(taps), len(place), adapter.d_model)
     local = torch.empty(1, len(place), 3 * adapter.d_model)
-    length = token.shape[1]
-    step = max(1, TOKENS_PER_BATCH // length)
-    for start in range(0, len(token), step):
-        rows = token[start : start + step]
-        inside = (place >= start * length) & (place < (start + len(rows)) * length)
-        here, own = np.flatnonzero(inside), torch.from_numpy(place[inside] - start * length)
-        if not len(here):
-            continue
-        tokens = torch.from_numpy(rows).to(adapter.device)
+    for rows, length in _batches(token.shape[1], place):
+        row, column = np.divmod(place, token.shape[1])
+        here = np.flatnonzero(np.isin(row, rows))
+        # Where each of the rows stands in the batch.
+        order = np.argsort(rows)
+        turn = order[np.searchsorted(rows, row[here], sorter=order)]
+        own = torch.from_numpy(turn * length + column[here])
+        tokens = torch.from_numpy(token[rows, :length]).to(adapter.device)
         with torch.no_grad(), adapter.record(taps) as found:
             adapter.run(tokens)
         for number, tap in enumerate(taps):
             values[number, here] = found[tap].reshape(tokens.numel(), -1).cpu()[own]
         local[0, here] = _last_three(found[depths[0]]).cpu()[own]
     return Features(taps, len(depths), values, local)
+
+
+def _batches(length: int, place: Ints) -> Iterator[tuple[Ints, int]]:
+    """Yield numbers of texts, and how many of their ``length`` tokens the places reach.
+
+    Texts that reach equally far are read together, so that little is read in vain.
+    """
+    texts, which = np.unique(place // length, return_inverse=True)
+    reach = np.zeros(len(texts), dtype=np.int64)
+    np.maximum.at(reach, which, place % length + 1)
+    order = np.argsort(-reach, kind="stable")
+    while len(order):
+        longest = int(reach[order[0]])
+        count = max(1, TOKENS_PER_BATCH // longest)
+        yield texts[order[:count]], longest
+        order = order[count:]
 
 
 def _last_three(embedding: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from probes.capture import check_fit
 from probes.exercises import Exercise, Ints
 from probes.features import LOCAL, Features, gather
 from probes.findings import Findings, mean_rows
-from probes.logistic import fit_logistic
+from probes.logistic import fit_each, fit_logistic, log_probs
 from probes.sample import Floats, Sample, Slice
 from probes.settling import document_sums, interval, rise_depth
 from probes.token_tasks import token_exercises
@@ -105,37 +105,40 @@ def all_exercises(sample: Sample) -> list[Exercise]:
 def _read(
     adapter: Adapter, sample: Sample, exercises: list[Exercise]
 ) -> Iterator[tuple[Exercise, Features]]:
-    """Yield each exercise with its features; the sample itself is read once for all."""
+    """Yield each exercise with its features; what several read is read once for all."""
     inputs = sample.token[:, :-1]
-    shared = [exercise for exercise in exercises if exercise.token is None]
-    if shared:
-        places = np.unique(np.concatenate([exercise.place for exercise in shared]))
-        features = gather(adapter, inputs, places)
-        for exercise in shared:
+    texts: dict[bytes, list[Exercise]] = {}
+    for exercise in exercises:
+        key = b"" if exercise.token is None else exercise.token.tobytes()
+        texts.setdefault(key, []).append(exercise)
+    for together in texts.values():
+        token = together[0].token
+        places = np.unique(np.concatenate([exercise.place for exercise in together]))
+        features = gather(adapter, inputs if token is None else token, places)
+        for exercise in together:
             yield exercise, features.at(np.searchsorted(places, exercise.place))
         del features
-    for exercise in exercises:
-        if exercise.token is not None:
-            yield exercise, gather(adapter, exercise.token, exercise.place)
 
 
 def measure(features: Features, exercise: Exercise) -> Scores:
     """Fit the real and the control probes of one exercise and score the test examples."""
     fit, test = np.flatnonzero(exercise.fit), np.flatnonzero(~exercise.fit)
-    values, group = features.values, exercise.group[fit]
-    depths = values[: features.depths, fit]
-    local = features.local[:, fit]
-    label, control = exercise.label[fit], exercise.control[fit]
+    label, group = np.stack((exercise.label, exercise.control)), exercise.group[fit]
+    real, control, local = (
+        _hits(values, one, fit, test, exercise.classes)
+        for values, one in (*((features.values, one) for one in label), (features.local, label[0]))
+    )
+    depths, last_three = features.values[: features.depths, fit], features.local[:, fit]
+    bits, control_bits = code_lengths(depths, label[:, fit], group, exercise.classes)
+    (local_bits,) = code_lengths(last_three, label[:1, fit], group, exercise.classes)
     return Scores(
-        real=_hits(values, exercise.label, fit, test, exercise.classes),
-        control=_hits(values, exercise.control, fit, test, exercise.classes),
+        real=real,
+        control=control,
         majority=_majority(exercise.label, fit, test),
         control_majority=_majority(exercise.control, fit, test),
-        local=_hits(features.local, exercise.label, fit, test, exercise.classes)[0],
-        bits=np.concatenate(
-            [code_lengths(x, label, group, exercise.classes) for x in (depths, local)]
-        ),
-        control_bits=code_lengths(depths, control, group, exercise.classes),
+        local=local[0],
+        bits=np.concatenate([bits, local_bits]),
+        control_bits=control_bits,
     )
 
 
@@ -152,21 +155,23 @@ def _majority(label: Ints, fit: Ints, test: Ints) -> Floats:
 
 
 def code_lengths(values: Tensor, label: Ints, group: Ints, classes: int) -> Floats:
-    """Return the bits of sending each class by the online code, (S, n).
+    """Return the bits of sending each class by the online code, (G, S, n), for labels (G, n).
 
     The examples are sent in ``PORTIONS``, whole groups in the order of their numbers; the first
     with the uniform code, every other by a probe fitted to all before it.
     """
     order = np.argsort(group, kind="stable")
-    bits = np.full((len(values), len(label)), math.log2(classes))
+    bits = np.full((len(label), *values.shape[:2]), math.log2(classes))
     ends = [max(1, round(share * len(order))) for share in PORTIONS]
     for end, stop in itertools.pairwise(ends):
         known, sent = order[:end], order[end:stop]
-        if not len(sent) or np.unique(label[known]).size < 2:
+        told = [number for number, one in enumerate(label) if np.unique(one[known]).size > 1]
+        if not len(sent) or not told:
             continue
-        probe = fit_logistic(values[:, known], torch.from_numpy(label[known]), classes)
-        log_p = probe.log_probs(values[:, sent]).numpy()
-        bits[:, sent] = -log_p[:, np.arange(len(sent)), label[sent]] / math.log(2)
+        probes = fit_each(values[:, known], torch.from_numpy(label[told][:, known]), classes)
+        for number, log_p in zip(told, log_probs(probes, values[:, sent]), strict=True):
+            chosen = log_p.numpy()[:, np.arange(len(sent)), label[number, sent]]
+            bits[number][:, sent] = -chosen / math.log(2)
     return bits
 
 

@@ -37,8 +37,13 @@ class LogisticProbe(NamedTuple):
 
     def log_probs(self, features: Tensor) -> Tensor:
         """Return natural log probabilities of the classes, (S, n, K), for features (S, n, D)."""
-        x = _prepared(features, self.centre, self.scale)
-        return torch.bmm(x, self.weight).log_softmax(-1)
+        return log_probs([self], features)[0]
+
+
+def log_probs(probes: Sequence[LogisticProbe], features: Tensor) -> list[Tensor]:
+    """Return ``LogisticProbe.log_probs`` of probes that were fitted to the same features."""
+    x = _prepared(features - probes[0].centre, probes[0].scale)
+    return [torch.bmm(x, probe.weight).log_softmax(-1) for probe in probes]
 
 
 def fit_logistic(
@@ -49,51 +54,69 @@ def fit_logistic(
     steps: int = STEPS,
     tolerance: float = TOLERANCE,
 ) -> LogisticProbe:
-    """Fit S probes to the same classes.
+    """Fit S probes to the same classes, (n,); the rest as in ``fit_each``."""
+    return fit_each(features, classes[None], n_classes, penalty, steps, tolerance)[0]
+
+
+def fit_each(
+    features: Tensor,
+    classes: Tensor,
+    n_classes: int,
+    penalty: float = PENALTY,
+    steps: int = STEPS,
+    tolerance: float = TOLERANCE,
+) -> list[LogisticProbe]:
+    """Fit S probes to each of G classifications of the same examples.
 
     Args:
         features: (S, n, D).
-        classes: (n,), from 0.
+        classes: (G, n), from 0.
         n_classes: K.
         penalty: on half the squared weights, relative to the mean loss.
         steps: most steps of L-BFGS.
         tolerance: stop when no component of a gradient is larger.
     """
+    many, (sets, _, width) = len(classes), features.shape
     centre = features.mean(1, keepdim=True)
     deviation = features.std(1, correction=0, keepdim=True)
+    highest = torch.linalg.vector_norm(features, ord=torch.inf, dim=1, keepdim=True)
     # What does not vary has nothing to tell and must not be blown up.
-    scale = torch.where(
-        deviation > 1e-6 * features.abs().amax(1, keepdim=True), deviation, torch.inf
-    )
-    problem = _Problem(_prepared(features, centre, scale), classes, penalty)
-    weight = features.new_zeros(len(features), n_classes, features.shape[2] + 1)
-    found = _minimise(problem, weight, steps, tolerance)
-    return LogisticProbe(centre, scale, found.transpose(1, 2))
+    scale = torch.where(deviation > 1e-6 * highest, deviation, torch.inf)
+    x = _prepared(features - centre, scale)
+    number = torch.arange(many).repeat_interleave(sets)
+    problem = _Problem(x.repeat(many, 1, 1), classes[number], number, penalty)
+    weight = features.new_zeros(many * sets, n_classes, width + 1)
+    found = _minimise(problem, weight, steps, tolerance).transpose(1, 2)
+    return [LogisticProbe(centre, scale, part) for part in found.split(sets)]
 
 
-def _prepared(features: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-    """Standardise and append the 1 of the intercept, (S, n, D + 1)."""
-    return torch.nn.functional.pad((features - centre) / scale, (0, 1), value=1.0)
+def _prepared(centred: Tensor, scale: Tensor) -> Tensor:
+    """Divide by the scale and append the 1 of the intercept, (S, n, D + 1)."""
+    return torch.nn.functional.pad(centred.div_(scale), (0, 1), value=1.0)
 
 
 class _Problem(NamedTuple):
-    """Prepared features (S, n, D + 1), classes (n,) and the penalty."""
+    """Many problems: prepared features (S, n, D + 1), classes (S, n), and the penalty.
+
+    ``number`` (S,) says which classification each is about.
+    """
 
     x: Tensor
     classes: Tensor
+    number: Tensor
     penalty: float
 
     def at(self, sets: Tensor) -> "_Problem":
-        """Return some of the sets."""
-        return self._replace(x=self.x[sets])
+        """Return some of the problems."""
+        return _Problem(self.x[sets], self.classes[sets], self.number[sets], self.penalty)
 
     def evaluate(self, weight: Tensor) -> "_Point":
         """Return losses and gradients at weights (S, K, D + 1).
 
         Examples come last: torch takes the softmax over few classes much faster that way.
         """
-        n = len(self.classes)
-        chosen = self.classes.expand(len(weight), 1, n)
+        n = self.classes.shape[1]
+        chosen = self.classes[:, None]
         log_p = torch.bmm(weight, self.x.transpose(1, 2)).log_softmax(1)
         slopes = weight.clone()
         slopes[:, :, -1] = 0
@@ -122,7 +145,10 @@ class _Point(NamedTuple):
 
 
 class _Move(NamedTuple):
-    """A step, the change of the gradient along it, one over their inner product (or 0)."""
+    """A step, the change of the gradient along it, (S, P), one over their product (or 0), (S, 1).
+
+    P is K (D + 1).
+    """
 
     step: Tensor
     change: Tensor
@@ -139,10 +165,11 @@ def _minimise(problem: _Problem, weight: Tensor, steps: int, tolerance: float) -
     sets, result, history = torch.arange(len(weight)), weight.clone(), list[_Move]()
     for _ in range(steps):
         going = here.gradient.abs().amax((1, 2)) > tolerance
-        if int((~going).sum()) > LEAVE * len(going) or not going.any():
+        stay = going if going.all() else _stay(going, problem.number)
+        if not stay.all():
             result[sets] = here.weight
-            sets, here, problem = sets[going], here.at(going), problem.at(going)
-            history = [move.at(going) for move in history]
+            sets, here, problem = sets[stay], here.at(stay), problem.at(stay)
+            history = [move.at(stay) for move in history]
         if not len(sets):
             return result
         there = _search(problem, here, _direction(here.gradient, history))
@@ -152,8 +179,18 @@ def _minimise(problem: _Problem, weight: Tensor, steps: int, tolerance: float) -
     return result
 
 
+def _stay(going: Tensor, number: Tensor) -> Tensor:
+    """Return which problems stay in the batch, (S,).
+
+    Those of one classification leave together: what has arrived of them when it is many, or all.
+    """
+    arrived, left = torch.bincount(number, ~going), torch.bincount(number)
+    return going | ~((arrived > LEAVE * left) | (arrived == left))[number]
+
+
 def _move(here: _Point, there: _Point) -> _Move:
-    step, change = there.weight - here.weight, there.gradient - here.gradient
+    step = (there.weight - here.weight).flatten(1)
+    change = (there.gradient - here.gradient).flatten(1)
     curvature = _dot(step, change)
     # A problem that did not move has no curvature to tell of.
     rho = torch.where(curvature > 1e-12, 1 / curvature.clamp_min(1e-12), 0.0)
@@ -161,13 +198,13 @@ def _move(here: _Point, there: _Point) -> _Move:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each problem, (S, 1, 1)."""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))[:, None, None]
+    """Return the inner product of each problem's (S, P), (S, 1)."""
+    return torch.linalg.vecdot(a, b)[:, None]
 
 
 def _direction(gradient: Tensor, history: Sequence[_Move]) -> Tensor:
     """Return minus the approximate inverse Hessian times the gradient (two-loop recursion)."""
-    q, factors = gradient.clone(), []
+    q, factors = gradient.flatten(1).clone(), []
     for step, change, rho in reversed(history):
         alpha = rho * _dot(step, q)
         q.addcmul_(alpha, change, value=-1)
@@ -178,12 +215,12 @@ def _direction(gradient: Tensor, history: Sequence[_Move]) -> Tensor:
         q.mul_(torch.where(rho > 0, ratio, 1.0))
     for (step, change, rho), alpha in zip(history, reversed(factors), strict=True):
         q.addcmul_(alpha - rho * _dot(change, q), step)
-    return q.neg_()
+    return q.neg_().view_as(gradient)
 
 
 def _search(problem: _Problem, here: _Point, step: Tensor) -> _Point:
     """Go along each problem's step, shortened until its loss falls enough (Armijo); else stay."""
-    slope = _dot(here.gradient, step)[:, 0, 0]
+    slope = _dot(here.gradient.flatten(1), step.flatten(1))[:, 0]
     there = problem.evaluate(here.weight + step)
     failed = _failed(here, there, slope)
     length = 1.0

@@ -22,7 +22,7 @@ from engram_eval.records import MetricRow
 from probes.code_labels import KINDS as CODE_KINDS
 from probes.code_labels import code_labels
 from probes.exercises import Exercise, make_exercise
-from probes.features import Features
+from probes.features import Features, gather
 from probes.linear import code_lengths, linear, measure
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample, write_sample
@@ -250,11 +250,30 @@ def test_planted_signal_and_no_signal() -> None:
 
 def test_the_online_code_starts_uniform_and_pays_for_what_it_has_not_seen() -> None:
     held, made = planted(signal=True)
-    bits = code_lengths(held.values, made.label, made.group, 4)
+    (bits,) = code_lengths(held.values, made.label[None], made.group, 4)
     first = np.argsort(made.group, kind="stable")[: len(made.label) // 16]
     np.testing.assert_allclose(bits[:, first], 2.0)
     last = np.argsort(made.group, kind="stable")[len(made.label) // 2 :]
     assert bits[1, last].mean() < 0.3
+
+
+def test_features_do_not_depend_on_what_comes_later_or_beside() -> None:
+    adapter, rng = open_model(engram()), np.random.default_rng(0)
+    token = rng.integers(1, VOCAB, (300, 40))
+    # Most texts are read at their beginning, a few to their end, some not at all.
+    reach = np.where(np.arange(300) % 7 == 0, 40, 5)
+    place = np.sort(np.concatenate([i * 40 + rng.choice(r, 3) for i, r in enumerate(reach[20:])]))
+    found = gather(adapter, token, place)
+    with torch.no_grad(), adapter.record(found.taps) as whole:
+        adapter.run(torch.from_numpy(token))
+    expected = torch.stack([whole[tap].flatten(0, 1)[place] for tap in found.taps])
+    torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-5)
+    embedding = adapter.embedding(torch.from_numpy(token)).detach().flatten(0, 1)
+    back = [
+        embedding[np.maximum(place - k, 0)] * torch.from_numpy(place % 40 >= k)[:, None]
+        for k in range(3)
+    ]
+    torch.testing.assert_close(found.local[0], torch.cat(back, dim=-1))
 
 
 def find(rows: list[MetricRow], metric: str, task: str, layer: int, site: str) -> MetricRow:

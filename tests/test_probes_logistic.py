@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from probes.logistic import fit_logistic
+from probes.logistic import fit_each, fit_logistic, log_probs
 
 
 def random_data(seed: int, n: int = 80, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,6 +54,17 @@ def test_sets_do_not_touch_each_other() -> None:
         one = features[number : number + 1]
         alone = fit_logistic(one, label, 4).log_probs(one).exp()
         torch.testing.assert_close(together[number : number + 1], alone, atol=5e-3, rtol=0)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10_000))
+def test_several_classifications_at_once_are_each_alone(seed: int) -> None:
+    features, label = random_data(seed, n=60)
+    other = torch.randint(4, label.shape, generator=torch.Generator().manual_seed(seed))
+    both = fit_each(features, torch.stack((label, other)), 4)
+    for found, classes in zip(log_probs(both, features), (label, other), strict=True):
+        alone = fit_logistic(features, classes, 4).log_probs(features)
+        torch.testing.assert_close(found.exp(), alone.exp(), atol=1e-4, rtol=0)
 
 
 def test_constant_features_get_no_weight() -> None:
