@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engram_eval.models import compiled_kernels, native
-from engram_eval.models.causal_attention import rotary_causal_attention
-from engram_eval.models.compiled_kernels import SUFFIXES, CompiledKernels, Heads, kernels_for
+from engram_eval.models.compiled_kernels import SUFFIXES, CompiledKernels, kernels_for
 from engram_eval.models.loss import losses_by_token
 from engram_eval.models.norm import RMSNorm
 from engram_eval.models.swiglu import swiglu
@@ -85,29 +84,6 @@ def test_cross_entropy_tells_what_is_no_number_and_no_target(
         kernels.cross_entropy_(logits, torch.tensor([0, 40, 1, 1]))
 
 
-@given(
-    sizes=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(0, 20), st.integers(0, 3)),
-    dtype=st.sampled_from(DTYPES),
-)
-def test_causal_softmax_and_its_gradient(
-    libraries: dict[torch.dtype, CompiledKernels],
-    sizes: tuple[int, int, int, int],
-    dtype: torch.dtype,
-) -> None:
-    matrices, rows, before, unseen = sizes
-    scores = draw(matrices, rows, rows + before + unseen, dtype=dtype)
-    exact = scores.double().requires_grad_()
-    future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(before + 1)
-    expected = exact.masked_fill(future, float("-inf")).softmax(-1)
-    weights = libraries[dtype].causal_softmax_(scores.clone(), rows, before)
-    assert_near(weights, expected.detach())
-    assert not weights[future.expand_as(weights)].any()
-    grad = draw(*scores.shape, seed=1, dtype=dtype)
-    wide, along = weights.double(), grad.double()
-    expected = wide * (along - (wide * along).sum(-1, keepdim=True))
-    assert_near(libraries[dtype].softmax_backward_(grad, weights, rows, before), expected)
-
-
 @given(sizes=SIZES, gains=st.integers(1, 3))
 def test_rms_norm_and_its_gradients(
     libraries: dict[torch.dtype, CompiledKernels], sizes: tuple[int, int, torch.dtype], gains: int
@@ -152,48 +128,6 @@ def test_swiglu_and_its_gradients(
         assert_near(ours, theirs.grad)
 
 
-@given(
-    sizes=st.tuples(*(st.integers(1, high) for high in (3, 9, 2, 3, 10, 5))),
-    shared=st.booleans(),
-    dtype=st.sampled_from(DTYPES),
-)
-def test_heads_are_turned_and_put_together(
-    libraries: dict[torch.dtype, CompiledKernels],
-    sizes: tuple[int, ...],
-    shared: bool,
-    dtype: torch.dtype,
-) -> None:
-    batch, length, kv_heads, groups, half, block = sizes
-    heads = Heads(batch, length, kv_heads, groups, 2 * half, block)
-    many = kv_heads * groups
-    projected = draw(batch, length, (many + 2 * kv_heads) * 2 * half, dtype=dtype)
-    angles = draw(1 if shared else batch, length, half)
-    turns = torch.polar(torch.ones_like(angles), angles)
-    kernels = libraries[dtype]
-    queries, keys, values = kernels.split_heads(projected, turns, heads)
-
-    by_head = projected.unflatten(-1, (-1, half, 2)).permute(2, 0, 1, 3, 4).double()
-    rotated = torch.view_as_real(torch.view_as_complex(by_head.contiguous()) * turns).flatten(3)
-    assert_near(keys.view(kv_heads, batch, length, -1), rotated[many : many + kv_heads])
-    assert torch.equal(values.flatten(), by_head[many + kv_heads :].flatten().to(dtype))
-    start = 0
-    for rows in rotated[:many].unflatten(0, (kv_heads, groups)).transpose(1, 2).split(block, dim=3):
-        some = queries[start : start + rows.numel() // (2 * half)]
-        assert_near(some.flatten(), rows.flatten())
-        start += len(some)
-    assert start == len(queries)
-
-    rows = kernels.from_blocks(queries, heads)
-    in_rows = rotated[:many].permute(1, 2, 0, 3).flatten(2)
-    assert_near(rows, in_rows)
-    assert torch.equal(kernels.to_blocks(rows, heads), queries)
-    # Turned back everything lies where it was.
-    back = kernels.split_heads_backward(queries, keys.float(), values.float(), turns, heads)
-    assert float((back.double() - projected.double()).abs().max()) <= 3 * TOLERANCE[dtype] * float(
-        projected.abs().max()
-    )
-
-
 def results(threads: int) -> list[Tensor]:
     """What the model's functions return, and their gradients."""
     before = torch.get_num_threads()
@@ -204,11 +138,8 @@ def results(threads: int) -> list[Tensor]:
         normed = norm(x)
         active = swiglu(*draw(600, 96, seed=1).chunk(2, dim=-1))
         loss = losses_by_token(normed + active, draw(80, 48, seed=2), torch.arange(600) % 80).mean
-        angles = draw(1, 100, 4)
-        rotary = torch.cat([angles.cos()] * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
-        attended = rotary_causal_attention(normed.view(6, 100, 48), 4, 1, *rotary)
-        grads = torch.autograd.grad(loss + attended.sum(), (x, norm.weight))
-        return [normed.detach(), active, loss.detach(), attended.detach(), *grads]
+        grads = torch.autograd.grad(loss, (x, norm.weight))
+        return [normed.detach(), active, loss.detach(), *grads]
     finally:
         torch.set_num_threads(before)
 

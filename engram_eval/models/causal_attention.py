@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .compiled_kernels import CompiledKernels, Heads, kernels_for
+from .compiled_attention import Attended, CompiledAttention, Sizes, attention_for
 
 BLOCK = 128
 
@@ -56,9 +56,9 @@ def rotary_causal_attention(
     wide = torch.promote_types(projected.dtype, torch.float32)
     turns = torch.complex(cos[..., :half].to(wide), sin[..., half:].to(wide))
     with torch.autocast(projected.device.type, enabled=False):
-        kernels = kernels_for(projected)
-        if kernels is not None:
-            output: Tensor = _ByKernels.apply(projected, heads, kv_heads, turns, kernels)
+        attention = attention_for(projected)
+        if attention is not None:
+            output: Tensor = _ByKernel.apply(projected, heads, kv_heads, turns, attention)
         else:
             output = _RotaryCausalAttention.apply(projected, heads, kv_heads, turns)
     return output
@@ -122,8 +122,8 @@ class _RotaryCausalAttention(torch.autograd.Function):
         return projected.view(batch, length, -1), None, None, None
 
 
-class _ByKernels(torch.autograd.Function):
-    """The same with compiled kernels between the products; ``step_kernels.cpp`` has the layouts."""
+class _ByKernel(torch.autograd.Function):
+    """The same in one compiled pass each way; weights are computed again for the gradient."""
 
     @staticmethod
     def forward(
@@ -132,50 +132,22 @@ class _ByKernels(torch.autograd.Function):
         heads: int,
         kv_heads: int,
         turns: Tensor,
-        kernels: CompiledKernels,
+        attention: CompiledAttention,
     ) -> Tensor:
         batch, length, _ = projected.shape
-        sizes = Heads(batch, length, kv_heads, heads // kv_heads, 2 * turns.shape[-1], BLOCK)
-        queries, keys, values = kernels.split_heads(projected.contiguous(), turns, sizes)
-        output, kept = torch.empty_like(queries), []
-        for start, end in _blocks(length):
-            tall = _stacked(queries, start, end, sizes)
-            weights = torch.bmm(tall, keys[:, :end].mT)
-            kept.append(kernels.causal_softmax_(weights, end - start, start))
-            torch.bmm(weights, values[:, :end], out=_stacked(output, start, end, sizes))
-        ctx.save_for_backward(turns, queries, keys, values, *kept)
-        ctx.kernels, ctx.sizes = kernels, sizes
-        return kernels.from_blocks(output, sizes)
+        sizes = Sizes(batch, length, kv_heads, heads // kv_heads, 2 * turns.shape[-1])
+        projected, turns = projected.contiguous(), turns.contiguous()
+        made = attention.forward(projected, turns, sizes)
+        ctx.save_for_backward(projected, turns, *made)
+        ctx.attention, ctx.sizes = attention, sizes
+        return made.output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        turns, queries, keys, values, *kept = ctx.saved_tensors
-        kernels, sizes = ctx.kernels, ctx.sizes
-        grads, grad_queries = kernels.to_blocks(grad.contiguous(), sizes), torch.empty_like(queries)
-        grad_keys = torch.zeros_like(keys, dtype=torch.float32)
-        grad_values = torch.zeros_like(grad_keys)
-        for (start, end), weights in zip(_blocks(grad.shape[1]), kept, strict=True):
-            tall, tall_grad = (_stacked(part, start, end, sizes) for part in (queries, grads))
-            grad_values[:, :end] += torch.bmm(weights.mT, tall_grad)
-            inner = torch.bmm(tall_grad, values[:, :end].mT)
-            kernels.softmax_backward_(inner, weights, end - start, start)
-            torch.bmm(inner, keys[:, :end], out=_stacked(grad_queries, start, end, sizes))
-            grad_keys[:, :end] += torch.bmm(inner.mT, tall)
-        projected = kernels.split_heads_backward(grad_queries, grad_keys, grad_values, turns, sizes)
-        return projected, None, None, None, None
-
-
-def _blocks(length: int) -> list[tuple[int, int]]:
-    """Return where each block of queries starts and ends."""
-    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
-
-
-def _stacked(blocks: Tensor, start: int, end: int, sizes: Heads) -> Tensor:
-    """Return one block, (kv_heads * B, groups * rows, d), of all: a view."""
-    many = sizes.kv_heads * sizes.batch
-    each = many * sizes.groups
-    return blocks[start * each : end * each].view(many, -1, sizes.width)
+        projected, turns, *made = ctx.saved_tensors
+        given = grad.contiguous(), projected, turns, Attended(*made), ctx.sizes
+        return ctx.attention.backward(*given), None, None, None, None
 
 
 def _rotate(x: Tensor, turns: Tensor) -> Tensor:

@@ -11,24 +11,8 @@ from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach, library
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
-class Heads(ctypes.Structure):
-    """Sizes of attention heads; the fields of ``struct Heads`` in ``step_kernels.cpp``."""
-
-    _fields_ = [
-        (name, SIZE) for name in ("batch", "length", "kv_heads", "groups", "width", "block")
-    ]
-    batch: int
-    length: int
-    kv_heads: int
-    groups: int
-    width: int
-    block: int
-
-
 ARGUMENTS = {
     "cross_entropy": (*[ADDRESS] * 3, *[SIZE] * 2, FLAG),
-    "causal_softmax": (ADDRESS, *[SIZE] * 4),
-    "softmax_backward": (*[ADDRESS] * 2, *[SIZE] * 4),
     "rms_norm": (*[ADDRESS] * 4, *[SIZE] * 3, FLOAT),
     "rms_norm_backward": (*[ADDRESS] * 6, *[SIZE] * 3),
     "swiglu": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 2, *[SIZE] * 2),
@@ -36,10 +20,7 @@ ARGUMENTS = {
         *(*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, SIZE, ADDRESS),
         *[SIZE] * 2,
     ),
-    "split_heads": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 3, Heads),
-    "split_heads_backward": (*[ADDRESS] * 4, SIZE, ADDRESS, Heads),
     "add_rows": (*[ADDRESS] * 3, *[SIZE] * 3),
-    "move_queries": (*[ADDRESS] * 2, FLAG, Heads),
 }
 """Of the functions of ``step_kernels.cpp``, each for two types."""
 
@@ -82,19 +63,6 @@ class CompiledKernels:
         losses = logits.new_empty(len(logits), dtype=torch.float32)
         self._call("cross_entropy", logits, targets.contiguous(), losses, *logits.shape, with_error)
         return losses
-
-    def causal_softmax_(self, scores: Tensor, rows: int, before: int) -> Tensor:
-        """Turn ``scores`` (..., rows, S) into weights; row r sees ``before + r + 1`` columns."""
-        width = scores.shape[-1]
-        self._call("causal_softmax", scores, scores.numel() // (rows * width), rows, width, before)
-        return scores
-
-    def softmax_backward_(self, grads: Tensor, weights: Tensor, rows: int, before: int) -> Tensor:
-        """Turn gradients of weights that ``causal_softmax_`` made into those of its scores."""
-        width = weights.shape[-1]
-        sizes = weights.numel() // (rows * width), rows, width, before
-        self._call("softmax_backward", grads, weights, *sizes)
-        return grads
 
     def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Return ``x * scale * gain``, and the scales: one for each row of ``x`` (..., D).
@@ -157,53 +125,3 @@ class CompiledKernels:
         output = rows.new_empty(len(place), rows.shape[1])
         self._call("add_rows", rows, place, output, *place.shape, rows.shape[1])
         return output
-
-    def split_heads(
-        self, projected: Tensor, turns: Tensor, heads: Heads
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotate queries and keys, and put each head's rows together.
-
-        Args:
-            projected: (B, T, (heads + 2 kv_heads) * d).
-            turns: (B or 1, T, d / 2) complex64.
-            heads: sizes.
-
-        Returns:
-            queries (heads * B * T, d) in blocks, see ``step_kernels.cpp``; keys and values
-            (kv_heads * B, T, d).
-        """
-        rows = heads.batch * heads.length
-        queries = projected.new_empty(heads.kv_heads * heads.groups * rows, heads.width)
-        keys = projected.new_empty(heads.kv_heads * heads.batch, heads.length, heads.width)
-        values = torch.empty_like(keys)
-        outputs = queries, keys, values
-        self._call("split_heads", projected, turns, _step(turns), *outputs, heads)
-        return outputs
-
-    def split_heads_backward(
-        self, queries: Tensor, keys: Tensor, values: Tensor, turns: Tensor, heads: Heads
-    ) -> Tensor:
-        """Return the gradient of ``projected``; those of keys and values are given in float32."""
-        row = (heads.groups + 2) * heads.kv_heads * heads.width
-        output = queries.new_empty(heads.batch, heads.length, row)
-        inputs = queries, keys, values, turns, _step(turns)
-        self._call("split_heads_backward", *inputs, output, heads)
-        return output
-
-    def from_blocks(self, blocks: Tensor, heads: Heads) -> Tensor:
-        """Return rows (B, T, heads * d) of what lies in blocks of queries."""
-        width = heads.kv_heads * heads.groups * heads.width
-        rows = blocks.new_empty(heads.batch, heads.length, width)
-        self._call("move_queries", rows, blocks, False, heads)
-        return rows
-
-    def to_blocks(self, rows: Tensor, heads: Heads) -> Tensor:
-        """Return blocks of queries, (heads * B * T, d), of rows (B, T, heads * d)."""
-        blocks = rows.new_empty(rows.numel() // heads.width, heads.width)
-        self._call("move_queries", rows, blocks, True, heads)
-        return blocks
-
-
-def _step(turns: Tensor) -> int:
-    """Return how many numbers lie between the turns of two sequences: none where they share."""
-    return 0 if len(turns) == 1 else 2 * turns[0].numel()

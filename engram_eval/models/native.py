@@ -23,8 +23,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 SOURCES = tuple(
-    Path(__file__).with_name(f"{name}_kernels.cpp") for name in ("lookup", "routing", "step")
+    Path(__file__).with_name(f"{name}_kernels.cpp")
+    for name in ("attention", "lookup", "routing", "step")
 )
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("tiles.h", "vectors.h"))
 SWITCH = "ENGRAM_EVAL_KERNELS"
 COMPILERS = ("c++", "g++", "clang++")
 ALWAYS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
@@ -49,7 +51,7 @@ def built() -> Built:
     """Compile the kernels, unless that has been done on this machine."""
     if os.environ.get(SWITCH, "on") == "off":
         return Built(None, f"torch: {SWITCH} is off")
-    all_there = all(source.exists() for source in SOURCES)
+    all_there = all(source.exists() for source in SOURCES + HEADERS)
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None or not all_there:
         return Built(None, f"torch: no {'C++ compiler' if all_there else 'source'}")
@@ -65,7 +67,7 @@ def built() -> Built:
 
 def _cached(compiler: str, version: str) -> Path:
     """Return the library of these sources, compiler and processor, made where it is missing."""
-    source = [source.read_bytes() for source in SOURCES]
+    source = [source.read_bytes() for source in SOURCES + HEADERS]
     made_of = repr((source, version, ALWAYS, TUNED, _processor()))
     folder = _cache_folder()
     place = folder / f"kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"

@@ -1,0 +1,339 @@
+// Causal grouped-query attention with rotary positions: one pass forward and one backward, in which
+// scores exist for 32 queries at a time (arXiv:2205.14135).
+//
+// Rows of projected (batch, length, heads + 2 kv_heads, width) hold queries, keys and values; queries
+// and keys are rotated on the way, pairs of numbers side by side. Each key head is worked on alone,
+// with all query heads that share it. Scores are kept key by key: what is said of a query is then a
+// vector's lane.
+
+#include <memory>
+
+#include "tiles.h"
+
+namespace {
+
+struct Sizes {
+  long batch, length, kv_heads, groups, width;
+
+  long heads() const { return kv_heads * groups; }
+  long row() const { return (heads() + 2 * kv_heads) * width; }
+  // What is worked on: zeros fill up to whole blocks.
+  long rows() const { return (length + BLOCK - 1) / BLOCK * BLOCK; }
+  long columns() const { return (width + BLOCK - 1) / BLOCK * BLOCK; }
+  long all() const { return rows() * columns(); }
+};
+
+// (x, y) -> (x cos - y sin, x sin + y cos), or back with a sign of -1; turns are (cos, sin).
+template <typename From>
+inline void turn(const From* from, const float* turns, float sign, bf16* to, long width) {
+  constexpr Floats ALTERNATING = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+  constexpr uint64_t SECOND = ~uint64_t{0} << 32;
+  along(width, [&](long i, auto part) {
+    const Pairs pair = same_bits<Pairs>(load(turns + i, part));
+    const Floats cosine = same_bits<Floats>((pair & ~SECOND) | (pair << 32));
+    const Floats sine = same_bits<Floats>((pair & SECOND) | (pair >> 32));
+    const Floats x = load(from + i, part);
+    const Pairs xy = same_bits<Pairs>(x);
+    const Floats swapped = same_bits<Floats>((xy << 32) | (xy >> 32));
+    store(to + i, x * cosine + swapped * (sine * ALTERNATING * sign), part);
+  });
+}
+
+// One sequence: its rows, and what turns them.
+struct Sequence {
+  const bf16* projected;
+  const float* turns;
+
+  Sequence(const bf16* all, const float* angles, long step, const Sizes& s, long b)
+      : projected(all + b * s.length * s.row()), turns(angles + b * step) {}
+
+  // All rows of one head, rotated if asked.
+  void read(const Sizes& s, long head, bool rotated, bf16* out) const {
+    fill_zeros(out, s.all());
+    for (long t = 0; t < s.length; ++t, out += s.columns()) {
+      const bf16* row = projected + t * s.row() + head * s.width;
+      if (rotated) {
+        turn(row, turns + t * s.width, 1, out, s.width);
+      } else {
+        std::memcpy(out, row, s.width * sizeof(bf16));
+      }
+    }
+  }
+};
+
+// Memory to work in, with nothing in it yet.
+template <typename T>
+class Room {
+ public:
+  explicit Room(long size) : size(size), place(new T[size]) {}
+  T* data() const { return place.get(); }
+  T& operator[](long i) const { return place[i]; }
+  const long size;
+
+ private:
+  std::unique_ptr<T[]> place;
+};
+
+// Which lanes' queries, from `query` on, see this key.
+inline Words sees(long query, long key) {
+  constexpr Words LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return LANE + static_cast<uint32_t>(query) >= static_cast<uint32_t>(key);
+}
+
+// Two rows as the pair of a right factor.
+inline void pack_pair(const bf16* first, const bf16* second, bf16* packed) {
+  const Words pair = (same_bits<Words>(load(first)) >> 16) | same_bits<Words>(load(second));
+  std::memcpy(packed, &pair, sizeof(pair));
+}
+
+// Keys and values of one head as forward takes them, and room for one query head.
+struct Forward {
+  Room<bf16> keys, values, columns_of_values, queries, packed_queries, packed_weights;
+  Room<float> scores, sums;
+
+  explicit Forward(const Sizes& s)
+      : keys(s.all()), values(s.all()), columns_of_values(s.all()), queries(s.all()),
+        packed_queries(s.all()), packed_weights(s.rows() * BLOCK), scores(s.rows() * BLOCK),
+        sums(s.columns() * BLOCK) {}
+};
+
+// Weights e^(score - largest) of 16 queries, packed; returns what scales their sum to one and leaves
+// the logarithm of the normaliser. `end` keys are there.
+Floats weigh(const float* scores, long query, long end, bf16* packed, float* normalisers) {
+  // All see the keys before the first query.
+  Floats most = all(-INFINITY), sum{};
+  for (long key = 0; key < query; ++key) {
+    const Floats score = load(scores + key * BLOCK);
+    most = score > most ? score : most;
+  }
+  for (long key = query; key < end; ++key) {
+    const Floats score = sees(query, key) ? load(scores + key * BLOCK) : most;
+    most = score > most ? score : most;
+  }
+  const auto weigh_pair = [&](long key, Floats first, Floats second) {
+    bf16 rounded[2 * LANES];
+    store(rounded, first);
+    store(rounded + LANES, second);
+    sum += first + second;
+    pack_pair(rounded, rounded + LANES,
+              packed + key / BLOCK * 2 * PACKED + key % BLOCK / 2 * BLOCK);
+  };
+  const auto weight = [&](long key) { return exponential(load(scores + key * BLOCK) - most); };
+  for (long key = 0; key < query; key += 2) weigh_pair(key, weight(key), weight(key + 1));
+  for (long key = query; key < end; key += 2)
+    weigh_pair(key, sees(query, key) ? weight(key) : Floats{},
+               sees(query, key + 1) ? weight(key + 1) : Floats{});
+  for (long i = 0; i < LANES; ++i) normalisers[i] = most[i] + std::log(sum[i]);
+  return 1.0f / sum;
+}
+
+// 32 queries of one head.
+void attend(const Multiplier& by, Forward& f, const Sizes& s, long query, bf16* output,
+            float* normalisers) {
+  const long width = s.columns(), end = query + BLOCK;
+  for (long key = 0; key < end; key += BLOCK)
+    multiply(by,
+             {f.keys.data() + key * width, width, BLOCK, f.packed_queries.data() + query * width,
+              width * TILE, PACKED},
+             width / BLOCK, f.scores.data() + key * BLOCK, BLOCK, false);
+  Floats scales[2];
+  for (long half = 0; half < 2; ++half)
+    scales[half] = weigh(f.scores.data() + half * TILE, query + half * TILE, end,
+                         f.packed_weights.data() + half * PACKED, normalisers + half * TILE);
+  for (long column = 0; column < width; column += BLOCK)
+    multiply(by,
+             {f.columns_of_values.data() + column * s.rows(), s.rows(), BLOCK,
+              f.packed_weights.data(), PACKED, 2 * PACKED},
+             end / BLOCK, f.sums.data() + column * BLOCK, BLOCK, false);
+  for (long half = 0; half < 2; ++half)
+    for (long column = 0; column < s.width; column += TILE) {
+      Words square[TILE];
+      for (long r = 0; r < TILE; ++r)
+        square[r] = same_bits<Words>(load(f.sums.data() + (column + r) * BLOCK + half * TILE) *
+                                     scales[half]);
+      turn_over(square);
+      const long here = query + half * TILE, there = std::min(s.length - here, TILE);
+      for (long r = 0; r < there; ++r)
+        store(output + (here + r) * s.heads() * s.width + column, same_bits<Floats>(square[r]),
+              Part{std::min(TILE, s.width - column)});
+    }
+}
+
+// Keys and values of one head as backward takes them, and one of its query heads.
+struct Backward {
+  Room<bf16> keys, values, columns_of_keys;
+  Room<bf16> queries, packed_queries, queries_in_pairs, grads, packed_grads, grads_in_pairs;
+  Room<float> grad_keys, grad_values, grad_queries, inner, scores, errors;
+  Room<bf16> weights, errors_by_key, packed_errors;
+
+  explicit Backward(const Sizes& s)
+      : keys(s.all()), values(s.all()), columns_of_keys(s.all()), queries(s.all()),
+        packed_queries(s.all()), queries_in_pairs(s.all()), grads(s.all()), packed_grads(s.all()),
+        grads_in_pairs(s.all()), grad_keys(s.all()), grad_values(s.all()),
+        grad_queries(s.columns() * BLOCK), inner(s.rows()), scores(BLOCK * BLOCK),
+        errors(BLOCK * BLOCK), weights(BLOCK * BLOCK), errors_by_key(BLOCK * BLOCK),
+        packed_errors(2 * PACKED) {}
+};
+
+// Reads a query head: its queries, the gradient of what it returned, and the sums of their products
+// with what it returned, which the softmax's gradient takes.
+void read_queries(Backward& w, const Sequence& of, const Sizes& s, long head, const bf16* output,
+                  const bf16* grads) {
+  of.read(s, head, true, w.queries.data());
+  const long width = s.columns(), step = s.heads() * s.width;
+  fill_zeros(w.grads.data(), s.all());
+  fill_zeros(w.inner.data(), s.rows());
+  for (long t = 0; t < s.length; ++t) {
+    const bf16 *grad = grads + t * step + head * s.width, *row = output + t * step + head * s.width;
+    std::memcpy(w.grads.data() + t * width, grad, s.width * sizeof(bf16));
+    Floats sum{};
+    along(s.width, [&](long i, auto part) { sum += load(grad + i, part) * load(row + i, part); });
+    w.inner[t] = sum_of(sum);
+  }
+  pack_columns(w.queries.data(), s.rows(), width, w.packed_queries.data());
+  pack_rows(w.queries.data(), s.rows(), width, w.queries_in_pairs.data());
+  pack_columns(w.grads.data(), s.rows(), width, w.packed_grads.data());
+  pack_rows(w.grads.data(), s.rows(), width, w.grads_in_pairs.data());
+}
+
+// Weights of 32 keys by 32 queries again, and the gradients of their scores.
+void weigh_again(const Multiplier& by, Backward& w, const Sizes& s, long key, long query,
+                 const float* normalisers) {
+  const long width = s.columns(), place = query * width;
+  multiply(by,
+           {w.keys.data() + key * width, width, BLOCK, w.packed_queries.data() + place,
+            width * TILE, PACKED},
+           width / BLOCK, w.scores.data(), BLOCK, false);
+  multiply(by,
+           {w.values.data() + key * width, width, BLOCK, w.packed_grads.data() + place,
+            width * TILE, PACKED},
+           width / BLOCK, w.errors.data(), BLOCK, false);
+  for (long half = 0; half < 2; ++half) {
+    const long first = query + half * TILE;
+    const Floats log_sum = load(normalisers + first), inner = load(w.inner.data() + first);
+    bf16* packed = w.packed_errors.data() + half * PACKED;
+    for (long r = 0; r < BLOCK; r += 2) {
+      for (long i = 0; i < 2; ++i) {
+        const long at = (r + i) * BLOCK + half * TILE;
+        Floats weight = exponential(load(w.scores.data() + at) - log_sum);
+        if (key == query) weight = sees(first, key + r + i) ? weight : Floats{};
+        store(w.weights.data() + at, weight);
+        store(w.errors_by_key.data() + at, weight * (load(w.errors.data() + at) - inner));
+      }
+      const bf16* rows = w.errors_by_key.data() + r * BLOCK + half * TILE;
+      pack_pair(rows, rows + BLOCK, packed + r / 2 * BLOCK);
+    }
+  }
+}
+
+// One query head: adds to the gradients of keys and values, and writes those of the queries.
+void attend_backward(const Multiplier& by, Backward& w, const Sequence& of, const Sizes& s,
+                     long head, const float* normalisers, bf16* grad_projected) {
+  const long width = s.columns();
+  for (long query = 0; query < s.rows(); query += BLOCK) {
+    for (long key = 0; key <= query; key += BLOCK) {
+      weigh_again(by, w, s, key, query, normalisers);
+      for (long column = 0; column < width; column += BLOCK) {
+        const long pairs = query * width + column * BLOCK, place = key * width + column;
+        multiply(by, {w.weights.data(), BLOCK, 0, w.grads_in_pairs.data() + pairs, PACKED, 0}, 1,
+                 w.grad_values.data() + place, width, true);
+        multiply(by, {w.errors_by_key.data(), BLOCK, 0, w.queries_in_pairs.data() + pairs, PACKED, 0},
+                 1, w.grad_keys.data() + place, width, true);
+        // Turned over: rows are the queries' numbers.
+        multiply(by,
+                 {w.columns_of_keys.data() + column * s.rows() + key, s.rows(), 0,
+                  w.packed_errors.data(), PACKED, 0},
+                 1, w.grad_queries.data() + column * BLOCK, BLOCK, key > 0);
+      }
+    }
+    for (long half = 0; half < 2; ++half)
+      for (long column = 0; column < s.width; column += TILE) {
+        Words square[TILE];
+        for (long r = 0; r < TILE; ++r)
+          square[r] = same_bits<Words>(
+              load(w.grad_queries.data() + (column + r) * BLOCK + half * TILE));
+        turn_over(square);
+        const long here = query + half * TILE, there = std::min(s.length - here, TILE);
+        for (long r = 0; r < there; ++r) {
+          const Floats row = same_bits<Floats>(square[r]);
+          turn(reinterpret_cast<const float*>(&row), of.turns + (here + r) * s.width + column, -1,
+               grad_projected + (here + r) * s.row() + head * s.width + column,
+               std::min(TILE, s.width - column));
+        }
+      }
+  }
+}
+
+// Gradients of a key head's keys and values, in their places.
+void write_keys(const Backward& w, const Sequence& of, const Sizes& s, long head,
+                bf16* grad_projected) {
+  for (long t = 0; t < s.length; ++t) {
+    bf16* out = grad_projected + t * s.row() + (s.heads() + head) * s.width;
+    turn(w.grad_keys.data() + t * s.columns(), of.turns + t * s.width, -1, out, s.width);
+    const float* grad = w.grad_values.data() + t * s.columns();
+    along(s.width, [&](long i, auto part) {
+      store(out + s.kv_heads * s.width + i, load(grad + i), part);
+    });
+  }
+}
+}  // namespace
+
+extern "C" {
+
+// projected -> output (batch, length, heads, width), and the logarithms of the normalisers (batch,
+// heads, rows()) that backward takes. The turns of the next sequence lie `turns_step` numbers on.
+void attention(const bf16* projected, const float* turns, long turns_step, bf16* output,
+               float* normalisers, Sizes s, int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const Multiplier by;
+    Forward f(s);
+#pragma omp for collapse(2)
+    for (long b = 0; b < s.batch; ++b) {
+      for (long shared = 0; shared < s.kv_heads; ++shared) {
+        const Sequence of(projected, turns, turns_step, s, b);
+        of.read(s, s.heads() + shared, true, f.keys.data());
+        of.read(s, s.heads() + s.kv_heads + shared, false, f.values.data());
+        turn_rows_over(f.values.data(), s.rows(), s.columns(), f.columns_of_values.data());
+        for (long head = shared * s.groups; head < (shared + 1) * s.groups; ++head) {
+          of.read(s, head, true, f.queries.data());
+          pack_columns(f.queries.data(), s.rows(), s.columns(), f.packed_queries.data());
+          bf16* out = output + b * s.length * s.heads() * s.width + head * s.width;
+          float* logs = normalisers + (b * s.heads() + head) * s.rows();
+          for (long query = 0; query < s.rows(); query += BLOCK)
+            attend(by, f, s, query, out, logs + query);
+        }
+      }
+    }
+  }
+}
+
+// The gradient of projected.
+void attention_backward(const bf16* grads, const bf16* projected, const float* turns,
+                        long turns_step, const bf16* output, const float* normalisers,
+                        bf16* grad_projected, Sizes s, int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const Multiplier by;
+    Backward w(s);
+#pragma omp for collapse(2)
+    for (long b = 0; b < s.batch; ++b) {
+      for (long shared = 0; shared < s.kv_heads; ++shared) {
+        const Sequence of(projected, turns, turns_step, s, b);
+        const long first = b * s.length * s.heads() * s.width;
+        bf16* out = grad_projected + b * s.length * s.row();
+        of.read(s, s.heads() + shared, true, w.keys.data());
+        of.read(s, s.heads() + s.kv_heads + shared, false, w.values.data());
+        turn_rows_over(w.keys.data(), s.rows(), s.columns(), w.columns_of_keys.data());
+        fill_zeros(w.grad_keys.data(), s.all());
+        fill_zeros(w.grad_values.data(), s.all());
+        for (long head = shared * s.groups; head < (shared + 1) * s.groups; ++head) {
+          read_queries(w, of, s, head, output + first, grads + first);
+          attend_backward(by, w, of, s, head, normalisers + (b * s.heads() + head) * s.rows(), out);
+        }
+        write_keys(w, of, s, shared, out);
+      }
+    }
+  }
+}
+}

@@ -1,0 +1,90 @@
+"""Causal attention for training on a CPU in bfloat16, compiled: scores are never written out."""
+
+import ctypes
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .native import ADDRESS, SIZE, Functions, in_reach, library
+
+FILLED = 32
+"""Rows are filled up to a multiple of it."""
+
+
+class Sizes(ctypes.Structure):
+    """The fields of ``struct Sizes`` in ``attention_kernels.cpp``; ``width`` is that of a head."""
+
+    _fields_ = [(name, SIZE) for name in ("batch", "length", "kv_heads", "groups", "width")]
+    batch: int
+    length: int
+    kv_heads: int
+    groups: int
+    width: int
+
+
+ARGUMENTS = {
+    "attention": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 2, Sizes),
+    "attention_backward": (*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, Sizes),
+}
+"""Of the functions of ``attention_kernels.cpp``."""
+
+
+class Attended(NamedTuple):
+    """What heads return.
+
+    Attributes:
+        output: (B, T, heads * d).
+        log_sums: (B, heads, T filled up), of each query's ``exp(scores)``; float32.
+    """
+
+    output: Tensor
+    log_sums: Tensor
+
+
+class CompiledAttention:
+    """The functions of ``attention_kernels.cpp``, on tensors of a CPU."""
+
+    def __init__(self, found: ctypes.CDLL) -> None:
+        self._call = Functions(found, ARGUMENTS)
+
+    def forward(self, projected: Tensor, turns: Tensor, sizes: Sizes) -> Attended:
+        """Rotate queries and keys, then attend.
+
+        Args:
+            projected: (B, T, (heads + 2 kv_heads) * d) bfloat16: queries, keys, values.
+            turns: (B or 1, T, d / 2) complex64.
+            sizes: B, T, kv_heads, heads / kv_heads and d.
+        """
+        heads = sizes.kv_heads * sizes.groups
+        rows = (sizes.length + FILLED - 1) // FILLED * FILLED
+        output = projected.new_empty(sizes.batch, sizes.length, heads * sizes.width)
+        log_sums = projected.new_empty(sizes.batch, heads, rows, dtype=torch.float32)
+        self._call("attention", projected, turns, _step(turns), output, log_sums, sizes)
+        return Attended(output, log_sums)
+
+    def backward(
+        self, grad: Tensor, projected: Tensor, turns: Tensor, made: Attended, sizes: Sizes
+    ) -> Tensor:
+        """Return the gradient of ``projected``, given that of the output."""
+        grad_projected = torch.empty_like(projected)
+        given = grad, projected, turns, _step(turns), *made
+        self._call("attention_backward", *given, grad_projected, sizes)
+        return grad_projected
+
+
+def _step(turns: Tensor) -> int:
+    """Return how many numbers lie between the turns of two sequences: none where they share."""
+    return 0 if len(turns) == 1 else 2 * turns[0].numel()
+
+
+def attention_for(projected: Tensor) -> CompiledAttention | None:
+    """Return the functions if they exist and can work on ``projected``."""
+    return _attention() if projected.dtype == torch.bfloat16 and in_reach(projected) else None
+
+
+@functools.cache
+def _attention() -> CompiledAttention | None:
+    found = library()
+    return None if found is None else CompiledAttention(found)

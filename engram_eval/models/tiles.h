@@ -1,0 +1,201 @@
+// Products of bfloat16 blocks of 32 by 32 numbers, added up in single precision: by the processor's
+// matrix unit where it has one (AMX), else by its vectors.
+//
+// A left factor is 32 rows of 32 numbers. A right factor is packed for the sum: two tiles of 16
+// columns each, a tile being 16 pairs of rows, each pair column by column.
+
+#pragma once
+
+#include "vectors.h"
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr long TILE = 16, BLOCK = 32;
+constexpr long PACKED = TILE * BLOCK;
+
+#ifdef __AMX_BF16__
+// Linux lends the matrix unit's state to a process that asks for it.
+inline bool has_matrix_unit() {
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+  return granted;
+}
+
+// GCC's functions of the unit do not say what they read: what is at `place` must be written before.
+inline void settle(const void* place) { asm volatile("" : : "r"(place) : "memory"); }
+
+// While one exists its thread may multiply.
+class Multiplier {
+ public:
+  Multiplier() : unit(has_matrix_unit()) {
+    if (!unit) return;
+    alignas(64) struct {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } shapes;
+    settle(&shapes);
+    _tile_loadconfig(&shapes);
+  }
+  ~Multiplier() {
+    if (unit) _tile_release();
+  }
+  Multiplier(const Multiplier&) = delete;
+  const bool unit;
+};
+#else
+struct Multiplier {
+  const bool unit = false;
+};
+#endif
+
+// c (16, 16) += a (16, 32) times one tile of a right factor.
+inline void add_product(const bf16* a, long a_row, const bf16* tile, float* c, long c_row) {
+  Floats even[TILE], odd[TILE];
+  for (long pair = 0; pair < TILE; ++pair) {
+    Words both;
+    std::memcpy(&both, tile + pair * BLOCK, sizeof(both));
+    even[pair] = same_bits<Floats>(both << 16);
+    odd[pair] = same_bits<Floats>(both & 0xffff0000);
+  }
+  for (long r = 0; r < TILE; ++r) {
+    Floats sum = load(c + r * c_row);
+    for (long pair = 0; pair < TILE; ++pair) {
+      sum += even[pair] * one(a[r * a_row + 2 * pair]);
+      sum += odd[pair] * one(a[r * a_row + 2 * pair + 1]);
+    }
+    store(c + r * c_row, sum);
+  }
+}
+
+// Where the factors of the products lie that are added up: rows of a and tiles of b, and the same of
+// the next product, so many numbers on.
+struct Factors {
+  const bf16* a;
+  long a_row, a_next;
+  const bf16* b;
+  long b_tile, b_next;
+};
+
+// c (32, 32), its rows c_row numbers apart, = the sum of `count` products, plus what was there if
+// `add`.
+inline void multiply(const Multiplier& by, Factors f, long count, float* c, long c_row, bool add) {
+  float* below = c + TILE * c_row;
+#ifdef __AMX_BF16__
+  if (by.unit) {
+    const long bytes = c_row * sizeof(float), a_bytes = f.a_row * sizeof(bf16);
+    constexpr long TILE_BYTES = BLOCK * sizeof(bf16);
+    settle(f.a);
+    settle(f.b);
+    settle(c);
+    if (add) {
+      _tile_loadd(0, c, bytes);
+      _tile_loadd(1, c + TILE, bytes);
+      _tile_loadd(2, below, bytes);
+      _tile_loadd(3, below + TILE, bytes);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (long i = 0; i < count; ++i, f.a += f.a_next, f.b += f.b_next) {
+      _tile_loadd(4, f.a, a_bytes);
+      _tile_loadd(6, f.b, TILE_BYTES);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, f.b + f.b_tile, TILE_BYTES);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, f.a + TILE * f.a_row, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, bytes);
+    _tile_stored(1, c + TILE, bytes);
+    _tile_stored(2, below, bytes);
+    _tile_stored(3, below + TILE, bytes);
+    return;
+  }
+#endif
+  for (long r = 0; !add && r < BLOCK; ++r) {
+    store(c + r * c_row, Floats{});
+    store(c + r * c_row + TILE, Floats{});
+  }
+  for (long i = 0; i < count; ++i, f.a += f.a_next, f.b += f.b_next) {
+    const bf16* lower = f.a + TILE * f.a_row;
+    add_product(f.a, f.a_row, f.b, c, c_row);
+    add_product(f.a, f.a_row, f.b + f.b_tile, c + TILE, c_row);
+    add_product(lower, f.a_row, f.b, below, c_row);
+    add_product(lower, f.a_row, f.b + f.b_tile, below + TILE, c_row);
+  }
+}
+
+// Exchanges what lies `APART` off the diagonal of each 2 APART by 2 APART square.
+template <long APART>
+inline void exchange(Words rows[TILE]) {
+  constexpr auto chosen = [](bool upper) {
+    Words lanes{};
+    for (uint32_t i = 0; i < TILE; ++i)
+      lanes[i] = upper ? (i & APART ? i - APART + TILE : i) : (i & APART ? i + TILE : i + APART);
+    return lanes;
+  };
+  const Words first = chosen(true), second = chosen(false);
+#pragma GCC unroll 16
+  for (long r = 0; r < TILE; ++r) {
+    if (r & APART) continue;
+    const Words upper = rows[r], lower = rows[r + APART];
+    rows[r] = __builtin_shuffle(upper, lower, first);
+    rows[r + APART] = __builtin_shuffle(upper, lower, second);
+  }
+}
+
+// Turns a square of 16 rows over.
+inline void turn_over(Words rows[TILE]) {
+  exchange<1>(rows);
+  exchange<2>(rows);
+  exchange<4>(rows);
+  exchange<8>(rows);
+}
+
+// rows (count, width) -> right factors whose products add up over rows: 16 pairs of rows by 16
+// columns, tile after tile along the width, then the next 32 rows.
+inline void pack_rows(const bf16* rows, long count, long width, bf16* packed) {
+  for (long start = 0; start < count; start += BLOCK)
+    for (long column = 0; column < width; column += TILE)
+      for (long pair = 0; pair < TILE; ++pair, packed += BLOCK) {
+        const bf16* from = rows + (start + 2 * pair) * width + column;
+        const Words first = same_bits<Words>(load(from)) >> 16;
+        const Words both = same_bits<Words>(load(from + width)) | first;
+        std::memcpy(packed, &both, sizeof(both));
+      }
+}
+
+// rows (count, width) -> right factors whose products add up over columns: 16 pairs of columns by 16
+// rows, tile after tile along the width, then the next 16 rows.
+inline void pack_columns(const bf16* rows, long count, long width, bf16* packed) {
+  for (long start = 0; start < count; start += TILE)
+    for (long column = 0; column < width; column += BLOCK, packed += PACKED) {
+      Words pairs[TILE];
+      for (long r = 0; r < TILE; ++r)
+        std::memcpy(pairs + r, rows + (start + r) * width + column, sizeof(Words));
+      turn_over(pairs);
+      std::memcpy(packed, pairs, sizeof(pairs));
+    }
+}
+
+// rows (count, width) -> columns (width, count).
+inline void turn_rows_over(const bf16* rows, long count, long width, bf16* columns) {
+  for (long start = 0; start < count; start += TILE)
+    for (long column = 0; column < width; column += TILE) {
+      Words square[TILE];
+      for (long r = 0; r < TILE; ++r)
+        square[r] = same_bits<Words>(load(rows + (start + r) * width + column));
+      turn_over(square);
+      for (long r = 0; r < TILE; ++r)
+        store(columns + (column + r) * count + start, same_bits<Floats>(square[r]));
+    }
+}
+}  // namespace

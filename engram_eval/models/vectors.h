@@ -1,0 +1,228 @@
+// Sixteen numbers at a time, whatever vectors the processor has, by the extension that GCC and Clang
+// share. All is computed in single precision and rounded once, when it is stored.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr long LANES = 16;
+using Floats = float __attribute__((vector_size(4 * LANES)));
+using Words = uint32_t __attribute__((vector_size(4 * LANES)));
+using Pairs = uint64_t __attribute__((vector_size(4 * LANES)));
+using Halves = uint16_t __attribute__((vector_size(2 * LANES)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+template <typename To, typename From>
+inline To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "another size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline Floats all(float x) { return x - Floats{}; }
+
+inline Words widened(Halves x) {
+#ifdef __AVX512F__
+  return same_bits<Words>(_mm512_cvtepu16_epi32(same_bits<__m256i>(x)));
+#else
+  return __builtin_convertvector(x, Words);
+#endif
+}
+
+// How many numbers of a vector are meant: all, fewer at the end of a row, or fewer while the row
+// goes on, so that a whole vector may be read and written.
+struct Whole {};
+struct Part {
+  long count;
+};
+struct First {
+  long count;
+};
+
+template <typename Do>
+inline void along(long width, Do what) {
+  long i = 0;
+  for (; i + LANES <= width; i += LANES) what(i, Whole{});
+  if (i < width) what(i, Part{width - i});
+}
+
+template <typename Do>
+inline void along_seen(long seen, long width, Do what) {
+  long i = 0;
+  for (; i + LANES <= seen; i += LANES) what(i, Whole{});
+  if (i == seen) return;
+  if (i + LANES <= width) {
+    what(i, First{seen - i});
+  } else {
+    what(i, Part{seen - i});
+  }
+}
+
+inline Floats load(const float* from, Whole = {}, float = 0) {
+  Floats x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
+}
+
+inline Floats load(const bf16* from, Whole = {}, float = 0) {
+  Halves x;
+  std::memcpy(&x, from, sizeof(x));
+  return same_bits<Floats>(widened(x) << 16);
+}
+
+inline void store(float* to, Floats x, Whole = {}) { std::memcpy(to, &x, sizeof(x)); }
+
+inline void store(bf16* to, Floats x, Whole = {}) {
+#ifdef __AVX512BF16__
+  const auto rounded = _mm512_cvtneps_pbh(same_bits<__m512>(x));
+  std::memcpy(to, &rounded, sizeof(rounded));
+#else
+  const Words wide = same_bits<Words>(x);
+  const Words rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  // Adding must not turn one that is not a number into one.
+  const Halves kept = __builtin_convertvector(x == x ? rounded : (wide >> 16) | 0x40, Halves);
+  std::memcpy(to, &kept, sizeof(kept));
+#endif
+}
+
+template <typename T>
+inline Floats load(const T* from, Part part, float filling = 0) {
+  T few[LANES];
+  store(few, all(filling));
+  std::memcpy(few, from, part.count * sizeof(T));
+  return load(few);
+}
+
+template <typename T>
+inline void store(T* to, Floats x, Part part) {
+  T few[LANES];
+  store(few, x);
+  std::memcpy(to, few, part.count * sizeof(T));
+}
+
+template <typename T>
+inline Floats load(const T* from, First first, float filling = 0) {
+  constexpr Words LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const Words count = Words{} + static_cast<uint32_t>(first.count);
+  return LANE < count ? load(from) : all(filling);
+}
+
+template <typename T>
+inline void store(T* to, Floats x, First) {
+  store(to, x);
+}
+
+inline float one(float x) { return x; }
+
+inline float one(bf16 x) { return same_bits<float>(static_cast<uint32_t>(x.bits) << 16); }
+
+// Folded in halves: no long chain of additions.
+template <typename Fold>
+inline float folded(Floats x, Fold fold) {
+  float parts[LANES];
+  store(parts, x);
+  for (long half = LANES / 2; half; half /= 2)
+    for (long i = 0; i < half; ++i) parts[i] = fold(parts[i], parts[i + half]);
+  return parts[0];
+}
+
+inline float sum_of(Floats x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps(same_bits<__m512>(x));
+#else
+  return folded(x, [](float a, float b) { return a + b; });
+#endif
+}
+
+inline float largest_of(Floats x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps(same_bits<__m512>(x));
+#else
+  return folded(x, [](float a, float b) { return a > b ? a : b; });
+#endif
+}
+
+// e^r for small r, by the polynomial of the Cephes library.
+inline Floats exponential_near_zero(Floats r) {
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * (r * r) + r + 1.0f;
+}
+
+// e^x for x up to 88, as 2^n e^r with n whole and r small; 0 below -87. What is no number stays none.
+inline Floats exponential(Floats x) {
+  constexpr float LEAST = -87.0f, LOG2_E = 1.44269504088896341f;
+  constexpr float LN_2 = 0.693359375f, LN_2_REST = -2.12194440e-4f;
+#ifdef __AVX512F__
+  constexpr int NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const __m512 power = _mm512_roundscale_ps(same_bits<__m512>(x * LOG2_E), NEAREST);
+  const Floats n = same_bits<Floats>(power);
+  const Floats p = exponential_near_zero((x - n * LN_2) - n * LN_2_REST);
+  const auto kept = _mm512_cmp_ps_mask(same_bits<__m512>(x), _mm512_set1_ps(LEAST), _CMP_NLT_UQ);
+  return same_bits<Floats>(_mm512_maskz_scalef_ps(kept, same_bits<__m512>(p), power));
+#else
+  const Floats low = all(LEAST);
+  const Floats kept = x < low ? low : x;
+  // Adding 1.5 * 2^23 leaves a whole number in the lowest bits.
+  const Floats shifted = kept * LOG2_E + 12582912.0f;
+  const Floats n = shifted - 12582912.0f;
+  const Floats p = exponential_near_zero((kept - n * LN_2) - n * LN_2_REST);
+  const Words scaled = same_bits<Words>(p) + (same_bits<Words>(shifted) << 23);
+  return x < low ? Floats{} : same_bits<Floats>(scaled);
+#endif
+}
+
+inline Floats sigmoid(Floats x) {
+  const Floats low = all(-88.0f);
+  return 1.0f / (1.0f + exponential(-(x < low ? low : x)));
+}
+
+// Of the first `seen` numbers of a row of `width`.
+template <typename T>
+float largest(const T* row, long seen, long width) {
+  Floats most = all(-INFINITY);
+  along_seen(seen, width, [&](long i, auto part) {
+    const Floats x = load(row + i, part, -INFINITY);
+    most = x > most ? x : most;
+  });
+  return largest_of(most);
+}
+
+// Writes e^(x - most), 0 from `seen` to a multiple of LANES, and returns their sum.
+template <typename T>
+float exponentials(const T* row, float most, float* out, long seen, long width) {
+  Floats sum{};
+  along_seen(seen, width, [&](long i, auto part) {
+    const Floats e = exponential(load(row + i, part, -INFINITY) - most);
+    store(out + i, e);
+    sum += e;
+  });
+  return sum_of(sum);
+}
+
+template <typename T>
+void store_scaled(T* row, const float* x, float scale, long seen, long width) {
+  along_seen(seen, width, [&](long i, auto part) { store(row + i, load(x + i) * scale, part); });
+}
+
+template <typename T>
+void fill_zeros(T* row, long width) {
+  std::memset(static_cast<void*>(row), 0, width * sizeof(T));
+}
+}  // namespace

@@ -1,0 +1,106 @@
+"""Compiled attention against torch's in double precision, by the matrix unit and by vectors."""
+
+import ctypes
+import subprocess
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engram_eval.models import compiled_attention, native
+from engram_eval.models.causal_attention import rotary_causal_attention
+from engram_eval.models.compiled_attention import CompiledAttention, attention_for
+
+pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
+
+
+@pytest.fixture(scope="module", params=["for this processor", "for any"])
+def attention(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> CompiledAttention:
+    built = native.built().path
+    if request.param == "for any":
+        built = tmp_path_factory.mktemp("kernels") / "any.so"
+        (source,) = (each for each in native.SOURCES if each.name == "attention_kernels.cpp")
+        subprocess.run(["c++", *native.ALWAYS, "-o", str(built), str(source)], check=True)
+    return CompiledAttention(ctypes.CDLL(str(built)))
+
+
+def attend(projected: Tensor, kv_heads: int, groups: int, angles: Tensor) -> Tensor:
+    cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
+    return rotary_causal_attention(projected, kv_heads * groups, kv_heads, cos, sin)
+
+
+def make(
+    batch: int, length: int, heads: int, half: int, shared: bool, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    projected = torch.randn(batch, length, heads * 2 * half, generator=draw)
+    return projected.bfloat16(), torch.randn(1 if shared else batch, length, half, generator=draw)
+
+
+@given(
+    sizes=st.tuples(*(st.integers(1, high) for high in (2, 70, 2, 3, 20))),
+    shared=st.booleans(),
+    seed=st.integers(0, 3),
+)
+def test_output_and_gradient(
+    attention: CompiledAttention, sizes: tuple[int, ...], shared: bool, seed: int
+) -> None:
+    batch, length, kv_heads, groups, half = sizes
+    projected, angles = make(batch, length, kv_heads * (groups + 2), half, shared, seed)
+    exact, given_rows = (part.requires_grad_() for part in (projected.double(), projected))
+    expected = attend(exact, kv_heads, groups, angles)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_attention, "_attention", lambda: attention)
+        found = attend(given_rows, kv_heads, groups, angles)
+    assert found.dtype == torch.bfloat16 and found.shape == expected.shape
+    assert float((found - expected).norm().detach()) < 0.01 * float(expected.norm().detach())
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(9)).bfloat16()
+    (ours,) = torch.autograd.grad(found, given_rows, weights)
+    (theirs,) = torch.autograd.grad(expected, exact, weights.double())
+    assert float((ours - theirs).norm()) < 0.02 * float(theirs.norm())
+
+
+def test_nothing_is_seen_ahead(attention: CompiledAttention) -> None:
+    projected, angles = make(1, 50, 3, 4, True)
+    later = projected.clone()
+    later[:, 33:] = 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_attention, "_attention", lambda: attention)
+        one, other = (attend(each, 1, 1, angles) for each in (projected, later))
+    assert torch.equal(one[:, :33], other[:, :33]) and not torch.equal(one[:, 33:], other[:, 33:])
+
+
+def test_large_scores_and_what_is_no_number(attention: CompiledAttention) -> None:
+    projected, angles = make(1, 40, 3, 4, True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_attention, "_attention", lambda: attention)
+        large = attend(projected * 30, 1, 1, angles)
+        expected = attend((projected * 30).double(), 1, 1, angles)
+        assert float((large - expected).norm()) < 0.02 * float(expected.norm())
+        projected[0, 5, 0] = float("nan")
+        found = attend(projected, 1, 1, angles)
+    assert found[0, 5].isnan().all() and found[0, :5].isfinite().all()
+
+
+def test_more_threads_change_no_bit() -> None:
+    projected, angles = make(3, 70, 8, 8, False)
+    runs = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            rows = projected.clone().requires_grad_()
+            output = attend(rows, 2, 2, angles)
+            runs.append((output, *torch.autograd.grad(output.sum(), rows)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))
+
+
+def test_single_precision_is_left_to_torch() -> None:
+    assert attention_for(torch.zeros(3)) is None
+    assert attention_for(torch.zeros(3).bfloat16()) is not None
