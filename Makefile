@@ -21,7 +21,7 @@ lint: setup
 
 system:
 	apt-get update
-	apt-get install -y --no-install-recommends chromium bubblewrap
+	apt-get install -y --no-install-recommends bubblewrap chromium g++
 
 setup: .venv/.installed
 

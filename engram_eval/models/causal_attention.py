@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .compiled_attention import Attended, CompiledAttention, Sizes, attention_for
+from .native_attention import Attended, NativeAttention, Sizes, attention_for
 
 BLOCK = 128
 
@@ -132,7 +132,7 @@ class _ByKernel(torch.autograd.Function):
         heads: int,
         kv_heads: int,
         turns: Tensor,
-        attention: CompiledAttention,
+        attention: NativeAttention,
     ) -> Tensor:
         batch, length, _ = projected.shape
         sizes = Sizes(batch, length, kv_heads, heads // kv_heads, 2 * turns.shape[-1])

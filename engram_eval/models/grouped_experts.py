@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .compiled_kernels import kernels_for
-from .compiled_lookup import lookup_for
-from .compiled_routing import routing_for
+from .native_kernels import kernels_for
+from .native_lookup import lookup_for
+from .native_routing import routing_for
 
 BLOCK = 32
 EVEN = 2.5
@@ -110,7 +110,7 @@ def _slice_sizes(loads: Tensor) -> Tensor:
 def _sorted_by_expert(
     chosen: Tensor, loads: Tensor, sizes: Tensor, total: int
 ) -> tuple[Tensor, Tensor]:
-    """Return what ``CompiledRouting.place`` does."""
+    """Return what ``NativeRouting.place`` does."""
     experts, order = chosen.flatten().sort(stable=True)
     shift = (sizes.cumsum(0) - sizes) - (loads.cumsum(0) - loads)
     rows = torch.arange(len(order), device=order.device) + shift[experts]

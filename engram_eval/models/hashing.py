@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import compiled_lookup
-from .compiled_lookup import lookup_for
+from . import native_lookup
+from .native_lookup import lookup_for
 from .remainders import LARGEST, remainders, worthwhile
 
 INT64_MAX = 2**63 - 1
@@ -121,9 +121,9 @@ class NgramHash(nn.Module):
     def _remainders(self, history: torch.Tensor, offset: bool) -> torch.Tensor:
         primes = tuple(self.primes.tolist()) if history.is_cpu else ()
         lookup = lookup_for(history)
-        if lookup is not None and max(primes) <= compiled_lookup.LARGEST:
+        if lookup is not None and max(primes) <= native_lookup.LARGEST:
             constants = self.orders, primes, tuple(self.multipliers.tolist()), offset
-            return lookup.hash_history(history, compiled_lookup.hashing(*constants))
+            return lookup.hash_history(history, native_lookup.hashing(*constants))
         mixes = self.mixes(history)
         moduli = primes if worthwhile(mixes) else ()
         if moduli and max(moduli) <= LARGEST:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .compiled_kernels import kernels_for
+from .native_kernels import kernels_for
 
 IGNORE_INDEX = -100
 LEAST_PROBABILITY = 1e-30

@@ -7,9 +7,9 @@ for the choice of experts only; ``balance`` moves it.
 import torch
 from torch import nn
 
-from .compiled_routing import top_k
 from .configuration_engram import EngramConfig
 from .grouped_experts import BLOCK, fits_grouped_kernel, grouped_experts
+from .native_routing import top_k
 from .precision import as_operand
 from .swiglu import swiglu
 

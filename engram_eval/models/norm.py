@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .compiled_kernels import CompiledKernels, kernels_for
+from .native_kernels import NativeKernels, kernels_for
 
 
 class RMSNorm(nn.Module):
@@ -66,9 +66,7 @@ class _NormaliseByKernel(torch.autograd.Function):
     """The same in one pass each way; keeps nothing but one number for each row."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, kernels: CompiledKernels
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, kernels: NativeKernels) -> Tensor:
         x = x.contiguous()
         output, scales = kernels.rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scales)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .compiled_kernels import CompiledKernels, kernels_for
+from .native_kernels import NativeKernels, kernels_for
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ class _ByKernel(torch.autograd.Function):
     """One pass each way, in which nothing is rounded."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, kernels: CompiledKernels) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, kernels: NativeKernels) -> Tensor:
         rows = [part.reshape(-1, part.shape[-1]) for part in (gate, up)]
         if rows[0].stride() != rows[1].stride() or rows[0].stride(1) != 1:
             rows = [part.contiguous() for part in rows]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .compiled_lookup import lookup_for
+from .native_lookup import lookup_for
 
 
 class RowTable(nn.Module):

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_eval.models import compiled_lookup, native
-from engram_eval.models.compiled_lookup import CompiledLookup, hashing, lookup_for
+from engram_eval.models import native, native_lookup
 from engram_eval.models.hashing import NgramHash, TokenHistory
+from engram_eval.models.native_lookup import NativeLookup, hashing, lookup_for
 from engram_eval.models.table import RowTable
 
 pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
@@ -15,7 +15,7 @@ VOCABULARY, PAD, BOUNDARY = 9, 3, 5
 
 
 @pytest.fixture(scope="module")
-def lookup() -> CompiledLookup:
+def lookup() -> NativeLookup:
     found = lookup_for()
     assert found is not None
     return found
@@ -41,12 +41,12 @@ def test_looking_back_equals_torch(
     history, given_ids = history_of(length, boundary), torch.tensor(ids)
     found = history(given_ids, new)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_lookup, "_lookup", lambda: None)
+        patch.setattr(native_lookup, "_lookup", lambda: None)
         expected = history(given_ids, new)
     assert torch.equal(found, expected)
 
 
-PRIMES = st.sampled_from([1, 2, 3, 7, 1009, 65_537, 2_147_483_647, compiled_lookup.LARGEST - 9])
+PRIMES = st.sampled_from([1, 2, 3, 7, 1009, 65_537, 2_147_483_647, native_lookup.LARGEST - 9])
 
 
 @given(
@@ -57,7 +57,7 @@ PRIMES = st.sampled_from([1, 2, 3, 7, 1009, 65_537, 2_147_483_647, compiled_look
     data=st.data(),
 )
 def test_hashing_equals_whole_numbers(
-    lookup: CompiledLookup,
+    lookup: NativeLookup,
     lengths: tuple[int, ...],
     heads: int,
     tokens: int,
@@ -107,7 +107,7 @@ def test_rows_are_those_of_the_table(count: int, width: int, dtype: torch.dtype)
     assert torch.equal(table(rows), found)
 
 
-def test_what_does_not_exist_is_named(lookup: CompiledLookup) -> None:
+def test_what_does_not_exist_is_named(lookup: NativeLookup) -> None:
     with pytest.raises(IndexError, match="token id 9 of a vocabulary of 9"):
         history_of(2, None)(torch.tensor([[1, 9]]), 2)
     for row in (-1, 11):

@@ -25,7 +25,7 @@ ARGUMENTS = {
 """Of the functions of ``step_kernels.cpp``, each for two types."""
 
 
-def kernels_for(*tensors: Tensor) -> "CompiledKernels | None":
+def kernels_for(*tensors: Tensor) -> "NativeKernels | None":
     """Return the kernels if they can work on all of ``tensors``, of one type, and exist."""
     suffix = SUFFIXES.get(tensors[0].dtype)
     if suffix is None or not in_reach(*tensors):
@@ -36,12 +36,12 @@ def kernels_for(*tensors: Tensor) -> "CompiledKernels | None":
 
 
 @functools.cache
-def _kernels(suffix: str) -> "CompiledKernels | None":
+def _kernels(suffix: str) -> "NativeKernels | None":
     found = library()
-    return None if found is None else CompiledKernels(found, suffix)
+    return None if found is None else NativeKernels(found, suffix)
 
 
-class CompiledKernels:
+class NativeKernels:
     """The functions of ``step_kernels.cpp`` for one type, on contiguous tensors of a CPU."""
 
     def __init__(self, found: ctypes.CDLL, suffix: str) -> None:

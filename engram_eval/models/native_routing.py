@@ -15,7 +15,7 @@ ARGUMENTS = {
 """Of the functions of ``routing_kernels.cpp``."""
 
 
-class CompiledRouting:
+class NativeRouting:
     """The functions of ``routing_kernels.cpp``, on tensors of a CPU."""
 
     def __init__(self, found: ctypes.CDLL) -> None:
@@ -46,15 +46,15 @@ class CompiledRouting:
         return place, owners
 
 
-def routing_for(*tensors: Tensor) -> CompiledRouting | None:
+def routing_for(*tensors: Tensor) -> NativeRouting | None:
     """Return the functions if they exist and can work on all of ``tensors``."""
     return _routing() if in_reach(*tensors) else None
 
 
 @functools.cache
-def _routing() -> CompiledRouting | None:
+def _routing() -> NativeRouting | None:
     found = library()
-    return None if found is None else CompiledRouting(found)
+    return None if found is None else NativeRouting(found)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engram_eval.models import compiled_attention, native
+from engram_eval.models import native, native_attention
 from engram_eval.models.causal_attention import rotary_causal_attention
-from engram_eval.models.compiled_attention import CompiledAttention, attention_for
+from engram_eval.models.native_attention import NativeAttention, attention_for
 
 pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
 
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.descr
 @pytest.fixture(scope="module", params=["for this processor", "for any"])
 def attention(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> CompiledAttention:
+) -> NativeAttention:
     built = native.built().path
     if request.param == "for any":
         built = tmp_path_factory.mktemp("kernels") / "any.so"
         (source,) = (each for each in native.SOURCES if each.name == "attention_kernels.cpp")
         subprocess.run(["c++", *native.ALWAYS, "-o", str(built), str(source)], check=True)
-    return CompiledAttention(ctypes.CDLL(str(built)))
+    return NativeAttention(ctypes.CDLL(str(built)))
 
 
 def attend(projected: Tensor, kv_heads: int, groups: int, angles: Tensor) -> Tensor:
@@ -47,14 +47,14 @@ def make(
     seed=st.integers(0, 3),
 )
 def test_output_and_gradient(
-    attention: CompiledAttention, sizes: tuple[int, ...], shared: bool, seed: int
+    attention: NativeAttention, sizes: tuple[int, ...], shared: bool, seed: int
 ) -> None:
     batch, length, kv_heads, groups, half = sizes
     projected, angles = make(batch, length, kv_heads * (groups + 2), half, shared, seed)
     exact, given_rows = (part.requires_grad_() for part in (projected.double(), projected))
     expected = attend(exact, kv_heads, groups, angles)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_attention, "_attention", lambda: attention)
+        patch.setattr(native_attention, "_attention", lambda: attention)
         found = attend(given_rows, kv_heads, groups, angles)
     assert found.dtype == torch.bfloat16 and found.shape == expected.shape
     assert float((found - expected).norm().detach()) < 0.01 * float(expected.norm().detach())
@@ -64,20 +64,20 @@ def test_output_and_gradient(
     assert float((ours - theirs).norm()) < 0.02 * float(theirs.norm())
 
 
-def test_nothing_is_seen_ahead(attention: CompiledAttention) -> None:
+def test_nothing_is_seen_ahead(attention: NativeAttention) -> None:
     projected, angles = make(1, 50, 3, 4, True)
     later = projected.clone()
     later[:, 33:] = 100
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_attention, "_attention", lambda: attention)
+        patch.setattr(native_attention, "_attention", lambda: attention)
         one, other = (attend(each, 1, 1, angles) for each in (projected, later))
     assert torch.equal(one[:, :33], other[:, :33]) and not torch.equal(one[:, 33:], other[:, 33:])
 
 
-def test_large_scores_and_what_is_no_number(attention: CompiledAttention) -> None:
+def test_large_scores_and_what_is_no_number(attention: NativeAttention) -> None:
     projected, angles = make(1, 40, 3, 4, True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_attention, "_attention", lambda: attention)
+        patch.setattr(native_attention, "_attention", lambda: attention)
         large = attend(projected * 30, 1, 1, angles)
         expected = attend((projected * 30).double(), 1, 1, angles)
         assert float((large - expected).norm()) < 0.02 * float(expected.norm())

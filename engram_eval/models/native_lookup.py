@@ -46,7 +46,7 @@ def hashing(
     return Hashing(multiplied, taken, heads)
 
 
-class CompiledLookup:
+class NativeLookup:
     """The functions of ``lookup_kernels.cpp``, on tensors of a CPU."""
 
     def __init__(self, found: ctypes.CDLL) -> None:
@@ -100,12 +100,12 @@ class CompiledLookup:
         return output
 
 
-def lookup_for(*tensors: Tensor) -> CompiledLookup | None:
+def lookup_for(*tensors: Tensor) -> NativeLookup | None:
     """Return the functions if they exist and can work on all of ``tensors``."""
     return _lookup() if in_reach(*tensors) else None
 
 
 @functools.cache
-def _lookup() -> CompiledLookup | None:
+def _lookup() -> NativeLookup | None:
     found = library()
-    return None if found is None else CompiledLookup(found)
+    return None if found is None else NativeLookup(found)

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_eval.models import compiled_routing, native
-from engram_eval.models.compiled_kernels import kernels_for
-from engram_eval.models.compiled_routing import routing_for, top_k
+from engram_eval.models import native, native_routing
 from engram_eval.models.grouped_experts import _sorted_by_expert
+from engram_eval.models.native_kernels import kernels_for
+from engram_eval.models.native_routing import routing_for, top_k
 
 pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
 
@@ -53,5 +53,5 @@ def test_rows_of_a_token_are_added(dtype: torch.dtype) -> None:
 
 
 def test_without_them_torch_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_routing, "_routing", lambda: None)
+    monkeypatch.setattr(native_routing, "_routing", lambda: None)
     assert top_k(torch.tensor([[1.0, 3, 2]]), 2).tolist() == [[1, 2]]

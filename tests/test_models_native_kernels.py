@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from engram_eval.models import compiled_kernels, native
-from engram_eval.models.compiled_kernels import SUFFIXES, CompiledKernels, kernels_for
+from engram_eval.models import native, native_kernels
 from engram_eval.models.loss import losses_by_token
+from engram_eval.models.native_kernels import SUFFIXES, NativeKernels, kernels_for
 from engram_eval.models.norm import RMSNorm
 from engram_eval.models.swiglu import swiglu
 
@@ -25,7 +25,7 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.006}
 @pytest.fixture(scope="module", params=["for this processor", "for any"])
 def libraries(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[torch.dtype, CompiledKernels]:
+) -> dict[torch.dtype, NativeKernels]:
     """As they are used, and as a processor without wide vectors would get them."""
     built = native.built().path
     if request.param == "for any":
@@ -33,7 +33,7 @@ def libraries(
         flags = [*native.ALWAYS, "-o", str(built), *map(str, native.SOURCES)]
         subprocess.run(["c++", *flags], check=True)
     library = ctypes.CDLL(str(built))
-    return {dtype: CompiledKernels(library, suffix) for dtype, suffix in SUFFIXES.items()}
+    return {dtype: NativeKernels(library, suffix) for dtype, suffix in SUFFIXES.items()}
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -53,7 +53,7 @@ SIZES = st.tuples(st.integers(1, 5), st.integers(1, 70), st.sampled_from(DTYPES)
 
 @given(sizes=SIZES, seed=st.integers(0, 9))
 def test_cross_entropy_and_its_error(
-    libraries: dict[torch.dtype, CompiledKernels], sizes: tuple[int, int, torch.dtype], seed: int
+    libraries: dict[torch.dtype, NativeKernels], sizes: tuple[int, int, torch.dtype], seed: int
 ) -> None:
     rows, width, dtype = sizes
     logits = (10 * draw(rows, width, seed=seed)).to(dtype)
@@ -73,7 +73,7 @@ def test_cross_entropy_and_its_error(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cross_entropy_tells_what_is_no_number_and_no_target(
-    libraries: dict[torch.dtype, CompiledKernels], dtype: torch.dtype
+    libraries: dict[torch.dtype, NativeKernels], dtype: torch.dtype
 ) -> None:
     kernels, targets = libraries[dtype], torch.tensor([0, 1, 2, 0])
     logits = draw(4, 40, dtype=dtype)
@@ -86,7 +86,7 @@ def test_cross_entropy_tells_what_is_no_number_and_no_target(
 
 @given(sizes=SIZES, gains=st.integers(1, 3))
 def test_rms_norm_and_its_gradients(
-    libraries: dict[torch.dtype, CompiledKernels], sizes: tuple[int, int, torch.dtype], gains: int
+    libraries: dict[torch.dtype, NativeKernels], sizes: tuple[int, int, torch.dtype], gains: int
 ) -> None:
     rows, width, dtype = sizes
     x, gain = draw(rows * 100, gains, width, dtype=dtype), draw(gains, width, seed=1)
@@ -104,7 +104,7 @@ def test_rms_norm_and_its_gradients(
 
 @given(sizes=SIZES, apart=st.booleans(), weighted=st.booleans())
 def test_swiglu_and_its_gradients(
-    libraries: dict[torch.dtype, CompiledKernels],
+    libraries: dict[torch.dtype, NativeKernels],
     sizes: tuple[int, int, torch.dtype],
     apart: bool,
     weighted: bool,
@@ -145,7 +145,7 @@ def results(threads: int) -> list[Tensor]:
 
 
 def without_kernels(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(compiled_kernels, "_kernels", lambda suffix: None)
+    patch.setattr(native_kernels, "_kernels", lambda suffix: None)
 
 
 def test_the_model_computes_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:

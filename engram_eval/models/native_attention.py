@@ -43,7 +43,7 @@ class Attended(NamedTuple):
     log_sums: Tensor
 
 
-class CompiledAttention:
+class NativeAttention:
     """The functions of ``attention_kernels.cpp``, on tensors of a CPU."""
 
     def __init__(self, found: ctypes.CDLL) -> None:
@@ -79,12 +79,12 @@ def _step(turns: Tensor) -> int:
     return 0 if len(turns) == 1 else 2 * turns[0].numel()
 
 
-def attention_for(projected: Tensor) -> CompiledAttention | None:
+def attention_for(projected: Tensor) -> NativeAttention | None:
     """Return the functions if they exist and can work on ``projected``."""
     return _attention() if projected.dtype == torch.bfloat16 and in_reach(projected) else None
 
 
 @functools.cache
-def _attention() -> CompiledAttention | None:
+def _attention() -> NativeAttention | None:
     found = library()
-    return None if found is None else CompiledAttention(found)
+    return None if found is None else NativeAttention(found)
