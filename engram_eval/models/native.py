@@ -29,7 +29,7 @@ SOURCES = tuple(
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("tiles.h", "vectors.h"))
 SWITCH = "ENGRAM_EVAL_KERNELS"
 COMPILERS = ("c++", "g++", "clang++")
-ALWAYS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
+ALWAYS = ("-std=c++17", "-O2", "-fno-math-errno", "-shared", "-fPIC")
 TUNED = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
 """Flags from the best to the safest; the first that the compiler takes are used."""
 
