@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.corpus.entities import ATTRIBUTES, Person, held_out_template, make_people, question
 from engram_eval.corpus.lines import answer_is_last
 from engram_eval.corpus.store import Corpus
@@ -114,33 +114,25 @@ def _facts(
     corpus: Corpus, people: Sequence[Person], wordings: int
 ) -> dict[tuple[int, int, int], Fact]:
     """Spell every fact in every wording that ends with its value."""
-    tokenizer = corpus.tokenizer()
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    found = {}
+    texts: dict[tuple[int, int, int], tuple[str, str, str, str]] = {}
     for number, person in enumerate(people):
         for index, attribute in enumerate(ATTRIBUTES):
             for template, wording in enumerate(attribute.templates[:wordings]):
-                if not answer_is_last(wording):
-                    continue
-                text = question(person, index, template)
-                before = encode(text[: text.index(person.name)].rstrip(" "))
-                named = encode(text[: text.index(person.name) + len(person.name)])
-                prompt = encode(text)
-                whole = encode(f"{text} {person.values[index]}")
-                if prompt[: len(named)] != named or whole[: len(prompt)] != prompt:
-                    continue
-                found[number, index, template] = Fact(
-                    number,
-                    index,
-                    template,
-                    (BEGIN, *prompt),
-                    (1 + len(before), 1 + len(named)),
-                    tuple(whole[len(prompt) :]),
-                )
+                if answer_is_last(wording):
+                    text = question(person, index, template)
+                    start = text.index(person.name)
+                    before, named = text[:start].rstrip(" "), text[: start + len(person.name)]
+                    told = (before, named, text, f"{text} {person.values[index]}")
+                    texts[number, index, template] = told
+    # One call: the tokenizer's way in and out takes longer than a short text.
+    flat = [text for told in texts.values() for text in told]
+    encoded = corpus.tokenizer()(flat, add_special_tokens=False)["input_ids"] if flat else []
+    found = {}
+    for number, key in enumerate(texts):
+        before_ids, named_ids, prompt, whole = encoded[4 * number : 4 * number + 4]
+        if prompt[: len(named_ids)] == named_ids and whole[: len(prompt)] == prompt:
+            name = 1 + len(before_ids), 1 + len(named_ids)
+            found[key] = Fact(*key, (BEGIN, *prompt), name, tuple(whole[len(prompt) :]))
     return found
 
 
@@ -215,8 +207,11 @@ def prompts(pairs: Sequence[Pair]) -> Prompts:
 
 def last_logits(adapter: Adapter, asked: Prompts) -> Tensor:
     """Return the logits after each prompt's last token, (P, V)."""
-    logits = adapter.logits(asked.tokens.to(adapter.device))
-    return logits[torch.arange(len(logits)), asked.last.to(logits.device)]
+    end = Tap("resid_post", adapter.n_layers - 1)
+    with adapter.record([end]) as found:
+        adapter.run(asked.tokens.to(adapter.device))
+    stream = found[end]
+    return adapter.unembed(stream[torch.arange(len(stream)), asked.last.to(stream.device)])
 
 
 def preference(logits: Tensor, asked: Prompts) -> Tensor:

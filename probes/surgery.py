@@ -25,11 +25,13 @@ from torch import Tensor
 from engram_eval.adapters.base import Adapter
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
+from probes.capture import last_stream
 from probes.findings import Findings, mean_rows
 from probes.ngram_rows import RowMemory, row_memories, rows_read
 from probes.people import Pair, People, Prompts, known, last_logits, preference, prompts, swapped
 from probes.row_writes import NO_ROW, RowWrites, distinct, written
 from probes.sample import Sample, Slice
+from probes.vocabulary import CELLS, pieces, row_dots
 
 NAME = "surgery"
 PAIRS = 64
@@ -145,25 +147,44 @@ def chosen(writes: Mapping[int, RowWrites], index: Sequence[int]) -> Writes:
 
 
 @torch.no_grad()
-def change_on_prompts(adapter: Adapter, asked: Prompts, writes: Mapping[int, RowWrites]) -> Change:
-    """Compare the predictions after prompts without and with writes, (P,)."""
-    before = last_logits(adapter, asked)
+def change_on_prompts(
+    adapter: Adapter, asked: Prompts, before: Tensor, writes: Mapping[int, RowWrites]
+) -> Change:
+    """Compare the predictions after prompts without writes, ``before`` (P, V), and with them."""
     with written(adapter, asked.tokens.to(adapter.device), writes):
         return _change(before, last_logits(adapter, asked))
 
 
 @torch.no_grad()
-def change_on_text(adapter: Adapter, tokens: Tensor, writes: Mapping[int, RowWrites]) -> Change:
-    """Compare the predictions on text (B, T) without and with writes, (B * T,)."""
-    before = adapter.logits(tokens).flatten(0, 1)
+def change_on_text(
+    adapter: Adapter, tokens: Tensor, before: Tensor, writes: Mapping[int, RowWrites]
+) -> Change:
+    """Compare the predictions on text (B, T) without and with writes, (B * T,).
+
+    Args:
+        adapter: the model.
+        tokens: the text.
+        before: the last stream without writes, (B, T, D).
+        writes: what is written.
+    """
     with written(adapter, tokens, writes):
-        return _change(before, adapter.logits(tokens).flatten(0, 1))
+        after = last_stream(adapter, tokens)
+    old, new = (adapter.final_norm(stream.flatten(0, 1)) for stream in (before, after))
+    parts = [
+        _change(adapter.unembedding(old[part]), adapter.unembedding(new[part]))
+        for part in pieces(tokens.numel(), adapter.vocab_size, CELLS)
+    ]
+    return Change(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _change(before: Tensor, after: Tensor) -> Change:
+    """Compare logits (n, V)."""
     old, new = before.log_softmax(-1), after.log_softmax(-1)
-    kl = (old.exp() * (old - new)).sum(-1) / np.log(2)
-    return Change((before.argmax(-1) == after.argmax(-1)).float().cpu(), kl.cpu())
+    kl = row_dots(old.exp(), old - new) / np.log(2)
+    # Whether it is the largest is known sooner than which one is.
+    likeliest = before.argmax(-1, keepdim=True)
+    kept = after.gather(-1, likeliest)[:, 0] == after.amax(-1)
+    return Change(kept.float().cpu(), kl.cpu())
 
 
 def surgery(adapter: Adapter, people: People, report: Reporter | None = None) -> Findings:
@@ -263,14 +284,17 @@ def _locality_rows(
     tokens = torch.from_numpy(sample.token[:TEXT_WINDOWS, :-1]).to(adapter.device)
     documents = sample.document[:TEXT_WINDOWS, :-1].reshape(-1)
     found: dict[str, list[tuple[Change, Any]]] = {"other_people": [], "text": []}
+    asked, person = prompts(pairs), np.array([pair.person_a for pair in pairs])
+    with torch.no_grad():
+        answers, text = last_logits(adapter, asked), last_stream(adapter, tokens)
     for number, pair in enumerate(pairs[:BYSTANDERS]):
         write = one_of(writes, number)
-        people = {pair.person_a, pair.person_b}
-        others = [p for p in pairs if p.person_a not in people]
-        if others:
-            change = change_on_prompts(adapter, prompts(others), write)
-            found["other_people"].append((change, np.array([p.person_a for p in others])))
-        found["text"].append((change_on_text(adapter, tokens, write), documents))
+        others = np.flatnonzero(~np.isin(person, (pair.person_a, pair.person_b)))
+        if len(others):
+            part = Prompts(*(field[others] for field in asked))
+            change = change_on_prompts(adapter, part, answers[others], write)
+            found["other_people"].append((change, person[others]))
+        found["text"].append((change_on_text(adapter, tokens, text, write), documents))
     rows = []
     for kind, parts in found.items():
         if parts:

@@ -156,6 +156,6 @@ def _set_gradients(adapter: Adapter, leaves: list[Tensor], streams: Tensor, last
         # One depth at a time: only one (n, V) matrix and its gradient live at once.
         lens = adapter.unembed(stream @ own[0] + own[1])
         # The loss itself is of no use: its gradient in the logits is the difference of the two.
-        slope = (lens.detach().softmax(-1) - p) / len(p)
+        slope = lens.detach().softmax(-1).sub_(p).div_(len(p))
         for leaf, gradient in zip(own, torch.autograd.grad(lens, own, slope), strict=True):
             leaf.grad = gradient
