@@ -32,7 +32,7 @@ from engram_eval.records import MetricRow
 from probes.capture import Batch, batches
 from probes.findings import Findings, mean_rows
 from probes.sample import Floats, Ints, Sample, Slice
-from probes.vocabulary import CELLS, pieces, row_dots, token_losses
+from probes.vocabulary import CELLS, pieces, row_dots, token_losses, unembedder
 
 NAME = "depth"
 PATCHED = 0
@@ -146,10 +146,10 @@ def _replaced(stream: Tensor, at: Tensor) -> Tensor:
 @torch.no_grad()
 def _kl_bits(adapter: Adapter, before: Tensor, after: Tensor) -> Tensor:
     """Return KL(before || after) of what two last streams (n, D) predict, in bits, (n,)."""
+    unembed, nats = unembedder(adapter), []
     hidden = [adapter.final_norm(stream) for stream in (before, after)]
-    nats = []
     for part in pieces(len(before), adapter.vocab_size, CELLS):
-        old, new = (adapter.unembedding(h[part]).log_softmax(-1) for h in hidden)
+        old, new = (unembed(h[part]).log_softmax(-1) for h in hidden)
         nats.append(row_dots(old.exp(), old - new))
     return torch.cat(nats) / math.log(2)
 
@@ -200,13 +200,14 @@ def settled_layers(
 @torch.no_grad()
 def _settled(adapter: Adapter, streams: list[Tensor]) -> Tensor:
     """Walk back from the last block for as long as the lens agrees with the end, (n,)."""
+    unembed = unembedder(adapter)
     *earlier, last = (adapter.final_norm(stream) for stream in streams)
     first = torch.full((len(last),), len(earlier), device=last.device)
     for part in pieces(len(last), adapter.vocab_size, CELLS):
-        final = adapter.unembedding(last[part]).argmax(-1, keepdim=True)
+        final = unembed(last[part]).argmax(-1, keepdim=True)
         agreed = torch.ones_like(final[:, 0], dtype=torch.bool)
         for layer in reversed(range(len(earlier))):
-            lens = adapter.unembedding(earlier[layer][part])
+            lens = unembed(earlier[layer][part])
             # Whether it is the largest is known sooner than which one is.
             agreed &= lens.gather(-1, final)[:, 0] == lens.amax(-1)
             first[part] = torch.where(agreed, layer, first[part])

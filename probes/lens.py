@@ -31,7 +31,7 @@ from probes.capture import Batch, batches
 from probes.findings import Findings, mean_rows
 from probes.sample import Floats, Ints, Sample, Slice
 from probes.settling import early_weights, fall_bounds, prediction_depth
-from probes.vocabulary import CELLS, pieces, row_dots
+from probes.vocabulary import CELLS, pieces, row_dots, unembedder
 
 NAME = "logit_lens"
 SUBTRACTED = "memory_subtracted"
@@ -206,12 +206,13 @@ def _measure_batch(adapter: Adapter, batch: Batch, wanted: list[View], readout: 
     """Return the divergences of a batch, (measures, views, n)."""
     assert batch.logits is not None
     found = torch.empty(len(Divergence._fields), len(wanted), len(batch.targets))
+    unembed = unembedder(adapter)
     with torch.no_grad():
         read = [readout(view, stream) for view, stream in streams(adapter, batch, wanted)]
         for part in pieces(len(batch.targets), adapter.vocab_size, CELLS):
             final = reference(batch.logits[part], batch.targets[part])
             for place, hidden in enumerate(read):
-                measured = divergence(final, adapter.unembedding(hidden[part]))
+                measured = divergence(final, unembed(hidden[part]))
                 found[:, place, part] = torch.stack(list(measured)).cpu()
     return found
 

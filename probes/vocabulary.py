@@ -4,12 +4,12 @@ A matrix (n, V) of a whole batch is larger than a core's cache; each further pas
 as much as the product that made it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from engram_eval.adapters.base import Adapter
 from probes.sample import Floats
@@ -24,6 +24,19 @@ def pieces(places: int, vocabulary: int, cells: int) -> Iterator[slice]:
     """Cut places into pieces whose matrix over the vocabulary has about so many cells."""
     step = max(1, cells // vocabulary)
     return (slice(start, start + step) for start in range(0, places, step))
+
+
+def unembedder(adapter: Adapter) -> Callable[[Tensor], Tensor]:
+    """Return what gives a few normed vectors (n, D) their logits (n, V), without a gradient.
+
+    A product with few rows is a fifth faster if the weights need not be turned first each time.
+    """
+    head = adapter.unembedding
+    watched = bool(head._forward_hooks or head._forward_pre_hooks)
+    if type(head) is not nn.Linear or head.bias is not None or watched or not _on_cpu(head.weight):
+        return head
+    weight = head.weight.detach().T.contiguous()
+    return lambda hidden: torch.mm(hidden, weight)
 
 
 @torch.no_grad()
@@ -45,6 +58,10 @@ def token_losses(adapter: Adapter, stream: Tensor, targets: Tensor) -> Floats:
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product of each row, (n,): on a CPU in one pass, where torch takes two."""
-    if a.device.type != "cpu":
+    if not _on_cpu(a):
         return torch.linalg.vecdot(a, b)
     return torch.from_numpy(np.vecdot(a.numpy(), b.numpy()))
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"

@@ -1,5 +1,6 @@
 """What is computed over the vocabulary in pieces, against torch in one go."""
 
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from engram_eval.adapters.load import open_model
 from probes import vocabulary
 from probes.capture import batches, last_stream
-from probes.vocabulary import pieces, row_dots, token_losses
+from probes.vocabulary import pieces, row_dots, token_losses, unembedder
 
 
 @given(st.integers(0, 50), st.integers(1, 30), st.integers(1, 100))
@@ -47,3 +48,15 @@ def test_the_last_stream_is_what_the_logits_are_made_of() -> None:
 def test_dots_of_rows() -> None:
     a, b = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)).double()
     torch.testing.assert_close(row_dots(a, b), torch.linalg.vecdot(a, b))
+
+
+def test_turned_weights_give_the_same_logits() -> None:
+    adapter, hidden = open_model(llama()), torch.randn(5, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(unembedder(adapter)(hidden), adapter.unembedding(hidden))
+    # What has a bias, is watched, or is more than a product, is asked itself.
+    plain, biased = (torch.nn.Linear(32, 50, bias=bias) for bias in (False, True))
+    assert unembedder(replace(adapter, unembedding=plain)) is not plain
+    plain.register_forward_hook(lambda *_: None)
+    for other in (biased, plain, torch.nn.Sequential(plain)):
+        assert unembedder(replace(adapter, unembedding=other)) is other
