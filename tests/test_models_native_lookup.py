@@ -16,7 +16,7 @@ VOCABULARY, PAD, BOUNDARY = 9, 3, 5
 
 @pytest.fixture(scope="module")
 def lookup() -> NativeLookup:
-    found = lookup_for()
+    found = lookup_for(torch.zeros(1, dtype=torch.int64))
     assert found is not None
     return found
 
@@ -113,3 +113,13 @@ def test_what_does_not_exist_is_named(lookup: NativeLookup) -> None:
     for row in (-1, 11):
         with pytest.raises(IndexError, match=f"row {row} of a table of 11"):
             lookup.gather(torch.zeros(11, 4), torch.tensor([[0, 3, row]]))
+
+
+def test_narrow_numbers_are_left_to_torch() -> None:
+    """Read as wide ones they would be nonsense."""
+    ids, table = torch.tensor([[1, 5, 2, -1, 7]]), RowTable(11, 3)
+    assert lookup_for(ids.int()) is None
+    history = history_of(3, BOUNDARY)
+    assert torch.equal(history(ids.int(), 4), history(ids, 4))
+    with torch.no_grad():
+        assert torch.equal(table(ids.int().clamp_min(0)), table(ids.clamp_min(0)))

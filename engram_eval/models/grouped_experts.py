@@ -222,7 +222,7 @@ def _activated_backward(grad: Tensor, hidden: Tensor, factors: Tensor) -> tuple[
 
 
 def _gathered(x: Tensor, tokens: Tensor) -> Tensor:
-    lookup = lookup_for(x, tokens)
+    lookup = lookup_for(tokens, x)
     return x.index_select(0, tokens) if lookup is None else lookup.gather(x.contiguous(), tokens)
 
 

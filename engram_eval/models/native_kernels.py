@@ -60,8 +60,9 @@ class NativeKernels:
         """
         if len(targets) and int(targets.max()) >= logits.shape[1]:
             raise IndexError(f"target {int(targets.max())} of {logits.shape[1]} logits")
+        targets = targets.to(torch.int64).contiguous()
         losses = logits.new_empty(len(logits), dtype=torch.float32)
-        self._call("cross_entropy", logits, targets.contiguous(), losses, *logits.shape, with_error)
+        self._call("cross_entropy", logits, targets, losses, *logits.shape, with_error)
         return losses
 
     def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:

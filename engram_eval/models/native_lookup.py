@@ -100,9 +100,10 @@ class NativeLookup:
         return output
 
 
-def lookup_for(*tensors: Tensor) -> NativeLookup | None:
-    """Return the functions if they exist and can work on all of ``tensors``."""
-    return _lookup() if in_reach(*tensors) else None
+def lookup_for(numbers: Tensor, *others: Tensor) -> NativeLookup | None:
+    """Return the functions if they exist and can work on ``numbers``, int64, and the others."""
+    wide = numbers.dtype == torch.int64
+    return _lookup() if wide and in_reach(numbers, *others) else None
 
 
 @functools.cache

@@ -35,7 +35,7 @@ class RowTable(nn.Module):
         """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2."""
         values = self.values()
         if not (torch.is_grad_enabled() and values.requires_grad):
-            lookup = lookup_for(values, rows)
+            lookup = lookup_for(rows, values)
             if lookup is not None and values.is_contiguous():
                 return lookup.gather(values, rows).flatten(-2)
         return nn.functional.embedding(rows, values).flatten(-2)
