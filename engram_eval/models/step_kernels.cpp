@@ -1,12 +1,37 @@
 // What happens between the matrix products of a training step on a CPU, each in one pass.
 //
-// Matrices are row by row without gaps, unless a stride is given. Exported functions exist for both types: their names end in _bf16 or _f32.
+// Matrices are row by row without gaps, unless a stride is given. Exported functions exist for both
+// types: their names end in _bf16 or _f32.
+
+#include <vector>
 
 #include "vectors.h"
 
 namespace {
 
-std::vector<float> scratch(long width) { return std::vector<float>(width + LANES); }
+template <typename T>
+float largest(const T* row, long width) {
+  Floats most = all(-INFINITY);
+  along(width, [&](long i, auto part) {
+    const Floats x = load(row + i, part, -INFINITY);
+    most = x > most ? x : most;
+  });
+  float lanes[LANES];
+  store(lanes, most);
+  return *std::max_element(lanes, lanes + LANES);
+}
+
+// Writes e^(x - most), up to a multiple of LANES numbers, and returns their sum.
+template <typename T>
+float exponentials(const T* row, float most, float* out, long width) {
+  Floats sum{};
+  along(width, [&](long i, auto part) {
+    const Floats e = exponential(load(row + i, part, -INFINITY) - most);
+    store(out + i, e);
+    sum += e;
+  });
+  return sum_of(sum);
+}
 
 // losses (rows,) in nats; with_error replaces logits (rows, width) by the losses' gradient. A target
 // below 0 counts for nothing.
@@ -15,8 +40,7 @@ void cross_entropy(T* logits, const int64_t* targets, float* losses, long rows, 
                    bool with_error, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    auto buffer = scratch(width);
-    float* e = buffer.data();
+    std::vector<float> e(width + LANES);
 #pragma omp for
     for (long r = 0; r < rows; ++r) {
       T* row = logits + r * width;
@@ -26,12 +50,13 @@ void cross_entropy(T* logits, const int64_t* targets, float* losses, long rows, 
         if (with_error) fill_zeros(row, width);
         continue;
       }
-      const float most = largest(row, width, width);
-      const float sum = exponentials(row, most, e, width, width);
+      const float most = largest(row, width);
+      const float sum = exponentials(row, most, e.data(), width);
       losses[r] = std::log(sum) - (one(row[target]) - most);
       if (!with_error) continue;
       e[target] -= sum;
-      store_scaled(row, e, 1 / sum, width, width);
+      const float scale = 1 / sum;
+      along(width, [&](long i, auto part) { store(row + i, load(e.data() + i) * scale, part); });
     }
   }
 }

@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include <utility>
+
 #include "vectors.h"
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
@@ -133,22 +135,32 @@ inline void multiply(const Multiplier& by, Factors f, long count, float* c, long
   }
 }
 
-// Exchanges what lies `APART` off the diagonal of each 2 APART by 2 APART square.
+// Lane i of a row after an exchange: of the upper row, or of the lower one, whose lanes count on.
+template <long APART, bool UPPER>
+constexpr uint32_t source(uint32_t i) {
+  const bool beyond = i & APART;
+  if (UPPER) return beyond ? i - APART + TILE : i;
+  return beyond ? i + TILE : i + APART;
+}
+
+template <long APART, bool UPPER, uint32_t... I>
+inline Words chosen(Words upper, Words lower, std::integer_sequence<uint32_t, I...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(upper, lower, source<APART, UPPER>(I)...);
+#else
+  return __builtin_shuffle(upper, lower, Words{source<APART, UPPER>(I)...});
+#endif
+}
+
+// Exchanges what lies `APART` off the diagonal of each square of 2 APART rows.
 template <long APART>
 inline void exchange(Words rows[TILE]) {
-  constexpr auto chosen = [](bool upper) {
-    Words lanes{};
-    for (uint32_t i = 0; i < TILE; ++i)
-      lanes[i] = upper ? (i & APART ? i - APART + TILE : i) : (i & APART ? i + TILE : i + APART);
-    return lanes;
-  };
-  const Words first = chosen(true), second = chosen(false);
-#pragma GCC unroll 16
+  constexpr std::make_integer_sequence<uint32_t, TILE> lanes;
   for (long r = 0; r < TILE; ++r) {
     if (r & APART) continue;
     const Words upper = rows[r], lower = rows[r + APART];
-    rows[r] = __builtin_shuffle(upper, lower, first);
-    rows[r + APART] = __builtin_shuffle(upper, lower, second);
+    rows[r] = chosen<APART, true>(upper, lower, lanes);
+    rows[r + APART] = chosen<APART, false>(upper, lower, lanes);
   }
 }
 

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -42,13 +41,9 @@ inline Words widened(Halves x) {
 #endif
 }
 
-// How many numbers of a vector are meant: all, fewer at the end of a row, or fewer while the row
-// goes on, so that a whole vector may be read and written.
+// How many numbers of a vector are meant: all, or fewer at the end of a row.
 struct Whole {};
 struct Part {
-  long count;
-};
-struct First {
   long count;
 };
 
@@ -57,18 +52,6 @@ inline void along(long width, Do what) {
   long i = 0;
   for (; i + LANES <= width; i += LANES) what(i, Whole{});
   if (i < width) what(i, Part{width - i});
-}
-
-template <typename Do>
-inline void along_seen(long seen, long width, Do what) {
-  long i = 0;
-  for (; i + LANES <= seen; i += LANES) what(i, Whole{});
-  if (i == seen) return;
-  if (i + LANES <= width) {
-    what(i, First{seen - i});
-  } else {
-    what(i, Part{seen - i});
-  }
 }
 
 inline Floats load(const float* from, Whole = {}, float = 0) {
@@ -113,45 +96,20 @@ inline void store(T* to, Floats x, Part part) {
   std::memcpy(to, few, part.count * sizeof(T));
 }
 
-template <typename T>
-inline Floats load(const T* from, First first, float filling = 0) {
-  constexpr Words LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const Words count = Words{} + static_cast<uint32_t>(first.count);
-  return LANE < count ? load(from) : all(filling);
-}
-
-template <typename T>
-inline void store(T* to, Floats x, First) {
-  store(to, x);
-}
-
 inline float one(float x) { return x; }
 
 inline float one(bf16 x) { return same_bits<float>(static_cast<uint32_t>(x.bits) << 16); }
-
-// Folded in halves: no long chain of additions.
-template <typename Fold>
-inline float folded(Floats x, Fold fold) {
-  float parts[LANES];
-  store(parts, x);
-  for (long half = LANES / 2; half; half /= 2)
-    for (long i = 0; i < half; ++i) parts[i] = fold(parts[i], parts[i + half]);
-  return parts[0];
-}
 
 inline float sum_of(Floats x) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps(same_bits<__m512>(x));
 #else
-  return folded(x, [](float a, float b) { return a + b; });
-#endif
-}
-
-inline float largest_of(Floats x) {
-#ifdef __AVX512F__
-  return _mm512_reduce_max_ps(same_bits<__m512>(x));
-#else
-  return folded(x, [](float a, float b) { return a > b ? a : b; });
+  // Folded in halves: no long chain of additions.
+  float parts[LANES];
+  store(parts, x);
+  for (long half = LANES / 2; half; half /= 2)
+    for (long i = 0; i < half; ++i) parts[i] += parts[i + half];
+  return parts[0];
 #endif
 }
 
@@ -191,34 +149,6 @@ inline Floats exponential(Floats x) {
 inline Floats sigmoid(Floats x) {
   const Floats low = all(-88.0f);
   return 1.0f / (1.0f + exponential(-(x < low ? low : x)));
-}
-
-// Of the first `seen` numbers of a row of `width`.
-template <typename T>
-float largest(const T* row, long seen, long width) {
-  Floats most = all(-INFINITY);
-  along_seen(seen, width, [&](long i, auto part) {
-    const Floats x = load(row + i, part, -INFINITY);
-    most = x > most ? x : most;
-  });
-  return largest_of(most);
-}
-
-// Writes e^(x - most), 0 from `seen` to a multiple of LANES, and returns their sum.
-template <typename T>
-float exponentials(const T* row, float most, float* out, long seen, long width) {
-  Floats sum{};
-  along_seen(seen, width, [&](long i, auto part) {
-    const Floats e = exponential(load(row + i, part, -INFINITY) - most);
-    store(out + i, e);
-    sum += e;
-  });
-  return sum_of(sum);
-}
-
-template <typename T>
-void store_scaled(T* row, const float* x, float scale, long seen, long width) {
-  along_seen(seen, width, [&](long i, auto part) { store(row + i, load(x + i) * scale, part); });
 }
 
 template <typename T>
