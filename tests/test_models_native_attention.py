@@ -24,7 +24,8 @@ def attention(
     if request.param == "for any":
         built = tmp_path_factory.mktemp("kernels") / "any.so"
         (source,) = (each for each in native.SOURCES if each.name == "attention_kernels.cpp")
-        subprocess.run(["c++", *native.ALWAYS, "-o", str(built), str(source)], check=True)
+        command = [str(native.compiler()), *native.ALWAYS, "-o", str(built), str(source)]
+        subprocess.run(command, check=True)
     return NativeAttention(ctypes.CDLL(str(built)))
 
 

@@ -46,23 +46,28 @@ def describe() -> str:
     return built().how
 
 
+def compiler() -> str | None:
+    """Return what compiles C++ here: what ``CXX`` names, or the first that is found."""
+    return os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
 @functools.cache
 def built() -> Built:
     """Compile the kernels, unless that has been done on this machine."""
     if os.environ.get(SWITCH, "on") == "off":
         return Built(None, f"torch: {SWITCH} is off")
     all_there = all(source.exists() for source in SOURCES + HEADERS)
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None or not all_there:
+    found = compiler()
+    if found is None or not all_there:
         return Built(None, f"torch: no {'C++ compiler' if all_there else 'source'}")
     try:
-        version = _run(compiler, "--version").partition("\n")[0]
-        return Built(_cached(compiler, version), f"compiled: {version}")
+        version = _run(found, "--version").partition("\n")[0]
+        return Built(_cached(found, version), f"compiled: {version}")
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         reason = said.strip().partition("\n")[0]
-        warnings.warn(f"{compiler} cannot compile the kernels: {reason}", stacklevel=2)
-        return Built(None, f"torch: {compiler} failed")
+        warnings.warn(f"{found} cannot compile the kernels: {reason}", stacklevel=2)
+        return Built(None, f"torch: {found} failed")
 
 
 def _cached(compiler: str, version: str) -> Path:
