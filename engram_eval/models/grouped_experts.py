@@ -4,9 +4,10 @@ Tokens are sorted by expert once; each expert multiplies its own slice straight 
 routing weights scale the inner activations, which are narrower than the outputs, and a token's
 outputs are gathered and added in one pass.
 
-On a CPU slices are padded to a multiple of ``BLOCK`` rows: oneDNN compiles a kernel for every new
-shape, which takes ten times as long as the product itself, and loads differ from step to step. On a
-GPU one kernel multiplies all slices, and nothing waits to learn how long they are.
+On a CPU slices are padded to a multiple of ``BLOCK`` rows. With a matrix unit compiled functions
+multiply them all; else oneDNN does, which compiles a kernel for every new shape: ten times as long
+as the product itself, and loads differ from step to step. On a GPU one kernel multiplies all
+slices, and nothing waits to learn how long they are.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .native_experts import NativeExperts, experts_for
 from .native_kernels import kernels_for
 from .native_lookup import lookup_for
 from .native_routing import routing_for
@@ -81,6 +83,9 @@ def grouped_experts(
         sizes = (loads // ALIGNED + 1) * ALIGNED
         total = chosen.numel() + len(loads) * ALIGNED
         slices: Slices = KernelSlices(sizes.cumsum(0).int())
+    elif (experts := experts_for(x, gate_up, down)) is not None:
+        sizes = _whole_blocks(loads)
+        total, slices = int(sizes.sum()), NativeSlices(sizes, experts)
     else:
         sizes = _slice_sizes(loads)
         listed = sizes.tolist()
@@ -101,10 +106,14 @@ def grouped_experts(
 
 def _slice_sizes(loads: Tensor) -> Tensor:
     """Return the rows of each expert's slice; all equal where the loads are even enough."""
-    sizes = (loads + BLOCK - 1) // BLOCK * BLOCK
+    sizes = _whole_blocks(loads)
     fullest = sizes.max()
     even = int(fullest) * len(sizes) <= EVEN * int(loads.sum())
     return fullest.expand_as(sizes) if even else sizes
+
+
+def _whole_blocks(loads: Tensor) -> Tensor:
+    return (loads + BLOCK - 1) // BLOCK * BLOCK
 
 
 def _sorted_by_expert(
@@ -178,33 +187,76 @@ class ListedSlices(NamedTuple):
 
     def added(self, rows: Tensor, place: Tensor) -> Tensor:
         """See ``Slices``."""
-        kernels = kernels_for(rows)
-        if kernels is None:
-            return F.embedding_bag(place, rows, mode="sum")
-        return kernels.add_rows(rows, place)
+        return _added_on_a_cpu(rows, place)
 
     def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
         """See ``Slices``."""
-        kernels = kernels_for(hidden, factors)
-        if kernels is None:
-            return _activated(hidden, factors)
-        gate, up = hidden.chunk(2, dim=-1)
-        return kernels.swiglu(gate, up, factors)
+        return _activated_on_a_cpu(hidden, factors)
 
     def activated_backward(
         self, grad: Tensor, hidden: Tensor, factors: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See ``Slices``."""
-        kernels = kernels_for(grad, hidden, factors)
-        if kernels is None:
-            return _activated_backward(grad, hidden, factors)
-        grad_hidden, grad_factors = torch.empty_like(hidden), torch.empty_like(factors)
-        (gate, up), (grad_gate, grad_up) = hidden.chunk(2, dim=-1), grad_hidden.chunk(2, dim=-1)
-        kernels.swiglu_backward(grad, gate, up, grad_gate, grad_up, factors, grad_factors)
-        return grad_hidden, grad_factors
+        return _activated_backward_on_a_cpu(grad, hidden, factors)
 
     def _equal(self) -> bool:
         return min(self.loads) == max(self.loads)
+
+
+class NativeSlices(NamedTuple):
+    """Slices of any lengths for a CPU's matrix unit: ``sizes`` (E,), multiples of ``BLOCK``."""
+
+    sizes: Tensor
+    experts: NativeExperts
+
+    def per_expert(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """See ``Slices``."""
+        return self.experts.multiply(rows, self.sizes, weights)
+
+    def outer_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """See ``Slices``."""
+        return self.experts.outer_products(left, right, self.sizes)
+
+    def added(self, rows: Tensor, place: Tensor) -> Tensor:
+        """See ``Slices``."""
+        return _added_on_a_cpu(rows, place)
+
+    def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
+        """See ``Slices``."""
+        return _activated_on_a_cpu(hidden, factors)
+
+    def activated_backward(
+        self, grad: Tensor, hidden: Tensor, factors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Slices``."""
+        return _activated_backward_on_a_cpu(grad, hidden, factors)
+
+
+def _added_on_a_cpu(rows: Tensor, place: Tensor) -> Tensor:
+    kernels = kernels_for(rows)
+    if kernels is None:
+        return F.embedding_bag(place, rows, mode="sum")
+    return kernels.add_rows(rows, place)
+
+
+def _activated_on_a_cpu(hidden: Tensor, factors: Tensor) -> Tensor:
+    kernels = kernels_for(hidden, factors)
+    if kernels is None:
+        return _activated(hidden, factors)
+    gate, up = hidden.chunk(2, dim=-1)
+    return kernels.swiglu(gate, up, factors)
+
+
+def _activated_backward_on_a_cpu(
+    grad: Tensor, hidden: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor]:
+    kernels = kernels_for(grad, hidden, factors)
+    if kernels is None:
+        return _activated_backward(grad, hidden, factors)
+    grad_hidden, grad_factors = torch.empty_like(hidden), torch.empty_like(factors)
+    (gate, up), (grad_gate, grad_up) = hidden.chunk(2, dim=-1), grad_hidden.chunk(2, dim=-1)
+    kernels.swiglu_backward(grad, gate, up, grad_gate, grad_up, factors, grad_factors)
+    return grad_hidden, grad_factors
 
 
 def _activated(hidden: Tensor, factors: Tensor) -> Tensor:

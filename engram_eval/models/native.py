@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}_kernels.cpp")
-    for name in ("attention", "lookup", "routing", "step")
+    for name in ("attention", "expert", "lookup", "routing", "step")
 )
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("tiles.h", "vectors.h"))
 SWITCH = "ENGRAM_EVAL_KERNELS"
