@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from models_fixture import full, tokens
 
 from engram_eval.models.cache import HistoryLayer
-from engram_eval.models.memory import DepthwiseCausalConv, EngramMemory, MemorySpec
+from engram_eval.models.convolution import DepthwiseCausalConv
+from engram_eval.models.memory import EngramMemory, MemorySpec
 
 SPEC = {
     "hidden_size": 6, "orders": (2, 3), "heads": 2, "row_dim": 4,

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engram_eval.models import native, native_kernels
+from engram_eval.models.convolution import DepthwiseCausalConv
 from engram_eval.models.loss import losses_by_token
-from engram_eval.models.native_kernels import SUFFIXES, NativeKernels, kernels_for
+from engram_eval.models.native_kernels import SUFFIXES, Convolution, NativeKernels, kernels_for
 from engram_eval.models.norm import RMSNorm
 from engram_eval.models.swiglu import swiglu
 
@@ -129,6 +130,29 @@ def test_swiglu_and_its_gradients(
         assert_near(ours, theirs.grad)
 
 
+@given(
+    sizes=st.tuples(*(st.integers(1, high) for high in (3, 9, 9, 20, 4, 3))),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_convolution_and_its_gradients(
+    libraries: dict[torch.dtype, NativeKernels], sizes: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    batch, new, more, width, taps, apart = sizes
+    x, weights = draw(batch, new + more, width, dtype=dtype), draw(taps, width, seed=1)
+    grad = draw(batch, new, width, seed=2, dtype=dtype)
+    exact, wide = x.double().requires_grad_(), weights.double().requires_grad_()
+    padded = F.pad(exact.mT, ((taps - 1) * apart, 0))
+    convolved = F.conv1d(padded, wide.T.unsqueeze(1), dilation=apart, groups=width)
+    expected = convolved.mT[:, -new:]
+    expected.backward(grad.double())
+    asked = Convolution(batch, new + more, new, width, taps, apart)
+    assert_near(libraries[dtype].convolve(x, weights, asked), expected.detach())
+    found = libraries[dtype].convolve_backward(grad, x, weights, asked)
+    for ours, theirs in zip(found, (exact, wide), strict=True):
+        assert theirs.grad is not None
+        assert_near(ours, theirs.grad)
+
+
 def results(threads: int) -> list[Tensor]:
     """What the model's functions return, and their gradients."""
     before = torch.get_num_threads()
@@ -139,8 +163,12 @@ def results(threads: int) -> list[Tensor]:
         normed = norm(x)
         active = swiglu(*draw(600, 96, seed=1).chunk(2, dim=-1))
         loss = losses_by_token(normed + active, draw(80, 48, seed=2), torch.arange(600) % 80).mean
-        grads = torch.autograd.grad(loss, (x, norm.weight))
-        return [normed.detach(), active, loss.detach(), *grads]
+        convolution = DepthwiseCausalConv(48, 3, 2)
+        convolution.weight.data = draw(48, 1, 3, seed=3)
+        mixed = convolution(normed.view(6, 100, 48), 90)
+        inputs = x, norm.weight, convolution.weight
+        grads = torch.autograd.grad(loss + mixed.square().mean(), inputs)
+        return [normed.detach(), active, loss.detach(), mixed.detach(), *grads]
     finally:
         torch.set_num_threads(before)
 

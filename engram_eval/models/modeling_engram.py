@@ -15,6 +15,7 @@ from .attention import Attention
 from .cache import HistoryLayer, history_layers
 from .compression import compress_vocabulary
 from .configuration_engram import EngramConfig
+from .convolution import DepthwiseCausalConv
 from .decoder_layer import EngramDecoderLayer
 from .exact_index import ExactIndex
 from .hashing import NgramHash, TokenHistory, draw_multipliers
@@ -22,7 +23,6 @@ from .hyper_connections import HyperConnection, HyperHead, hyper_head
 from .loss import IGNORE_INDEX, linear_cross_entropy
 from .masks import attention_masks, default_position_ids, key_positions, present_positions
 from .memories import MEMORIES, memory_makers, token_history
-from .memory import DepthwiseCausalConv
 from .moe import Experts, Router
 from .norm import RMSNorm
 from .offload import ATTACHED_KEYS, HostTable, attach_tables

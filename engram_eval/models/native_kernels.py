@@ -11,6 +11,18 @@ from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach, library
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
+class Convolution(ctypes.Structure):
+    """The fields of ``struct Convolution`` in ``step_kernels.cpp``."""
+
+    _fields_ = [(name, SIZE) for name in ("batch", "seen", "fresh", "width", "taps", "apart")]
+    batch: int
+    seen: int
+    fresh: int
+    width: int
+    taps: int
+    apart: int
+
+
 ARGUMENTS = {
     "cross_entropy": (*[ADDRESS] * 3, *[SIZE] * 2, FLAG),
     "rms_norm": (*[ADDRESS] * 4, *[SIZE] * 3, FLOAT),
@@ -20,6 +32,8 @@ ARGUMENTS = {
         *(*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, SIZE, ADDRESS),
         *[SIZE] * 2,
     ),
+    "convolve": (*[ADDRESS] * 3, Convolution),
+    "convolve_backward": (*[ADDRESS] * 5, Convolution),
     "add_rows": (*[ADDRESS] * 3, *[SIZE] * 3),
 }
 """Of the functions of ``step_kernels.cpp``, each for two types."""
@@ -120,6 +134,20 @@ class NativeKernels:
         inputs = grad, gate, up, gate.stride(0), factors
         outputs = grad_gate, grad_up, grad_gate.stride(0), grad_factors
         self._call("swiglu_backward", *inputs, *outputs, *gate.shape)
+
+    def convolve(self, x: Tensor, weights: Tensor, sizes: Convolution) -> Tensor:
+        """Convolve the last rows of ``x`` (B, S, C) with ``weights`` (K, C), float32: (B, T, C)."""
+        output = x.new_empty(sizes.batch, sizes.fresh, sizes.width)
+        self._call("convolve", x, weights, output, sizes)
+        return output
+
+    def convolve_backward(
+        self, grad: Tensor, x: Tensor, weights: Tensor, sizes: Convolution
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of ``x`` and ``weights``."""
+        grad_x, grad_weights = torch.empty_like(x), torch.empty_like(weights)
+        self._call("convolve_backward", grad, x, weights, grad_x, grad_weights, sizes)
+        return grad_x, grad_weights
 
     def add_rows(self, rows: Tensor, place: Tensor) -> Tensor:
         """Add each token's rows of (S, D), which lie at ``place`` (N, K): (N, D)."""

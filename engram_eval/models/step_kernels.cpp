@@ -155,6 +155,61 @@ void swiglu_backward(const T* grads, const T* gate, const T* up, long stride, co
   }
 }
 
+// A depthwise causal convolution: x (batch, seen, width) of which the last `fresh` rows are convolved,
+// weights (taps, width), the last tap for the present row, those before `apart` rows further back each;
+// what lies before x is zero.
+struct Convolution {
+  long batch, seen, fresh, width, taps, apart;
+
+  // The row of x that tap k of output t reads; negative if there is none.
+  long row(long t, long k) const { return seen - fresh + t - (taps - 1 - k) * apart; }
+};
+
+template <typename T>
+void convolve(const T* x, const float* weights, T* out, const Convolution& c, int threads) {
+#pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
+  for (long b = 0; b < c.batch; ++b) {
+    for (long t = 0; t < c.fresh; ++t) {
+      along(c.width, [&](long i, auto part) {
+        Floats sum{};
+        for (long k = 0; k < c.taps; ++k)
+          if (const long row = c.row(t, k); row >= 0)
+            sum += load(x + (b * c.seen + row) * c.width + i, part) *
+                   load(weights + k * c.width + i, part);
+        store(out + (b * c.fresh + t) * c.width + i, sum, part);
+      });
+    }
+  }
+}
+
+template <typename T>
+void convolve_backward(const T* grads, const T* x, const float* weights, T* grad_x,
+                       float* grad_weights, const Convolution& c, int threads) {
+  std::vector<float> sums(c.batch * c.taps * c.width);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (long b = 0; b < c.batch; ++b) {
+    const T *own = x + b * c.seen * c.width, *grad = grads + b * c.fresh * c.width;
+    float* added = sums.data() + b * c.taps * c.width;
+    for (long row = 0; row < c.seen; ++row) {
+      along(c.width, [&](long i, auto part) {
+        Floats sum{};
+        for (long k = 0; k < c.taps; ++k) {
+          const long t = row - c.row(0, k);
+          if (t < 0 || t >= c.fresh) continue;
+          const Floats g = load(grad + t * c.width + i, part);
+          float* place = added + k * c.width + i;
+          sum += g * load(weights + k * c.width + i, part);
+          store(place, load(place, part) + g * load(own + row * c.width + i, part), part);
+        }
+        store(grad_x + (b * c.seen + row) * c.width + i, sum, part);
+      });
+    }
+  }
+  std::memset(grad_weights, 0, c.taps * c.width * sizeof(float));
+  for (long b = 0; b < c.batch; ++b)
+    for (long i = 0; i < c.taps * c.width; ++i) grad_weights[i] += sums[b * c.taps * c.width + i];
+}
+
 // out (tokens, width): of each token the sum of the k rows that lie at its places.
 template <typename T>
 void add_rows(const T* rows, const int64_t* places, T* out, long tokens, long k, long width,
@@ -194,6 +249,13 @@ void add_rows(const T* rows, const int64_t* places, T* out, long tokens, long k,
                               T* grad_factors, long rows, long width, int threads) {               \
     swiglu_backward(grads, gate, up, stride, factors, grad_gate, grad_up, grad_stride,             \
                     grad_factors, rows, width, threads);                                           \
+  }                                                                                               \
+  void convolve_##NAME(const T* x, const float* weights, T* out, Convolution sizes, int threads) { \
+    convolve(x, weights, out, sizes, threads);                                                     \
+  }                                                                                               \
+  void convolve_backward_##NAME(const T* grads, const T* x, const float* weights, T* grad_x,       \
+                                float* grad_weights, Convolution sizes, int threads) {             \
+    convolve_backward(grads, x, weights, grad_x, grad_weights, sizes, threads);                    \
   }                                                                                               \
   void add_rows_##NAME(const T* rows, const int64_t* places, T* out, long tokens, long k,          \
                        long width, int threads) {                                                 \

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engram_eval.config import TrainConfig
 from engram_eval.errors import UserError, unknown
-from engram_eval.models.memory import DepthwiseCausalConv
+from engram_eval.models.convolution import DepthwiseCausalConv
 from engram_eval.models.offload import NOT_TRAINED, HostTable
 from engram_eval.training.muon import AdamWMaker, hidden_matrices, with_muon
 from engram_eval.training.row_optim import AdamWWithRows, trained_tables

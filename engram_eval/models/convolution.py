@@ -1,0 +1,64 @@
+"""The memory's short convolution along time (arXiv:2601.07372 eq. 5)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from .native_kernels import Convolution, NativeKernels, kernels_for
+
+
+class DepthwiseCausalConv(nn.Module):
+    """Depthwise causal convolution along time: taps t, t - dilation, t - 2 dilation, ...
+
+    ``weight`` is (C, 1, kernel_size) as in ``nn.Conv1d``, the last tap being the present token.
+    Written as shifted products because that is several times faster than ``conv1d`` on a CPU.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, dilation: int) -> None:
+        super().__init__()
+        self.dilation = dilation
+        self.weight = nn.Parameter(torch.zeros(channels, 1, kernel_size))
+
+    def forward(self, x: torch.Tensor, new: int) -> torch.Tensor:
+        """Convolve ``x`` (B, S, C); only the last ``new`` outputs are made, (B, new, C)."""
+        reach = (self.weight.shape[-1] - 1) * self.dilation
+        x = x[:, -(new + reach) :]
+        kernels = kernels_for(x) if self.weight.dtype == torch.float32 else None
+        if kernels is not None:
+            weights = self.weight.squeeze(1).T
+            output: torch.Tensor = _ByKernel.apply(x, weights, new, self.dilation, kernels)
+            return output
+        taps = self.weight.squeeze(1).to(x.dtype).unbind(-1)
+        x = nn.functional.pad(x, (0, 0, new + reach - x.shape[1], 0))
+        output = x[:, :new] * taps[0]
+        for number, tap in enumerate(taps[1:], start=1):
+            start = number * self.dilation
+            output = torch.addcmul(output, x[:, start : start + new], tap)
+        return output
+
+
+class _ByKernel(torch.autograd.Function):
+    """The same in one pass each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weights: torch.Tensor,
+        new: int,
+        dilation: int,
+        kernels: NativeKernels,
+    ) -> torch.Tensor:
+        x, weights = x.contiguous(), weights.contiguous()
+        ctx.sizes = Convolution(len(x), x.shape[1], new, x.shape[2], len(weights), dilation)
+        ctx.kernels = kernels
+        ctx.save_for_backward(x, weights)
+        return kernels.convolve(x, weights, ctx.sizes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        given = grad.contiguous(), *ctx.saved_tensors, ctx.sizes
+        return *ctx.kernels.convolve_backward(*given), None, None, None
