@@ -136,4 +136,16 @@ int64_t gather(const char* table, long rows, long row_bytes, const int64_t* name
   }
   return wrong;
 }
+
+// table (rows, width) += grads (count, width) at the rows that are named; a number that names none is
+// left out. One after the other: sums do not depend on the number of threads.
+int64_t add_at(const float* grads, const int64_t* named, long count, long width, float* table,
+               long rows, int) {
+  for (long i = 0; i < count; ++i) {
+    if (named[i] < 0 || named[i] >= rows) continue;
+    float* row = table + named[i] * width;
+    for (long j = 0; j < width; ++j) row[j] += grads[i * width + j];
+  }
+  return -1;
+}
 }

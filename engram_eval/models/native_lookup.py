@@ -15,6 +15,7 @@ LARGEST = 2**33
 ARGUMENTS = {
     "look_back": (*[ADDRESS] * 2, SIZE, ID, ID, ADDRESS, *[SIZE] * 4),
     "hash_history": (*[ADDRESS] * 3, SIZE, *[ADDRESS] * 2, *[SIZE] * 2),
+    "add_at": (*[ADDRESS] * 2, *[SIZE] * 2, ADDRESS, SIZE),
     "gather": (ADDRESS, *[SIZE] * 2, *[ADDRESS] * 2, SIZE),
 }
 """Of the functions of ``lookup_kernels.cpp``."""
@@ -97,6 +98,20 @@ class NativeLookup:
         wrong = self._call("gather", *given, output, rows.numel())
         if wrong >= 0:
             raise IndexError(f"row {int(rows.flatten()[wrong])} of a table of {len(table)}")
+        return output
+
+    def gathered_gradient(self, grad: Tensor, rows: Tensor, table_rows: int) -> Tensor:
+        """Return the gradient (R, D) of a table of which ``rows`` were gathered.
+
+        Args:
+            grad: (..., D) float32, of what was gathered.
+            rows: (...) int64.
+            table_rows: R.
+        """
+        grad, rows = grad.contiguous(), rows.contiguous()
+        width = grad.shape[-1]
+        output = grad.new_zeros(table_rows, width)
+        self._call("add_at", grad, rows, rows.numel(), width, output, table_rows)
         return output
 
 

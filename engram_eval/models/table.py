@@ -1,9 +1,12 @@
 """The lookup table of a memory: all heads' rows in one parameter."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-from .native_lookup import lookup_for
+from .native_lookup import NativeLookup, lookup_for
 
 
 class RowTable(nn.Module):
@@ -34,8 +37,28 @@ class RowTable(nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2."""
         values = self.values()
-        if not (torch.is_grad_enabled() and values.requires_grad):
-            lookup = lookup_for(rows, values)
-            if lookup is not None and values.is_contiguous():
-                return lookup.gather(values, rows).flatten(-2)
-        return nn.functional.embedding(rows, values).flatten(-2)
+        wanted = torch.is_grad_enabled() and values.requires_grad
+        fits = values.is_contiguous() and (values.dtype == torch.float32 or not wanted)
+        lookup = lookup_for(rows, values) if fits else None
+        if lookup is None:
+            return nn.functional.embedding(rows, values).flatten(-2)
+        read = _Gather.apply(values, rows, lookup) if wanted else lookup.gather(values, rows)
+        return read.flatten(-2)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of a float32 table, and their gradients added up, compiled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: torch.Tensor, rows: torch.Tensor, lookup: NativeLookup
+    ) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.lookup, ctx.table_rows = lookup, len(values)
+        return lookup.gather(values, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        return ctx.lookup.gathered_gradient(grad, rows, ctx.table_rows), None, None
