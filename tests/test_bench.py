@@ -101,7 +101,8 @@ def test_one_by_one_each_has_its_time_and_goes() -> None:
     done, times = train.one_by_one(contenders(), 0.05 * train.GPU_CONTENDERS, Task("bench", 1.0))
     assert [each.name for each in done] == ["first", "second"] == list(times)
     assert all(len(taken) >= 3 for taken in times.values())
-    assert 0.1 < time.monotonic() - started < 5
+    # The last step of each begins only if it is likely to end in time.
+    assert 0.08 < time.monotonic() - started < 5
     with pytest.raises(RuntimeError, match="given up"):
         done[0].step()
 
