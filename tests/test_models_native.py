@@ -10,11 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from engram_eval.models import native
 from engram_eval.models.native import in_reach
 
+compiles = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache folder, nothing built yet, and a source that is compiled in no time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(native.SWITCH, raising=False)
     source = tmp_path / "kernels.cpp"
     source.write_text("int nothing;\n")
     monkeypatch.setattr(native, "SOURCES", (source,))
@@ -30,6 +33,7 @@ def fails(path: Path) -> str:
     return str(path)
 
 
+@compiles
 def test_they_are_compiled_once(cache: Path) -> None:
     assert native.describe().startswith("compiled: ")
     (made,) = cache.iterdir()
@@ -42,6 +46,7 @@ def test_they_are_compiled_once(cache: Path) -> None:
     assert native.built().path != made and len(list(cache.iterdir())) == 2
 
 
+@compiles
 @pytest.mark.usefixtures("cache")
 def test_a_compiler_without_the_best_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "TUNED", (("-march=nonsense",), ()))
@@ -75,6 +80,7 @@ def test_a_compiler_that_fails_is_named(cache: Path, monkeypatch: pytest.MonkeyP
     assert not list(cache.iterdir())
 
 
+@compiles
 def test_where_nothing_can_be_kept_they_are_compiled_for_one_process(
     cache: Path,
 ) -> None:
