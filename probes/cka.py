@@ -16,7 +16,7 @@ alignment (eq. 9) is read against two lines: what the layer gives in its own mod
 zero), and what two seeds of one architecture give (the null, a pair of its own in every study).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches
 from probes.findings import Findings
+from probes.hsic import hsic_between
 from probes.sample import Floats, Mask, Sample
 from probes.settling import interval
 
@@ -63,84 +64,6 @@ class Similarities(NamedTuple):
     second: Similarity
 
 
-def _centred_gram(x: Tensor) -> Tensor:
-    """Return ``X X'`` (n, n) with a zero diagonal; sums over it want float64.
-
-    HSIC with linear kernels does not change under a shift of X; removing the mean keeps the
-    sums small.
-    """
-    x = x - x.mean(dim=0)
-    return (x @ x.T).double().fill_diagonal_(0.0)
-
-
-def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
-    """Return HSIC_1 (Song et al. 2012, eq. 5) of stacked Gram matrices.
-
-    Args:
-        first: (La, n, n), zero diagonals.
-        second: (Lb, n, n), zero diagonals.
-
-    Returns:
-        (La, Lb).
-    """
-    trace = first.flatten(1) @ second.flatten(1).T
-    return _hsic(trace, first.sum(dim=-1), second.sum(dim=-1))
-
-
-def _hsic(trace: Tensor, rows_a: Tensor, rows_b: Tensor) -> Tensor:
-    """Return HSIC_1 (La, Lb), given the traces of products (La, Lb) and sums of rows (La, n)."""
-    n = rows_a.shape[-1]
-    sums = rows_a.sum(dim=-1)[:, None] * rows_b.sum(dim=-1)[None, :]
-    cross = rows_a @ rows_b.T
-    total = trace + sums / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)
-    return total / (n * (n - 3))
-
-
-class _Features(NamedTuple):
-    """Layers of equal width on a minibatch, without their Gram matrices.
-
-    Attributes:
-        x: centred, (L, n, D).
-        diagonal: of each Gram matrix, (L, n) float64.
-        rows: sums of its rows without the diagonal, (L, n) float64.
-    """
-
-    x: Tensor
-    diagonal: Tensor
-    rows: Tensor
-
-
-def _features(layers: list[Tensor]) -> _Features:
-    x = torch.stack(layers)
-    x = x - x.mean(dim=1, keepdim=True)
-    diagonal = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square()
-    return _Features(x, diagonal, (x @ x.sum(1)[..., None])[..., 0].double() - diagonal)
-
-
-def _feature_hsic(first: _Features, second: _Features) -> Tensor:
-    """Return what ``unbiased_hsic`` does: the trace of XX'YY' is the sum of squares of X'Y."""
-    between = torch.zeros(len(first.x), len(second.x), dtype=torch.float64, device=first.x.device)
-    width, itself = second.x.shape[-1], first is second
-    beside = second.x.transpose(0, 1).flatten(1)
-    for number, x in enumerate(first.x):
-        start = number if itself else 0
-        squares = (x.T @ beside[:, start * width :]).square_().sum(0)
-        between[number, start:] = squares.view(-1, width).sum(1, dtype=torch.float64)
-    if itself:
-        between += between.triu(1).T
-    return _hsic(between - first.diagonal @ second.diagonal.T, first.rows, second.rows)
-
-
-def _prefers_features(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether products of features are cheaper than Gram matrices: many examples, narrow layers."""
-    widths = {x.shape[1] for x in first}, {x.shape[1] for x in second}
-    if max(map(len, widths)) > 1:
-        return False
-    a, b = (len(part) * part[0].shape[1] for part in (first, second))
-    # Gram matrices take memory as well, which doubles their price.
-    return a * b + (a * a + b * b) / 2 <= 2 * (a + b) * len(first[0])
-
-
 class CkaFitter:
     """Collects minibatches of paired examples; ``result`` is the similarity so far."""
 
@@ -159,17 +82,11 @@ class CkaFitter:
         n = first[0].shape[0]
         if n < LEAST:
             raise UserError(f"cka: a minibatch of {n} examples; at least {LEAST} are needed")
-        if _prefers_features(first, second):
-            self._add(_features(first), _features(second), _feature_hsic)
-        else:
-            a, b = (torch.stack([_centred_gram(x) for x in part]) for part in (first, second))
-            self._add(a, b, unbiased_hsic)
+        between = hsic_between(first, second)
+        self._cross.append(between.cross)
+        self._first.append(between.first)
+        self._second.append(between.second)
         self.n += n
-
-    def _add(self, a: Any, b: Any, hsic: Callable[[Any, Any], Tensor]) -> None:
-        self._cross.append(hsic(a, b))
-        self._first.append(hsic(a, a))
-        self._second.append(hsic(b, b))
 
     def result(self, seed: int = 0) -> Similarities:
         """Return CKA over all minibatches so far; ``seed`` draws the bootstrap.

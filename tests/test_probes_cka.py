@@ -12,19 +12,9 @@ from probes_fixture import engram, llama, noise_sample
 
 from engram_eval.adapters.load import open_model
 from engram_eval.errors import UserError
-from probes.cka import (
-    CkaFitter,
-    _centred_gram,
-    _feature_hsic,
-    _features,
-    _prefers_features,
-    cka,
-    compared_tokens,
-    neighbours,
-    soft_alignment,
-    unbiased_hsic,
-)
+from probes.cka import CkaFitter, cka, compared_tokens, neighbours, soft_alignment
 from probes.cka import similarity as model_similarity
+from probes.hsic import _centred_gram, _feature_hsic, _features, _prefers_features, unbiased_hsic
 
 
 def slow_hsic(x: np.ndarray, y: np.ndarray) -> float:
