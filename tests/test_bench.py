@@ -37,7 +37,7 @@ KINDS = {
 @pytest.mark.parametrize("index", INDEXES)
 def test_training_is_timed_with_every_index(index: str) -> None:
     architecture = {**KINDS["engram"], "vocab_size": 512, "engram_index": index}
-    assert 0 < seconds_per_token(architecture, SIZES.train) < math.inf
+    assert 0 < seconds_per_token(architecture, SIZES.train) < 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,8 +101,8 @@ def test_one_by_one_each_has_its_time_and_goes() -> None:
     done, times = train.one_by_one(contenders(), 0.05 * train.GPU_CONTENDERS, Task("bench", 1.0))
     assert [each.name for each in done] == ["first", "second"] == list(times)
     assert all(len(taken) >= 3 for taken in times.values())
-    # The last step of each begins only if it is likely to end in time.
-    assert 0.08 < time.monotonic() - started < 5
+    # Each has 0.05 s, but for a last step that would end too late.
+    assert 0.1 - sum(max(taken) for taken in times.values()) < time.monotonic() - started < 5
     with pytest.raises(RuntimeError, match="given up"):
         done[0].step()
 

@@ -102,12 +102,12 @@ def test_in_bf16_it_is_as_close_to_float32_as_the_plain_path(name: str) -> None:
     # What rounding does to fifty steps varies threefold between seeds: a token may go to another
     # expert.
     away: dict[bool, list[Tensor]] = {True: [], False: []}
-    for seed in range(2):
+    for seed in range(3):
         truth = losses(name, False, single, seed)
         for fast, found in away.items():
             found.append(losses(name, fast, SETTINGS, seed) - truth)
     fast, plain = (torch.stack(found) for found in away.values())
-    assert 0 < float(fast.norm()) < 2 * float(plain.norm())
+    assert 0 < float(fast.norm()) < 1.5 * float(plain.norm())
     assert float(fast.abs().max()) < 0.05
 
 
