@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engram_eval.models import native
 from engram_eval.models.native import in_reach
 
-compiles = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+compiles = pytest.mark.skipif(not native.compiler(), reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -47,10 +47,31 @@ def test_they_are_compiled_once(cache: Path) -> None:
 
 
 @compiles
+def test_a_damaged_library_is_made_again(cache: Path) -> None:
+    made = native.built().path
+    assert made is not None
+    native.built.cache_clear()
+    # A new file: what is loaded must not change.
+    made.unlink()
+    made.write_bytes(b"no library")
+    built = native.built()
+    assert built.path == made and built.library is not None
+    assert list(cache.iterdir()) == [made]
+
+
+@compiles
+@pytest.mark.usefixtures("cache")
+def test_a_compiler_may_be_named_with_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"{native.compiler()[0]} -DUNUSED=1")
+    assert native.compiler()[1:] == ["-DUNUSED=1"]
+    assert native.built().library is not None
+
+
+@compiles
 @pytest.mark.usefixtures("cache")
 def test_a_compiler_without_the_best_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "TUNED", (("-march=nonsense",), ()))
-    assert native.built().path is not None
+    assert native.built().library is not None
 
 
 Arrange = Callable[[Path, pytest.MonkeyPatch], None]
@@ -69,7 +90,7 @@ def test_without_them_it_says_why(
 ) -> None:
     monkeypatch.delenv("CXX", raising=False)
     REASONS[reason](cache, monkeypatch)
-    assert native.built() == (None, reason)
+    assert native.built() == (None, None, reason)
 
 
 def test_a_compiler_that_fails_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +106,9 @@ def test_where_nothing_can_be_kept_they_are_compiled_for_one_process(
     cache: Path,
 ) -> None:
     cache.write_text("a file where the folder would be")
-    built = native.built().path
-    assert built is not None and built.exists() and cache not in built.parents
+    built = native.built()
+    assert built.path is not None and built.library is not None
+    assert cache not in built.path.parents
 
 
 def test_they_read_plain_tensors_of_a_processor_only() -> None:

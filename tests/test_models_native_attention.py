@@ -1,32 +1,25 @@
 """Compiled attention against torch's in double precision, by the matrix unit and by vectors."""
 
-import ctypes
-import subprocess
-
+import native_tools
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engram_eval.models import native, native_attention
+from engram_eval.models import native_attention
 from engram_eval.models.causal_attention import rotary_causal_attention
 from engram_eval.models.native_attention import NativeAttention, attention_for
 
-pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
+pytestmark = native_tools.needed
 
 
-@pytest.fixture(scope="module", params=["for this processor", "for any"])
+@pytest.fixture(scope="module", params=native_tools.BUILDS)
 def attention(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> NativeAttention:
-    built = native.built().path
-    if request.param == "for any":
-        built = tmp_path_factory.mktemp("kernels") / "any.so"
-        (source,) = (each for each in native.SOURCES if each.name == "attention_kernels.cpp")
-        command = [str(native.compiler()), *native.ALWAYS, "-o", str(built), str(source)]
-        subprocess.run(command, check=True)
-    return NativeAttention(ctypes.CDLL(str(built)))
+    folder = tmp_path_factory.mktemp("kernels")
+    return NativeAttention(native_tools.build(request.param, "attention", folder))
 
 
 def attend(projected: Tensor, kv_heads: int, groups: int, angles: Tensor) -> Tensor:

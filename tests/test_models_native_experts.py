@@ -1,34 +1,28 @@
 """Experts' products, compiled: against a product for each in double precision."""
 
-import ctypes
-import subprocess
-
+import native_tools
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engram_eval.models import native, native_experts
+from engram_eval.models import native_experts
 from engram_eval.models.grouped_experts import grouped_experts
 from engram_eval.models.moe import expert_counts
 from engram_eval.models.native_experts import BLOCK, NativeExperts, experts_for
 
-pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
+pytestmark = native_tools.needed
 
 
-@pytest.fixture(scope="module", params=["for this processor", "for any"])
+@pytest.fixture(scope="module", params=native_tools.BUILDS)
 def experts(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> NativeExperts:
-    built = native.built().path
-    if request.param == "for any":
-        built = tmp_path_factory.mktemp("kernels") / "any.so"
-        (source,) = (each for each in native.SOURCES if each.name == "expert_kernels.cpp")
-        command = [str(native.compiler()), *native.ALWAYS, "-o", str(built), str(source)]
-        subprocess.run(command, check=True)
-        assert not NativeExperts(ctypes.CDLL(str(built))).has_matrix_unit()
-    return NativeExperts(ctypes.CDLL(str(built)))
+    folder = tmp_path_factory.mktemp("kernels")
+    found = NativeExperts(native_tools.build(request.param, "expert", folder))
+    assert request.param == native_tools.BUILDS[0] or not found.has_matrix_unit()
+    return found
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

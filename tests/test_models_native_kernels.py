@@ -1,8 +1,6 @@
 """The kernels of a training step against torch in double precision."""
 
-import ctypes
-import subprocess
-
+import native_tools
 import pytest
 import torch
 from hypothesis import given
@@ -10,31 +8,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from engram_eval.models import native, native_kernels
+from engram_eval.models import native_kernels
 from engram_eval.models.convolution import DepthwiseCausalConv
 from engram_eval.models.loss import losses_by_token
 from engram_eval.models.native_kernels import SUFFIXES, Convolution, NativeKernels, kernels_for
 from engram_eval.models.norm import RMSNorm
 from engram_eval.models.swiglu import swiglu
 
-pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
+pytestmark = native_tools.needed
 DTYPES = list(SUFFIXES)
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.006}
 """Half of the distance between neighbours, and a little."""
 
 
-@pytest.fixture(scope="module", params=["for this processor", "for any"])
+@pytest.fixture(scope="module", params=native_tools.BUILDS)
 def libraries(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[torch.dtype, NativeKernels]:
-    """As they are used, and as a processor without wide vectors would get them."""
-    built = native.built().path
-    if request.param == "for any":
-        built = tmp_path_factory.mktemp("kernels") / "any.so"
-        (source,) = (each for each in native.SOURCES if each.name == "step_kernels.cpp")
-        command = [str(native.compiler()), *native.ALWAYS, "-o", str(built), str(source)]
-        subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(built))
+    library = native_tools.build(request.param, "step", tmp_path_factory.mktemp("kernels"))
     return {dtype: NativeKernels(library, suffix) for dtype, suffix in SUFFIXES.items()}
 
 

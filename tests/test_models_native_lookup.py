@@ -1,16 +1,18 @@
 """From ids to rows, compiled: against torch's own functions and plain Python."""
 
+import native_tools
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
-from engram_eval.models import native, native_lookup
-from engram_eval.models.hashing import NgramHash, TokenHistory
-from engram_eval.models.native_lookup import NativeLookup, hashing, lookup_for
+from engram_eval.models import native_lookup
+from engram_eval.models.hashing import NgramHash, TokenHistory, allot_primes, draw_multipliers
+from engram_eval.models.native_lookup import LARGEST, NativeLookup, hashing, lookup_for
 from engram_eval.models.table import RowTable
 
-pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
+pytestmark = native_tools.needed
 VOCABULARY, PAD, BOUNDARY = 9, 3, 5
 
 
@@ -46,7 +48,8 @@ def test_looking_back_equals_torch(
     assert torch.equal(found, expected)
 
 
-PRIMES = st.sampled_from([1, 2, 3, 7, 1009, 65_537, 2_147_483_647, native_lookup.LARGEST - 9])
+TOP = 2**63 - 1
+PRIMES = st.one_of(st.integers(1, 40), st.integers(1, LARGEST), st.integers(LARGEST - 40, LARGEST))
 
 
 @given(
@@ -83,13 +86,50 @@ def test_hashing_equals_whole_numbers(
         assert found == [one + other for one, other in zip(expected, before, strict=True)]
 
 
+@pytest.mark.parametrize("modulus", [1, 2, 3, 12503, 2**20 - 3, 2**31 - 1, LARGEST - 1, LARGEST])
+def test_a_million_numbers_and_all_around_the_largest_multiples(
+    lookup: NativeLookup, modulus: int
+) -> None:
+    draw = torch.Generator().manual_seed(modulus)
+    numbers = torch.randint(0, TOP, (1_000_000,), generator=draw)
+    # Multiples and the numbers before them, from zero up and from the largest down; and halves,
+    # where rounding to the nearest turns.
+    steps = torch.arange(50_000) * modulus
+    high = TOP // modulus * modulus - steps
+    near = [steps, (steps - 1).clamp_min(0), high, high - 1, steps + modulus // 2]
+    numbers[:250_000] = torch.cat(near)
+    found = lookup.hash_history(numbers.view(1, 1, -1), hashing((1,), (modulus,), (1,), False))
+    assert torch.equal(found[0, :, 0], numbers % modulus)
+
+
+@pytest.mark.parametrize("rows", [50, 2**30])
+def test_a_hash_is_the_same_by_either_way(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    primes = allot_primes([0], [rows] * 2, 2)[0]
+    index = NgramHash((2, 3), primes, draw_multipliers(0, 0, 3, 97))
+    history = torch.randint(0, 97, (3, 2, 200), generator=torch.Generator().manual_seed(0))
+    whole = index(history)
+    pieces = torch.cat([index(each) for each in history.split(20, dim=-1)], dim=1)
+    assert torch.equal(whole, pieces) and whole.shape == (2, 200, 4)
+    assert torch.equal(index.hash_ids(history), whole - (index.primes.cumsum(0) - index.primes))
+    graph = torch.export.export(index, (history,))
+    assert torch.equal(graph.module()(history), whole)
+    with FlopCounterMode(display=False) as counter:
+        assert torch.equal(index(history), whole)
+    assert counter.get_total_flops() == 0
+    # A loaded model's constants are written into those that it was built with.
+    index.primes.copy_(torch.tensor([53, 59, 61, 67]))
+    mixes = index.mixes(history).repeat_interleave(2, dim=-1)
+    assert torch.equal(index.hash_ids(history), mixes % torch.tensor([53, 59, 61, 67]))
+    monkeypatch.setattr(native_lookup, "_lookup", lambda: None)
+    assert torch.equal(index.hash_ids(history), mixes % torch.tensor([53, 59, 61, 67]))
+
+
 def test_larger_primes_are_left_to_torch() -> None:
     primes = (2**61 - 1, 2**31 - 1)
     index = NgramHash((1, 2), primes, (2**60 + 1, 2**59 + 3))
     history = torch.tensor([[[0, 1, 2]], [[1, 2, 3]]])
-    for row, (one, other) in zip(
-        index.hash_ids(history)[0].tolist(), zip(*history[:, 0].tolist(), strict=True), strict=True
-    ):
+    pairs = zip(*history[:, 0].tolist(), strict=True)
+    for row, (one, other) in zip(index.hash_ids(history)[0].tolist(), pairs, strict=True):
         mixes = one * (2**60 + 1), one * (2**60 + 1) ^ other * (2**59 + 3)
         assert row == [mix % prime for mix, prime in zip(mixes, primes, strict=True)]
 

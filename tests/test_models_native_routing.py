@@ -1,16 +1,17 @@
 """Which experts are chosen and where their rows lie: against torch and by hand."""
 
+import native_tools
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_eval.models import native, native_routing
+from engram_eval.models import native_routing
 from engram_eval.models.grouped_experts import _sorted_by_expert
 from engram_eval.models.native_kernels import kernels_for
 from engram_eval.models.native_routing import routing_for, top_k
 
-pytestmark = pytest.mark.skipif(native.built().path is None, reason=native.describe())
+pytestmark = native_tools.needed
 
 
 @given(st.integers(1, 20), st.integers(1, 40), st.data())

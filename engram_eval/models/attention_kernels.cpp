@@ -276,6 +276,19 @@ void write_keys(const Backward& w, const Sequence& of, const Sizes& s, long head
     });
   }
 }
+
+// Does something for each key head of each sequence, each thread with a room of its own.
+template <typename Own, typename Do>
+void for_each_key_head(const Sizes& s, int threads, Do what) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const Multiplier by;
+    Own own(s);
+#pragma omp for collapse(2)
+    for (long b = 0; b < s.batch; ++b)
+      for (long shared = 0; shared < s.kv_heads; ++shared) what(by, own, b, shared);
+  }
+}
 }  // namespace
 
 extern "C" {
@@ -284,56 +297,41 @@ extern "C" {
 // heads, rows()) that backward takes. The turns of the next sequence lie `turns_step` numbers on.
 void attention(const bf16* projected, const float* turns, long turns_step, bf16* output,
                float* normalisers, Sizes s, int threads) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const Multiplier by;
-    Forward f(s);
-#pragma omp for collapse(2)
-    for (long b = 0; b < s.batch; ++b) {
-      for (long shared = 0; shared < s.kv_heads; ++shared) {
-        const Sequence of(projected, turns, turns_step, s, b);
-        of.read(s, s.heads() + shared, true, f.keys.data());
-        of.read(s, s.heads() + s.kv_heads + shared, false, f.values.data());
-        turn_rows_over(f.values.data(), s.rows(), s.columns(), f.columns_of_values.data());
-        for (long head = shared * s.groups; head < (shared + 1) * s.groups; ++head) {
-          of.read(s, head, true, f.queries.data());
-          pack_columns(f.queries.data(), s.rows(), s.columns(), f.packed_queries.data());
-          bf16* out = output + b * s.length * s.heads() * s.width + head * s.width;
-          float* logs = normalisers + (b * s.heads() + head) * s.rows();
-          for (long query = 0; query < s.rows(); query += BLOCK)
-            attend(by, f, s, query, out, logs + query);
-        }
-      }
+  for_each_key_head<Forward>(s, threads, [&](const Multiplier& by, Forward& f, long b, long shared) {
+    const Sequence of(projected, turns, turns_step, s, b);
+    of.read(s, s.heads() + shared, true, f.keys.data());
+    of.read(s, s.heads() + s.kv_heads + shared, false, f.values.data());
+    turn_rows_over(f.values.data(), s.rows(), s.columns(), f.columns_of_values.data());
+    for (long head = shared * s.groups; head < (shared + 1) * s.groups; ++head) {
+      of.read(s, head, true, f.queries.data());
+      pack_columns(f.queries.data(), s.rows(), s.columns(), f.packed_queries.data());
+      bf16* out = output + b * s.length * s.heads() * s.width + head * s.width;
+      float* logs = normalisers + (b * s.heads() + head) * s.rows();
+      for (long query = 0; query < s.rows(); query += BLOCK)
+        attend(by, f, s, query, out, logs + query);
     }
-  }
+  });
 }
 
 // The gradient of projected.
 void attention_backward(const bf16* grads, const bf16* projected, const float* turns,
                         long turns_step, const bf16* output, const float* normalisers,
                         bf16* grad_projected, Sizes s, int threads) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const Multiplier by;
-    Backward w(s);
-#pragma omp for collapse(2)
-    for (long b = 0; b < s.batch; ++b) {
-      for (long shared = 0; shared < s.kv_heads; ++shared) {
-        const Sequence of(projected, turns, turns_step, s, b);
-        const long first = b * s.length * s.heads() * s.width;
-        bf16* out = grad_projected + b * s.length * s.row();
-        of.read(s, s.heads() + shared, true, w.keys.data());
-        of.read(s, s.heads() + s.kv_heads + shared, false, w.values.data());
-        turn_rows_over(w.keys.data(), s.rows(), s.columns(), w.columns_of_keys.data());
-        fill_zeros(w.grad_keys.data(), s.all());
-        fill_zeros(w.grad_values.data(), s.all());
-        for (long head = shared * s.groups; head < (shared + 1) * s.groups; ++head) {
-          read_queries(w, of, s, head, output + first, grads + first);
-          attend_backward(by, w, of, s, head, normalisers + (b * s.heads() + head) * s.rows(), out);
-        }
-        write_keys(w, of, s, shared, out);
-      }
+  for_each_key_head<Backward>(s, threads, [&](const Multiplier& by, Backward& w, long b,
+                                              long shared) {
+    const Sequence of(projected, turns, turns_step, s, b);
+    const long first = b * s.length * s.heads() * s.width;
+    bf16* out = grad_projected + b * s.length * s.row();
+    of.read(s, s.heads() + shared, true, w.keys.data());
+    of.read(s, s.heads() + s.kv_heads + shared, false, w.values.data());
+    turn_rows_over(w.keys.data(), s.rows(), s.columns(), w.columns_of_keys.data());
+    fill_zeros(w.grad_keys.data(), s.all());
+    fill_zeros(w.grad_values.data(), s.all());
+    for (long head = shared * s.groups; head < (shared + 1) * s.groups; ++head) {
+      read_queries(w, of, s, head, output + first, grads + first);
+      attend_backward(by, w, of, s, head, normalisers + (b * s.heads() + head) * s.rows(), out);
     }
-  }
+    write_keys(w, of, s, shared, out);
+  });
 }
 }

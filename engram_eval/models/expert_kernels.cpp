@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "slices.h"
 #include "tiles.h"
 
 namespace {
@@ -27,9 +28,9 @@ int64_t matrix_unit(int) {
 
 // out (rows, width) = each slice of rows (rows, depth) times its weights (experts, depth, width),
 // which are (experts, width, depth) if turned.
-int64_t multiply_slices(const bf16* rows, const int64_t* sizes, const int64_t* starts, long experts,
-                        long depth, long width, const bf16* weights, bool turned, bf16* out,
-                        int threads) {
+int64_t multiply_slices(const bf16* rows, const int64_t* sizes, long experts, long depth, long width,
+                        const bf16* weights, bool turned, bf16* out, int threads) {
+  const auto starts = starts_of(sizes, experts);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const Multiplier by;
@@ -59,9 +60,9 @@ int64_t multiply_slices(const bf16* rows, const int64_t* sizes, const int64_t* s
 
 // out (experts, height, width) = the sum over each slice's rows of left (rows, height) times right
 // (rows, width).
-int64_t outer_products(const bf16* left, const bf16* right, const int64_t* sizes,
-                       const int64_t* starts, long experts, long height, long width, bf16* out,
-                       int threads) {
+int64_t outer_products(const bf16* left, const bf16* right, const int64_t* sizes, long experts,
+                       long height, long width, bf16* out, int threads) {
+  const auto starts = starts_of(sizes, experts);
   const long most = *std::max_element(sizes, sizes + experts);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {

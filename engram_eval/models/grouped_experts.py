@@ -39,17 +39,6 @@ class Slices(Protocol):
     def outer_products(self, left: Tensor, right: Tensor) -> Tensor:
         """Return ``left.T @ right`` of each slice: (S, A), (S, B) -> (E, A, B)."""
 
-    def added(self, rows: Tensor, place: Tensor) -> Tensor:
-        """Add each token's rows of (S, D), which lie at ``place`` (N, K): (N, D)."""
-
-    def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
-        """Return ``silu(gate) * up * factors``, (S, F), of ``hidden`` (S, 2F)."""
-
-    def activated_backward(
-        self, grad: Tensor, hidden: Tensor, factors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of ``hidden`` (S, 2F) and ``factors`` (S, 1)."""
-
 
 def fits_grouped_kernel(x: Tensor) -> bool:
     """Return whether one kernel can multiply all slices of ``x`` without knowing their lengths."""
@@ -142,20 +131,6 @@ class KernelSlices(NamedTuple):
         """See ``Slices``."""
         return F.grouped_mm(left.T, right, offs=self.ends)
 
-    def added(self, rows: Tensor, place: Tensor) -> Tensor:
-        """See ``Slices``; compiled, nothing is written between reading and adding."""
-        return rows.index_select(0, place.flatten()).view(*place.shape, -1).sum(1)
-
-    def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
-        """See ``Slices``."""
-        return _activated(hidden, factors)
-
-    def activated_backward(
-        self, grad: Tensor, hidden: Tensor, factors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See ``Slices``."""
-        return _activated_backward(grad, hidden, factors)
-
 
 class ListedSlices(NamedTuple):
     """Slices whose lengths are known; one batched product where all are equal."""
@@ -185,20 +160,6 @@ class ListedSlices(NamedTuple):
             torch.mm(part.T, other, out=result)
         return output
 
-    def added(self, rows: Tensor, place: Tensor) -> Tensor:
-        """See ``Slices``."""
-        return _added_on_a_cpu(rows, place)
-
-    def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
-        """See ``Slices``."""
-        return _activated_on_a_cpu(hidden, factors)
-
-    def activated_backward(
-        self, grad: Tensor, hidden: Tensor, factors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See ``Slices``."""
-        return _activated_backward_on_a_cpu(grad, hidden, factors)
-
     def _equal(self) -> bool:
         return min(self.loads) == max(self.loads)
 
@@ -217,55 +178,36 @@ class NativeSlices(NamedTuple):
         """See ``Slices``."""
         return self.experts.outer_products(left, right, self.sizes)
 
-    def added(self, rows: Tensor, place: Tensor) -> Tensor:
-        """See ``Slices``."""
-        return _added_on_a_cpu(rows, place)
 
-    def activated(self, hidden: Tensor, factors: Tensor) -> Tensor:
-        """See ``Slices``."""
-        return _activated_on_a_cpu(hidden, factors)
-
-    def activated_backward(
-        self, grad: Tensor, hidden: Tensor, factors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See ``Slices``."""
-        return _activated_backward_on_a_cpu(grad, hidden, factors)
-
-
-def _added_on_a_cpu(rows: Tensor, place: Tensor) -> Tensor:
+def _added(rows: Tensor, place: Tensor) -> Tensor:
+    """Add each token's rows of (S, D), which lie at ``place`` (N, K): (N, D)."""
     kernels = kernels_for(rows)
-    if kernels is None:
-        return F.embedding_bag(place, rows, mode="sum")
-    return kernels.add_rows(rows, place)
-
-
-def _activated_on_a_cpu(hidden: Tensor, factors: Tensor) -> Tensor:
-    kernels = kernels_for(hidden, factors)
-    if kernels is None:
-        return _activated(hidden, factors)
-    gate, up = hidden.chunk(2, dim=-1)
-    return kernels.swiglu(gate, up, factors)
-
-
-def _activated_backward_on_a_cpu(
-    grad: Tensor, hidden: Tensor, factors: Tensor
-) -> tuple[Tensor, Tensor]:
-    kernels = kernels_for(grad, hidden, factors)
-    if kernels is None:
-        return _activated_backward(grad, hidden, factors)
-    grad_hidden, grad_factors = torch.empty_like(hidden), torch.empty_like(factors)
-    (gate, up), (grad_gate, grad_up) = hidden.chunk(2, dim=-1), grad_hidden.chunk(2, dim=-1)
-    kernels.swiglu_backward(grad, gate, up, grad_gate, grad_up, factors, grad_factors)
-    return grad_hidden, grad_factors
+    if kernels is not None:
+        return kernels.add_rows(rows, place)
+    if rows.is_cuda:
+        # Compiled, nothing is written between reading and adding.
+        return rows.index_select(0, place.flatten()).view(*place.shape, -1).sum(1)
+    return F.embedding_bag(place, rows, mode="sum")
 
 
 def _activated(hidden: Tensor, factors: Tensor) -> Tensor:
+    """Return ``silu(gate) * up * factors``, (S, F), of ``hidden`` (S, 2F)."""
     gate, up = hidden.chunk(2, dim=-1)
+    kernels = kernels_for(hidden, factors)
+    if kernels is not None:
+        return kernels.swiglu(gate, up, factors)
     return F.silu(gate) * up * factors
 
 
 def _activated_backward(grad: Tensor, hidden: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``hidden`` (S, 2F) and ``factors`` (S, 1)."""
     gate, up = hidden.chunk(2, dim=-1)
+    kernels = kernels_for(grad, hidden, factors)
+    if kernels is not None:
+        grad_hidden, grad_factors = torch.empty_like(hidden), torch.empty_like(factors)
+        grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
+        kernels.swiglu_backward(grad, gate, up, grad_gate, grad_up, factors, grad_factors)
+        return grad_hidden, grad_factors
     active = F.silu(gate)
     grad_factors = (grad * active * up).sum(-1, keepdim=True)
     grad_inner = grad * factors
@@ -294,11 +236,11 @@ class _GroupedExperts(torch.autograd.Function):
     ) -> Tensor:
         rows = _gathered(x, tokens)
         hidden = slices.per_expert(rows, gate_up)
-        inner = slices.activated(hidden, factors)
+        inner = _activated(hidden, factors)
         outer = slices.per_expert(inner, down)
         ctx.save_for_backward(rows, factors, hidden, inner, gate_up, down, tokens, place)
         ctx.slices = slices
-        return slices.added(outer, place)
+        return _added(outer, place)
 
     @staticmethod
     @once_differentiable
@@ -308,8 +250,8 @@ class _GroupedExperts(torch.autograd.Function):
         grad_outer = _gathered(grad, tokens)
         grad_down = slices.outer_products(inner, grad_outer)
         grad_inner = slices.per_expert(grad_outer, down.mT)
-        grad_hidden, grad_factors = slices.activated_backward(grad_inner, hidden, factors)
+        grad_hidden, grad_factors = _activated_backward(grad_inner, hidden, factors)
         grad_gate_up = slices.outer_products(rows, grad_hidden)
         grad_rows = slices.per_expert(grad_hidden, gate_up.mT)
-        grad_x = slices.added(grad_rows, place)
+        grad_x = _added(grad_rows, place)
         return grad_x, grad_factors, grad_gate_up, grad_down, None, None, None

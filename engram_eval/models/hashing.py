@@ -4,7 +4,6 @@ Source: arXiv:2601.07372 eq. 1 and DeepSeek's demonstration (``engram_demo_v1.py
 order, whose heads differ by their prime moduli only.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import nn
 
 from . import native_lookup
 from .native_lookup import lookup_for
-from .remainders import LARGEST, remainders, worthwhile
 
 INT64_MAX = 2**63 - 1
 LAYER_SEED_STRIDE = 10007
@@ -119,18 +117,14 @@ class NgramHash(nn.Module):
         return self._remainders(history, offset=True)
 
     def _remainders(self, history: torch.Tensor, offset: bool) -> torch.Tensor:
-        primes = tuple(self.primes.tolist()) if history.is_cpu else ()
-        lookup = lookup_for(history)
-        if lookup is not None and max(primes) <= native_lookup.LARGEST:
-            constants = self.orders, primes, tuple(self.multipliers.tolist()), offset
-            return lookup.hash_history(history, native_lookup.hashing(*constants))
-        mixes = self.mixes(history)
-        moduli = primes if worthwhile(mixes) else ()
-        if moduli and max(moduli) <= LARGEST:
-            firsts = (0, *itertools.accumulate(moduli[:-1])) if offset else (0,) * len(moduli)
-            return remainders(mixes, moduli, firsts)
+        lookup = lookup_for(history, self.primes, self.multipliers)
+        if lookup is not None:
+            primes, multipliers = (tuple(x.tolist()) for x in (self.primes, self.multipliers))
+            if max(primes) <= native_lookup.LARGEST:
+                constants = native_lookup.hashing(self.orders, primes, multipliers, offset)
+                return lookup.hash_history(history, constants)
         heads = len(self.primes) // len(self.orders)
-        found = mixes.repeat_interleave(heads, dim=-1) % self.primes
+        found = self.mixes(history).repeat_interleave(heads, dim=-1) % self.primes
         return found + (self.primes.cumsum(0) - self.primes) if offset else found
 
 

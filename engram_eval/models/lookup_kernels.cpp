@@ -1,30 +1,21 @@
 // From token ids to rows of a table: what each position looks back on, the remainders of its n-grams
 // by the heads' primes, and the rows themselves.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "vectors.h"
 
 namespace {
 
-constexpr long LANES = 8;
-using Words = uint64_t __attribute__((vector_size(8 * LANES)));
-using Doubles = double __attribute__((vector_size(8 * LANES)));
+// Tokens are worked on by eights: `Pairs` holds as many 64-bit numbers.
+constexpr long TOKENS = 8;
+using Doubles = double __attribute__((vector_size(8 * TOKENS)));
 
 // Adding 1.5 * 2^52 rounds to a whole number; adding 2^52 leaves a whole number in the last bits.
 constexpr double ROUND = 6755399441055744.0, WHOLE = 4503599627370496.0;
 constexpr uint64_t WHOLE_BITS = 0x4330000000000000, LAST_BITS = (uint64_t{1} << 52) - 1;
 
-template <typename To, typename From>
-inline To same_bits(From from) {
-  static_assert(sizeof(To) == sizeof(From), "another size");
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-inline Doubles as_doubles(Words small) { return same_bits<Doubles>(small | WHOLE_BITS) - WHOLE; }
+inline Doubles as_doubles(Pairs small) { return same_bits<Doubles>(small | WHOLE_BITS) - WHOLE; }
 
 // The remainders of numbers by p, at most p / 2 from 0; with |number| < 2^50 all of it is exact.
 inline Doubles near_remainder(Doubles number, double p, double inverse) {
@@ -37,21 +28,21 @@ struct Head {
   double prime, inverse, offset;
 };
 
-// Of LANES mixed n-grams at a time, 16 bits after the other: no vector unit divides 64 bits.
-inline Words remainders(Words mix, const Head& head) {
+// Of eight mixed n-grams at a time, 16 bits after the other: no vector unit divides 64 bits.
+inline Pairs remainders(Pairs mix, const Head& head) {
   Doubles left = near_remainder(as_doubles(mix >> 32), head.prime, head.inverse);
   for (int shift = 16; shift >= 0; shift -= 16) {
     const Doubles digit = as_doubles((mix >> shift) & 0xffff);
     left = near_remainder(left * 65536.0 + digit, head.prime, head.inverse);
   }
   left = left < 0.0 ? left + head.prime : left;
-  return same_bits<Words>(left + (head.offset + WHOLE)) & LAST_BITS;
+  return same_bits<Pairs>(left + (head.offset + WHOLE)) & LAST_BITS;
 }
 
-// The ids of LANES tokens, fewer at the end of the text.
-inline Words load(const int64_t* from, long count) {
-  Words ids{};
-  std::memcpy(&ids, from, std::min(count, LANES) * sizeof(int64_t));
+// The ids of eight tokens, fewer at the end of the text.
+inline Pairs load_ids(const int64_t* from, long count) {
+  Pairs ids{};
+  std::memcpy(&ids, from, std::min(count, TOKENS) * sizeof(int64_t));
   return ids;
 }
 }  // namespace
@@ -64,18 +55,18 @@ int64_t hash_history(const int64_t* history, const int64_t* multipliers, const i
                      long orders, const Head* of_heads, int64_t* rows, long tokens, long heads,
                      int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (long start = 0; start < tokens; start += LANES) {
-    const long count = std::min(LANES, tokens - start);
+  for (long start = 0; start < tokens; start += TOKENS) {
+    const long count = std::min(TOKENS, tokens - start);
     int64_t* out = rows + start * orders * heads;
-    Words mix{};
+    Pairs mix{};
     long mixed = 0;
     for (long order = 0; order < orders; ++order) {
       for (; mixed < lengths[order]; ++mixed)
-        mix ^= load(history + mixed * tokens + start, tokens - start) *
+        mix ^= load_ids(history + mixed * tokens + start, tokens - start) *
                static_cast<uint64_t>(multipliers[mixed]);
       for (long head = order * heads; head < (order + 1) * heads; ++head) {
-        int64_t found[LANES];
-        const Words all = remainders(mix, of_heads[head]);
+        int64_t found[TOKENS];
+        const Pairs all = remainders(mix, of_heads[head]);
         std::memcpy(found, &all, sizeof(found));
         for (long i = 0; i < count; ++i) out[i * orders * heads + head] = found[i];
       }

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,7 +27,7 @@ SOURCES = tuple(
     Path(__file__).with_name(f"{name}_kernels.cpp")
     for name in ("attention", "expert", "lookup", "routing", "step")
 )
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("tiles.h", "vectors.h"))
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("slices", "tiles", "vectors"))
 SWITCH = "ENGRAM_EVAL_KERNELS"
 COMPILERS = ("c++", "g++", "clang++")
 ALWAYS = ("-std=c++17", "-O2", "-fno-math-errno", "-shared", "-fPIC")
@@ -35,9 +36,10 @@ TUNED = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), (
 
 
 class Built(NamedTuple):
-    """A shared library, or why there is none."""
+    """A shared library and where it lies, or why there is none."""
 
     path: Path | None
+    library: ctypes.CDLL | None
     how: str
 
 
@@ -46,49 +48,73 @@ def describe() -> str:
     return built().how
 
 
-def compiler() -> str | None:
-    """Return what compiles C++ here: what ``CXX`` names, or the first that is found."""
-    return os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+def library() -> ctypes.CDLL | None:
+    """Return the compiled functions, where there are any."""
+    return built().library
+
+
+def compiler() -> list[str]:
+    """Return the command that compiles C++: ``CXX``, or the first that is found; or nothing."""
+    if named := os.environ.get("CXX"):
+        return shlex.split(named)
+    return [found for found in map(shutil.which, COMPILERS) if found][:1]
 
 
 @functools.cache
 def built() -> Built:
-    """Compile the kernels, unless that has been done on this machine."""
+    """Compile the kernels, unless that has been done on this machine, and load them."""
     if os.environ.get(SWITCH, "on") == "off":
-        return Built(None, f"torch: {SWITCH} is off")
-    all_there = all(source.exists() for source in SOURCES + HEADERS)
-    found = compiler()
-    if found is None or not all_there:
-        return Built(None, f"torch: no {'C++ compiler' if all_there else 'source'}")
+        return _without(f"{SWITCH} is off")
+    if not all(source.exists() for source in SOURCES + HEADERS):
+        return _without("no source")
+    command = compiler()
+    if not command:
+        return _without("no C++ compiler")
     try:
-        version = _run(found, "--version").partition("\n")[0]
-        return Built(_cached(found, version), f"compiled: {version}")
+        version = _run(*command, "--version").partition("\n")[0]
+        path = _place(version)
+        return Built(path, _loaded(path, command), f"compiled: {version}")
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         reason = said.strip().partition("\n")[0]
-        warnings.warn(f"{found} cannot compile the kernels: {reason}", stacklevel=2)
-        return Built(None, f"torch: {found} failed")
+        warnings.warn(f"{command[0]} cannot compile the kernels: {reason}", stacklevel=2)
+        return _without(f"{command[0]} failed")
 
 
-def _cached(compiler: str, version: str) -> Path:
-    """Return the library of these sources, compiler and processor, made where it is missing."""
+def _without(reason: str) -> Built:
+    return Built(None, None, f"torch: {reason}")
+
+
+def _place(version: str) -> Path:
+    """Return where the library of these sources, compiler and processor lies, or will."""
     source = [source.read_bytes() for source in SOURCES + HEADERS]
     made_of = repr((source, version, ALWAYS, TUNED, _processor()))
-    folder = _cache_folder()
-    place = folder / f"kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    if place.exists():
-        return place
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / place.name
+    return _cache_folder() / f"kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+
+
+def _loaded(path: Path, command: list[str]) -> ctypes.CDLL:
+    """Load the library; it is made where it is missing, and again where it is damaged."""
+    if path.exists():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:
+            path.unlink()
+    _make(path, command)
+    return ctypes.CDLL(str(path))
+
+
+def _make(path: Path, command: list[str]) -> None:
+    """Compile with the best flags that the compiler takes."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = Path(scratch) / path.name
         for flags in TUNED:
             try:
-                _run(compiler, *ALWAYS, *flags, "-o", str(made), *map(str, SOURCES))
+                _run(*command, *ALWAYS, *flags, "-o", str(made), *map(str, SOURCES))
                 break
             except subprocess.CalledProcessError:
                 if not flags:
                     raise
-        made.replace(place)
-    return place
+        made.replace(path)
 
 
 def _run(*command: str) -> str:
@@ -101,7 +127,9 @@ def _cache_folder() -> Path:
     folder = root / "engram-eval"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError:
+        # For this process alone.
         return Path(tempfile.mkdtemp(prefix="engram-eval-"))
     return folder
 
@@ -112,13 +140,6 @@ def _processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
     return repr((platform.machine(), platform.processor(), sorted(told)))
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled functions, where there are any."""
-    path = built().path
-    return None if path is None else ctypes.CDLL(str(path))
 
 
 ADDRESS, SIZE, ID, FLAG, FLOAT = (

@@ -12,8 +12,8 @@ BLOCK = 32
 """Rows of a slice and widths are multiples of it."""
 ARGUMENTS = {
     "matrix_unit": (),
-    "multiply_slices": (*[ADDRESS] * 3, *[SIZE] * 3, ADDRESS, FLAG, ADDRESS),
-    "outer_products": (*[ADDRESS] * 4, *[SIZE] * 3, ADDRESS),
+    "multiply_slices": (*[ADDRESS] * 2, *[SIZE] * 3, ADDRESS, FLAG, ADDRESS),
+    "outer_products": (*[ADDRESS] * 3, *[SIZE] * 3, ADDRESS),
 }
 """Of the functions of ``expert_kernels.cpp``."""
 
@@ -40,7 +40,7 @@ class NativeExperts:
         turned = not weights.is_contiguous()
         rows, weights = rows.contiguous(), (weights.mT if turned else weights).contiguous()
         output = rows.new_empty(len(rows), width)
-        given = rows, sizes, sizes.cumsum(0) - sizes, experts, depth, width
+        given = rows, sizes, experts, depth, width
         self._call("multiply_slices", *given, weights, turned, output)
         return output
 
@@ -49,8 +49,7 @@ class NativeExperts:
         left, right = left.contiguous(), right.contiguous()
         widths = left.shape[1], right.shape[1]
         output = left.new_empty(len(sizes), *widths)
-        given = left, right, sizes, sizes.cumsum(0) - sizes, len(sizes)
-        self._call("outer_products", *given, *widths, output)
+        self._call("outer_products", left, right, sizes, len(sizes), *widths, output)
         return output
 
 

@@ -40,9 +40,9 @@ class NativeRouting:
             (N, K) the row of each choice, and (S,) whose each row is, 0 where it is nobody's.
         """
         chosen = chosen.contiguous()
-        starts, place = sizes.cumsum(0) - sizes, torch.empty_like(chosen)
+        sizes, place = sizes.contiguous(), torch.empty_like(chosen)
         owners = chosen.new_zeros(total)
-        self._call("place_choices", chosen, starts, len(sizes), *chosen.shape, place, owners)
+        self._call("place_choices", chosen, sizes, len(sizes), *chosen.shape, place, owners)
         return place, owners
 
 

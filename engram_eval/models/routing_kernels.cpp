@@ -1,7 +1,6 @@
 // Which experts each token goes to, and where its rows lie when they are sorted by expert.
 
-#include <cstdint>
-#include <vector>
+#include "slices.h"
 
 extern "C" {
 
@@ -24,10 +23,10 @@ void top_k(const float* scores, long rows, long width, long k, int64_t* chosen, 
 }
 
 // chosen (tokens, k) experts -> the row of each choice, (tokens, k): choices of an expert one after
-// the other from its start on; owners (rows) get the token at the rows that belong to one.
-void place_choices(const int64_t* chosen, const int64_t* starts, long experts, long tokens, long k,
+// the other in its slice; owners (rows) get the token at the rows that belong to one.
+void place_choices(const int64_t* chosen, const int64_t* sizes, long experts, long tokens, long k,
                    int64_t* places, int64_t* owners, int) {
-  std::vector<int64_t> next(starts, starts + experts);
+  auto next = starts_of(sizes, experts);
   for (long token = 0; token < tokens; ++token) {
     for (long i = token * k; i < (token + 1) * k; ++i) {
       places[i] = next[chosen[i]]++;
