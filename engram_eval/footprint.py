@@ -51,7 +51,11 @@ def training_footprint(architecture: Mapping[str, Any], train: TrainConfig) -> F
     counted = ledger(config, train.seq_len)
     params = counted.params_total
     copied = params - counted.params_table - counted.params_embedding
-    values = activations_per_token(config, train.seq_len) * train.seq_len * train.batch_size
+    values = (
+        activations_per_token(config, train.seq_len, train.autocast_bf16)
+        * train.seq_len
+        * train.batch_size
+    )
     bytes_per_value = FLOAT32 * (AUTOCAST_SHARE if train.autocast_bf16 else 1.0)
     return Footprint(
         weights=FLOAT32 * params + (BFLOAT16 * copied if train.autocast_bf16 else 0),
@@ -61,16 +65,16 @@ def training_footprint(architecture: Mapping[str, Any], train: TrainConfig) -> F
     )
 
 
-def activations_per_token(config: EngramConfig, seq_len: int) -> int:
+def activations_per_token(config: EngramConfig, seq_len: int, autocast: bool) -> int:
     """Count the numbers per token that are kept for the backward pass.
 
     A block keeps its two norms' results before and after the gain, queries, keys, values and the
-    heads' output, the attention weights of the positions that a block of queries sees, and four
-    inner vectors per SwiGLU; a routed expert also its input and output. The head works in chunks
-    and keeps one vector.
+    heads' output, and four inner vectors per SwiGLU; a routed expert also its input and output. In
+    single precision it keeps the attention weights of the positions that a block of queries sees;
+    in bf16 a GPU and compiled kernels weigh again. The head works in chunks and keeps one vector.
     """
     width, sparse = config.hidden_size, moe_layers(config)
-    block = 4 * width + _attention(config, seq_len) + 2 * _hyper_connection(config)
+    block = 4 * width + _attention(config, seq_len, autocast) + 2 * _hyper_connection(config)
     dense = 4 * config.intermediate_size
     expert = 4 * config.moe_intermediate_size + 2 * width
     routed = config.num_experts_per_tok * expert + 4 * config.shared_expert_intermediate_size
@@ -84,11 +88,11 @@ def activations_per_token(config: EngramConfig, seq_len: int) -> int:
     )
 
 
-def _attention(config: EngramConfig, seq_len: int) -> int:
+def _attention(config: EngramConfig, seq_len: int, autocast: bool) -> int:
     """Count queries, keys, values, output and weights; other kinds keep the weights whole."""
     heads = config.num_attention_heads
     if config.attention_kind == "gqa" and config.sliding_window is None:
-        seen = (seq_len + min(seq_len, BLOCK)) // 2
+        seen = 0 if autocast else (seq_len + min(seq_len, BLOCK)) // 2
         return 2 * (heads + config.num_key_value_heads) * config.head_dim + heads * seen
     return 2 * heads * (config.qk_head_dim + config.value_head_dim) + heads * seq_len
 

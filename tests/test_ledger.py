@@ -292,13 +292,15 @@ def saved_bytes(model: EngramForCausalLM, ids: torch.Tensor, autocast: bool) -> 
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
     ):
-        model.train()(ids, labels=ids)
+        # As in training: with a cache attention takes another way.
+        model.train()(ids, labels=ids, use_cache=False)
     return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("seq_len", [64, 256])
 @pytest.mark.parametrize("kind", ["dense", "moe", "engram", "mla", "streams and memory"])
-def test_footprint(kind: str, autocast: bool) -> None:
+def test_footprint(kind: str, seq_len: int, autocast: bool) -> None:
     wide = {
         **KINDS[kind],
         "hidden_size": 128,
@@ -308,12 +310,12 @@ def test_footprint(kind: str, autocast: bool) -> None:
         "moe_intermediate_size": 64,
         "shared_expert_intermediate_size": 64,
     }
-    train = TrainConfig(seq_len=64, batch_size=8, autocast_bf16=autocast)
+    train = TrainConfig(seq_len=seq_len, batch_size=8, autocast_bf16=autocast)
     model, found = build(wide), training_footprint(wide, train)
     params = sum(p.numel() for p in model.parameters())
     assert found.gradients == 4 * params and found.optimizer == 8 * params
     copies = params - numel(model, "table.weight", "embed_tokens") if autocast else 0
     assert found.weights == 4 * params + 2 * copies
     assert found.total == (16 * params + 2 * copies) + found.activations
-    ids = torch.randint(1, 61, (8, 64), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1, 61, (8, seq_len), generator=torch.Generator().manual_seed(0))
     assert found.activations == pytest.approx(saved_bytes(model, ids, autocast), rel=0.35)
