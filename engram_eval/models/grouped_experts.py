@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .native import BLOCK
 from .native_experts import NativeExperts, experts_for
 from .native_kernels import kernels_for
 from .native_lookup import lookup_for
 from .native_routing import routing_for
 
-BLOCK = 32
 EVEN = 2.5
 """Padding to the fullest expert's load pays up to this factor: one batched product for all."""
 ALIGNED = 16

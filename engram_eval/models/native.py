@@ -34,6 +34,9 @@ ALWAYS = ("-std=c++17", "-O2", "-fno-math-errno", "-shared", "-fPIC")
 TUNED = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
 """Flags from the best to the safest; the first that the compiler takes are used."""
 
+BLOCK = 32
+"""Rows and columns that compiled products take at once; ``BLOCK`` in ``tiles.h``."""
+
 
 class Built(NamedTuple):
     """A shared library and where it lies, or why there is none."""

@@ -7,10 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, SIZE, Functions, in_reach, library
-
-FILLED = 32
-"""Rows are filled up to a multiple of it."""
+from .native import ADDRESS, BLOCK, SIZE, Functions, in_reach, library
 
 
 class Sizes(ctypes.Structure):
@@ -58,7 +55,7 @@ class NativeAttention:
             sizes: B, T, kv_heads, heads / kv_heads and d.
         """
         heads = sizes.kv_heads * sizes.groups
-        rows = (sizes.length + FILLED - 1) // FILLED * FILLED
+        rows = (sizes.length + BLOCK - 1) // BLOCK * BLOCK
         output = projected.new_empty(sizes.batch, sizes.length, heads * sizes.width)
         log_sums = projected.new_empty(sizes.batch, heads, rows, dtype=torch.float32)
         self._call("attention", projected, turns, _step(turns), output, log_sums, sizes)

@@ -6,10 +6,8 @@ import functools
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, FLAG, ID, SIZE, Functions, in_reach, library
+from .native import ADDRESS, BLOCK, FLAG, ID, SIZE, Functions, in_reach, library
 
-BLOCK = 32
-"""Rows of a slice and widths are multiples of it."""
 ARGUMENTS = {
     "matrix_unit": (),
     "multiply_slices": (*[ADDRESS] * 2, *[SIZE] * 3, ADDRESS, FLAG, ADDRESS),
@@ -32,8 +30,8 @@ class NativeExperts:
         """Multiply each slice of ``rows`` (S, A) by its matrix of ``weights`` (E, A, B): (S, B).
 
         Args:
-            rows: (S, A) bfloat16.
-            sizes: (E,) int64, rows of each slice.
+            rows: (S, A) bfloat16; A and B are multiples of ``BLOCK``.
+            sizes: (E,) int64, rows of each slice: multiples of ``BLOCK``, S together.
             weights: (E, A, B), row by row or turned over.
         """
         experts, depth, width = weights.shape
