@@ -167,9 +167,12 @@ def graph(study: StudyConfig) -> list[Node]:
     again = _scores_at_equal_loss(study, shared, met, data)
     probes = _probes(study, text, own, trains, met)
     chosen = met.chosen if again or probes else []
+    read = [node for each in (text, *own.values()) for node in each]
+    samples = [node.inputs["sample"] for node in probes]
     nodes = [*alone, *tunes.values(), *trains, *around, *scores, *chosen, *again, *probes]
-    texts = [node for each in (text, *own.values()) for node in each]
-    return [*_read_by(nodes, texts), *nodes, *_offload(study)]
+    # A GPU trains meanwhile: what only a processor does must not wait for it.
+    texts = [*_read_by(nodes, read), *{node.key: node for node in samples}.values()]
+    return [*texts, *nodes, *_offload(study)]
 
 
 def _text(config: CorpusConfig, owner: str | None) -> Text:
@@ -302,7 +305,7 @@ def _probes(
             nodes += [_single(name, options, read(name, model), model) for model in models]
         else:
             nodes += [_pair(name, options, read(name, a), a, b) for a, b in pairs]
-    return [*_read_by(nodes, samples.values()), *nodes]
+    return nodes
 
 
 def _single(name: str, options: ProbeConfig, text: Mapping[str, Node], train: Node) -> Node:

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from engram_eval.cli import main
 from engram_eval.config import CorpusConfig
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.fingerprint import corpus_fingerprint
+from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.store import load_corpus
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
@@ -85,3 +89,24 @@ def test_a_damaged_pack_is_named(
     with pytest.raises(UserError, match=message):
         build_corpus({}, config, None, tmp_path / "out", QUIET)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_counts_are_made_once_though_several_ask(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = CorpusConfig(paths=(str(packed),), vocab_size=300, train_bytes=0)
+    build_corpus({}, taken, None, tmp_path, QUIET)
+    corpus = load_corpus(tmp_path)
+    calls = []
+    count = NGramModel.count
+
+    def slowly(*args: Any) -> NGramModel:
+        calls.append(args)
+        time.sleep(0.1)
+        return count(*args)
+
+    monkeypatch.setattr(NGramModel, "count", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: corpus.ngrams(), range(4)))
+    assert len(calls) == 1
+    assert {len(model.keys) for model in found} == {5}

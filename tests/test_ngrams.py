@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_eval.corpus.longest_match import longest_match
-from engram_eval.corpus.ngrams import NGramModel, next_value
+from engram_eval.corpus.ngrams import NGramModel, next_value, ranked
 from engram_eval.errors import UserError
 
 
@@ -105,6 +105,14 @@ def test_large_vocabularies_are_exact(vocab_size: int) -> None:
     model = NGramModel.count(train, vocab_size, 5)
     expected = SlowNGrams(train, vocab_size, 5).surprisal_bits(tokens, 5, [0] * 200)
     np.testing.assert_allclose(model.surprisal_bits(tokens, 5), expected, rtol=1e-12)
+
+
+@given(st.lists(st.integers(0, 40) | st.integers(2**58, 2**60), max_size=60))
+def test_ranks_are_those_of_unique(values: list[int]) -> None:
+    array = np.array(values, np.int64)
+    wanted = np.unique(array, return_inverse=True, return_counts=True)
+    for found, expected in zip(ranked(array), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_hand_worked_case() -> None:

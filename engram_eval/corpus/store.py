@@ -1,5 +1,6 @@
 """A corpus on disk: verified once, then read through memory maps."""
 
+import fcntl
 import json
 import tempfile
 from collections.abc import Mapping
@@ -72,11 +73,18 @@ class Corpus:
         """Open the n-gram counts of the training tokens; of a packed corpus, count them first."""
         place = self.folder / NGRAMS
         if not place.exists():
-            counted = NGramModel.count(self.tokens("train"), self.vocab_size, NGRAM_ORDERS)
-            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-                counted.save(Path(scratch) / NGRAMS)
-                (Path(scratch) / NGRAMS).rename(place)
+            with (self.folder / f"{NGRAMS}.lock").open("w") as lock:
+                # Several stages ask at once; counting takes long, and a folder is moved once.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not place.exists():
+                    self._count(place)
         return NGramModel.load(place)
+
+    def _count(self, place: Path) -> None:
+        counted = NGramModel.count(self.tokens("train"), self.vocab_size, NGRAM_ORDERS)
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            counted.save(Path(scratch) / NGRAMS)
+            (Path(scratch) / NGRAMS).rename(place)
 
     def _file(self, split: str, suffix: str) -> Path:
         if split not in SPLITS:
