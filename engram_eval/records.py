@@ -124,6 +124,7 @@ METRICS: dict[str, Metric] = {
     "ms_per_step": Metric("millisecond/forward pass", False, reproducible=False),
     "tokens_per_s": Metric("token/s", True, reproducible=False),
     "peak_memory_mb": Metric("MB", False, reproducible=False),
+    "peak_gpu_memory_mb": Metric("MB", False, reproducible=False),
 }
 
 

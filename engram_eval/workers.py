@@ -7,14 +7,14 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from engram_eval.allocator import kept_out_of_collections
-from engram_eval.environment import take_gpu
+from engram_eval.environment import gpus, take_gpu
 from engram_eval.errors import UserError
 from engram_eval.node_run import run_node
 from engram_eval.progress import Board, RemoteReporter, Reporter
@@ -22,6 +22,10 @@ from engram_eval.study import Node
 
 FOUNDATIONS = ("corpus", "load")
 """Stages whose mistakes end the study; elsewhere they are recorded and the rest goes on."""
+
+TRAININGS = ("tune", "train")
+TRAININGS_PER_GPU = 2
+"""That share one: while one is compiled, loaded or saved, the other computes."""
 
 TYPICAL: Mapping[str, float] = {
     **{"corpus": 19.0, "items": 11.0, "tune": 450.0, "train": 450.0, "load": 5.0},
@@ -86,10 +90,11 @@ class Plan:
     def __post_init__(self) -> None:
         self.total = len(self.waiting)
 
-    def next(self) -> Node | None:
-        """Take the first node whose inputs are all finished."""
+    def next(self, without: Collection[str] = ()) -> Node | None:
+        """Take the first node whose inputs are all finished, and whose stage is not excluded."""
         for node in self.waiting:
-            if all(source.done(self.store) for source in node.inputs.values()):
+            ready = all(source.done(self.store) for source in node.inputs.values())
+            if ready and node.stage not in without:
                 self.waiting.remove(node)
                 self.running[node.key] = node
                 self.began[node.key] = time.monotonic()
@@ -175,6 +180,7 @@ class _Worker:
         self.process: BaseProcess = context.Process(
             target=_work, args=(self.tasks, events, number, store, os.getpid()), daemon=True
         )
+        self.number = number
         self.node: Node | None = None
         self.process.start()
 
@@ -197,12 +203,13 @@ class _Worker:
 def _serve(
     plan: Plan, crew: list[_Worker], hire: Callable[..., _Worker], events: Any, board: Board
 ) -> None:
+    devices = gpus()
     while True:
         _bury(plan, crew, hire, board)
         for worker in [w for w in crew if w.node is None and w.process.is_alive()]:
-            node = plan.next()
+            node = plan.next(_excluded(crew, worker.number, devices))
             if node is None:
-                break
+                continue
             board.say(plan.heading(node))
             worker.give(node)
         if not plan.running:
@@ -221,6 +228,14 @@ def _serve(
         node = plan.finish(key, error)
         if error is not None:
             board.say(f"{node.label} failed: {error}")
+
+
+def _excluded(crew: Sequence[_Worker], number: int, devices: int) -> Sequence[str]:
+    """Return the stages that a worker must not begin: its GPU has enough trainings."""
+    if not devices:
+        return ()
+    beside = [w.node for w in crew if w.node and w.number % devices == number % devices]
+    return TRAININGS if sum(n.stage in TRAININGS for n in beside) >= TRAININGS_PER_GPU else ()
 
 
 def _bury(plan: Plan, crew: list[_Worker], hire: Callable[..., _Worker], board: Board) -> None:

@@ -17,7 +17,7 @@ from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import read_record
 from engram_eval.study import Node
-from engram_eval.workers import run_nodes
+from engram_eval.workers import TRAININGS_PER_GPU, run_nodes
 
 SLOW_STAGES = """
     import os, signal, time
@@ -30,6 +30,13 @@ SLOW_STAGES = """
     )
 
     stages.STAGES["corpus"] = stages.Stage("slow_stages:wrong", 1)
+    stages.STAGES["train"] = stages.Stage("slow_stages:times", 1)
+
+    def times(inputs, config, seed, out, report):
+        began = time.monotonic()
+        time.sleep(0.3)
+        moments = {"began": began, "ended": time.monotonic()}
+        return [MetricRow(name, "seconds", moment) for name, moment in moments.items()]
 
     def fine(inputs, config, seed, out, report):
         with report.task("work", 2) as task:
@@ -91,6 +98,26 @@ def test_inputs_first_whatever_fails_is_recorded_and_the_rest_finished(
     assert "half way" in out.getvalue()
     assert "not run, an input failed" in out.getvalue()
     assert ("its process ended with -9" in out.getvalue()) == bool(deadly)
+
+
+@pytest.mark.parametrize(("devices", "at_once"), [(0, 4), (1, TRAININGS_PER_GPU), (2, 4)])
+def test_a_gpu_is_shared_by_few_trainings(
+    slow_stages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int, at_once: int
+) -> None:
+    monkeypatch.setattr(runner_module, "gpus", lambda: devices)
+    trains = [node("train", number) for number in range(4)]
+    fine = node("fine", 9)
+    assert not run_nodes([*trains, fine], tmp_path / "store", Reporter(quiet=True), 4)
+    spans = []
+    for each in trains:
+        record = read_record(each.folder(tmp_path / "store"))
+        assert record is not None
+        found = {row.name: row.value for row in record.metrics}
+        spans.append((found["began"], found["ended"]))
+    most = max(sum(a <= began < b for a, b in spans) for began, _ in spans)
+    # Processes start one after the other, so that fewer may have met.
+    assert most <= at_once
+    assert fine.done(tmp_path / "store")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

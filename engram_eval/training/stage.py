@@ -42,7 +42,12 @@ from engram_eval.training.checkpoint import delete_resume_points
 from engram_eval.training.data import Batches
 from engram_eval.training.folder import write_model_folder
 from engram_eval.training.loop import Run, train_model
-from engram_eval.training.watch import GATE_QUANTILES, peak_memory_mb, reset_peak_memory
+from engram_eval.training.watch import (
+    GATE_QUANTILES,
+    peak_gpu_memory_mb,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 
 EVAL_BATCH = 16
 PARALLEL = "engram_eval.parallel.loop:train_in_parallel"
@@ -270,6 +275,10 @@ def _last_interval(log: Sequence[Mapping[str, Any]], keep_at: Sequence[int]) -> 
     return means | touched
 
 
-def _speed(out: Path, tokens: int) -> dict[str, float | None]:
-    seconds = sum(line["seconds"] for line in read_jsonl(out / "timing.jsonl"))
-    return {"tokens_per_s": tokens / seconds, "peak_memory_mb": peak_memory_mb()}
+def _speed(out: Path, tokens: int) -> dict[str, float]:
+    took = [line["seconds"] for line in read_jsonl(out / "timing.jsonl")]
+    # The first step compiles, and finds no memory that was used before.
+    usual = took[1:] or took
+    speed = tokens * len(usual) / len(took) / sum(usual)
+    peaks = {"peak_memory_mb": peak_memory_mb(), "peak_gpu_memory_mb": peak_gpu_memory_mb()}
+    return {"tokens_per_s": speed} | {name: peak for name, peak in peaks.items() if peak}

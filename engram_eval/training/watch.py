@@ -141,7 +141,9 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 
 
 def reset_peak_memory() -> None:
-    """Let the kernel count the process's peak anew (Linux; elsewhere there is nothing to reset)."""
+    """Count the process's peaks anew: the kernel's (on Linux), and that of its GPU."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     path = Path("/proc/self/clear_refs")
     if path.exists():
         path.write_text("5")
@@ -154,3 +156,8 @@ def peak_memory_mb() -> float | None:
         return None
     line = next(line for line in path.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
+
+
+def peak_gpu_memory_mb() -> float | None:
+    """Return the most memory that tensors took of this process's GPU; None where none is used."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else None

@@ -391,6 +391,7 @@ COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("Time", "seconds", duration),
     ("Tokens per second", "tokens_per_s", count),
     ("Peak memory, MB", "peak_memory_mb", lambda value: fixed(value, 0)),
+    ("Peak on the GPU, MB", "peak_gpu_memory_mb", lambda value: fixed(value, 0)),
     ("Fullest expert", "router_load_max", lambda value: fixed(value, 2)),
     ("Table rows touched, %", "rows_touched", percent),
     ("Mean gate", "gate_mean", lambda value: fixed(value, 3)),
