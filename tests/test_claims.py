@@ -338,6 +338,23 @@ def test_the_last_block_is_the_last_at_every_scale(scale: str) -> None:
     assert set(found["flat"].arms) == set(blocks)
 
 
+@pytest.mark.parametrize(("scale", "ends"), [("quick", (512, 128)), ("wiki", (2048, 512))])
+def test_the_longest_context_is_set_against_the_shortest(scale: str, ends: tuple[int, int]) -> None:
+    lengths = find_study("context", scale).evaluate.lengths
+    assert lengths in ((), (512, 1024, 2048))
+    found = {claim.id: claim for claim in claims_of("context", lengths=lengths)}
+    assert set(found) == {name for name in CLAIMS if name.startswith("context.")}
+    asked = [rows.slice["length"] for _, rows in found["context.longer"].score.terms]
+    assert asked == [str(end) for end in ends]
+
+
+def test_contexts_without_a_length_have_the_tasks_own() -> None:
+    from engram_eval.claims.context import LENGTHS
+    from engram_eval.evaluation.long_dataset import LENGTHS as MADE
+
+    assert LENGTHS == MADE
+
+
 def test_horizon_contrasts_are_slopes_of_the_gap() -> None:
     (weights,) = CLAIMS["horizon.vanishes_with_tokens"].contrasts.values()
     gaps = {"1x": 0.30, "4x": 0.20, "16x": 0.10}

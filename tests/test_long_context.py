@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_eval.errors import UserError
-from engram_eval.evaluation.long_context import MAKERS, long_items
+from engram_eval.evaluation.long_context import MAKERS, in_turns, long_items
 from engram_eval.evaluation.long_dataset import load_long, process_fragment
 from engram_eval.evaluation.repeats import FRAGMENT, KNOWN, repeat_items
 from engram_eval.paths import tasks_dir
@@ -101,6 +101,23 @@ def test_any_length_in_any_tokens(length: int, per_word: int) -> None:
 
     for item in long_items("needle_single", (length,), (1,), 1, size):
         assert size(item["query"]) + 16 <= length
+        # Each further sentence of noise would be one too many.
+        assert size(item["query"]) + 16 + 5 * per_word > length
+
+
+def test_a_few_items_are_of_every_kind() -> None:
+    """Whoever asks for the first ten must not get the shortest contexts alone."""
+    items = made("long_recall")
+    kinds = len(LENGTHS) * len(LOADS)
+    for turn in (items[:kinds], items[-kinds:]):
+        told = {(item["slices"]["length"], item["slices"]["load"]) for item in turn}
+        assert len(told) == kinds
+    repeats = repeat_items(KNOWN, (100, 200), (1, 2), 3, words)
+    assert {(i["slices"]["length"], i["slices"]["repeat"]) for i in repeats[:8]} == {
+        (length, f"{kind} {n}") for length in ("100", "200") for kind in ("static", "fresh")
+        for n in (1, 2)
+    }  # fmt: skip
+    assert in_turns([[1, 2, 3], [4], [], [5, 6]]) == [1, 4, 5, 2, 6, 3]
 
 
 def test_fragments_come_back_as_often_as_it_says() -> None:

@@ -1,12 +1,12 @@
 """All claims by id, and which of them a study decides."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 
 from engram_eval.claims.allocation import ALLOCATION
 from engram_eval.claims.capacity import CAPACITY
 from engram_eval.claims.claim import Claim
 from engram_eval.claims.components import COMPONENTS
-from engram_eval.claims.context import CONTEXT
+from engram_eval.claims.context import LENGTHS, context_claims
 from engram_eval.claims.controls import CONTROLS
 from engram_eval.claims.horizon import HORIZON
 from engram_eval.claims.main import MAIN
@@ -30,7 +30,7 @@ CLAIMS: dict[str, Claim] = {
         placement_claims(BLOCKS),
         COMPONENTS,
         MECHANISM,
-        CONTEXT,
+        context_claims(LENGTHS),
         MEMORY_SYSTEMS,
         CAPACITY,
         OFFLOAD,
@@ -44,18 +44,27 @@ TRIMMED: dict[str, tuple[str, tuple[str, ...]]] = {
 """Studies that are another one with fewer arms: the claims about these arms are theirs too."""
 
 
-def claims_of(study: str, models: Collection[str] = ()) -> list[Claim]:
+def claims_of(study: str, models: Collection[str] = (), lengths: Sequence[int] = ()) -> list[Claim]:
     """Return the claims that a study decides, in their order; none for an unknown one.
 
     Args:
         study: its name.
         models: its arms, where it was run: their number may decide what a claim is about.
+        lengths: of its contexts, in tokens; none means the tasks' own.
     """
     whole, arms = TRIMMED.get(study, (study, None))
-    blocks = sum(model.startswith("block_") for model in models)
-    known = placement_claims(blocks) if whole == "placement" and blocks else CLAIMS.values()
     return [
         claim
-        for claim in known
+        for claim in _declared(whole, models, lengths)
         if claim.study == whole and (arms is None or set(claim.arms) <= set(arms))
     ]
+
+
+def _declared(study: str, models: Collection[str], lengths: Sequence[int]) -> Iterable[Claim]:
+    """Return a study's claims, among others; some depend on how it was run."""
+    blocks = sum(model.startswith("block_") for model in models)
+    if study == "placement" and blocks:
+        return placement_claims(blocks)
+    if study == "context" and lengths:
+        return context_claims(lengths)
+    return CLAIMS.values()

@@ -56,7 +56,9 @@ def write_verdicts(study_dir: Path) -> Path:
     # Models that were loaded have no ledger; how they were tuned is then unknown.
     ledger = json.loads(path.read_text()) if path.exists() else {}
     trained = [model["name"] for model in study.get("models", [])]
-    asked = [c for c in claims_of(study.get("name", ""), trained) if _applies(c, study)]
+    lengths = study.get("evaluate", {}).get("lengths", [])
+    declared = claims_of(study.get("name", ""), trained, lengths)
+    asked = [claim for claim in declared if _applies(claim, study)]
     read = [_values(claim, table, trained) for claim in asked]
     verdicts = judge(list(zip(asked, (values for values, _ in read), strict=True)))
     told = [

@@ -12,8 +12,8 @@ the parts over as much noise as the length allows. ``load`` is how much there is
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ KEYS = tuple(f"{size} {thing}" for size in _SIZES.split() for thing in _THINGS.s
 WORDS = tuple(f"{_THINGS} {_SIZES}".split())
 WRONG = 3
 
+T = TypeVar("T")
 Pad = Callable[[str, Sequence[str], str], str | None]
 
 
@@ -119,7 +120,7 @@ MAKERS: dict[str, Callable[[np.random.Generator, int, Pad], Asked | None]] = {
 
 def _pairs(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
     keys = [str(key) for key in rng.choice(KEYS, count, replace=False)]
-    values = rng.choice(np.arange(1_000_000, 10_000_000), count, replace=False)
+    values = 1_000_000 + rng.choice(9_000_000, count, replace=False)
     return keys, [str(value) for value in values]
 
 
@@ -168,6 +169,7 @@ def padder(
         room: tokens left for the answer.
     """
     sentences = [f"{sentence}." for sentence in NOISE.removesuffix(".").split(". ")]
+    sentence = max(1.0, size(NOISE) / len(sentences))
 
     def pad(before: str, parts: Sequence[str], after: str) -> str | None:
         def write(noise: int) -> str:
@@ -179,17 +181,39 @@ def padder(
             return " ".join([before, *told, *filler[cuts[-1] :], after])
 
         places = rng.random(len(parts))
-        if size(write(0)) + room > length:
+        bare = size(write(0)) + room
+        if bare > length:
             return None
-        low, high = 0, length
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if size(write(middle)) + room <= length else (low, middle - 1)
-            )
-        return write(low)
+        guess = int((length - bare) / sentence)
+        return write(_largest(lambda noise: size(write(noise)) + room <= length, guess, length))
 
     return pad
+
+
+def _largest(fits: Callable[[int], bool], guess: int, most: int) -> int:
+    """Return the largest number up to ``most`` that fits; 0 does, and so does what is smaller.
+
+    Looks around the guess in strides that double: each look tokenises a text.
+    """
+    low, high, stride = 0, most + 1, 1
+    while high - low > 1:
+        guess = min(max(guess, low + 1), high - 1)
+        if fits(guess):
+            low, guess = guess, guess + stride
+        else:
+            high, guess = guess, guess - stride
+        stride *= 2
+    return low
+
+
+def in_turns(kinds: Iterable[Sequence[T]]) -> list[T]:
+    """Return the first of every kind, then the second of each that has one, and so on.
+
+    So that the first items of a task are of every kind, however few are asked for.
+    """
+    missing = object()
+    turns = itertools.zip_longest(*kinds, fillvalue=missing)
+    return [item for turn in turns for item in turn if item is not missing]  # type: ignore[misc]
 
 
 def long_items(
@@ -200,7 +224,7 @@ def long_items(
     size: Callable[[str], int],
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return a task's items, ``count`` for each length and load that fit together.
+    """Return a task's items, ``count`` for each length and load that fit together, in turns.
 
     Args:
         task: a key of ``MAKERS``.
@@ -210,17 +234,21 @@ def long_items(
         size: tokens of a text.
         seed: of all draws; each length and load has a stream of its own.
     """
-    items = []
-    for length in lengths:
-        for load in (1,) if task in ALONE else loads:
-            rng = np.random.default_rng([seed, length, load, *task.encode()])
-            for number in range(count):
-                found = MAKERS[task](rng, load, padder(length, size, rng))
-                if found is not None:
-                    labels = {"length": str(length), "load": str(load)}
-                    ident = f"{task}/{length}/{load}/{number}"
-                    items.append(_item(ident, found, labels, number))
-    return items
+    kinds = itertools.product(lengths, (1,) if task in ALONE else loads)
+    return in_turns(_of_kind(task, *kind, count, size, seed) for kind in kinds)
+
+
+def _of_kind(
+    task: str, length: int, load: int, count: int, size: Callable[[str], int], seed: int
+) -> list[dict[str, Any]]:
+    rng = np.random.default_rng([seed, length, load, *task.encode()])
+    labels = {"length": str(length), "load": str(load)}
+    asked = [MAKERS[task](rng, load, padder(length, size, rng)) for _ in range(count)]
+    return [
+        _item(f"{task}/{length}/{load}/{number}", found, labels, number)
+        for number, found in enumerate(asked)
+        if found is not None
+    ]
 
 
 def _item(ident: str, asked: Asked, labels: dict[str, str], number: int) -> dict[str, Any]:

@@ -4,12 +4,13 @@ A *static* fragment is taken from the training text, where a memory of n-grams m
 *fresh* one beside it has the same words in another order, so only the context can help.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from engram_eval.evaluation.long_context import padder
+from engram_eval.evaluation.long_context import in_turns, padder
 
 FRAGMENT = 8
 # For models whose training text is not at hand: what everybody has read.
@@ -52,6 +53,8 @@ def repeat_items(
 ) -> list[dict[str, Any]]:
     """Return items that score a fragment's n-th occurrence, static and fresh ones in pairs.
 
+    Lengths and occurrences take turns.
+
     Args:
         texts: what the static fragments are taken from.
         lengths: tokens of the context up to the scored occurrence, it included.
@@ -60,33 +63,48 @@ def repeat_items(
         size: tokens of a text.
         seed: of all draws.
     """
-    items = []
-    for length in lengths:
-        for occurrence in occurrences:
-            rng = np.random.default_rng([seed, length, occurrence])
-            for number, static in enumerate(fragments(texts, count, rng)):
-                fresh = " ".join(rng.permutation(static.split()))
-                places = np.random.default_rng([seed, length, occurrence, number])
-                state = places.bit_generator.state
-                for kind, fragment in (("static", static), ("fresh", fresh)):
-                    # Both stand at the same places.
-                    places.bit_generator.state = state
-                    pad = padder(length, size, places, size(f" {fragment}"))
-                    query = pad("Text:", [f"{fragment}."] * (occurrence - 1) or ["Listen."], "Now:")
-                    if query is not None:
-                        items.append(
-                            {
-                                "id": f"repeated/{length}/{occurrence}/{number}/{kind}",
-                                "query": query,
-                                "choices": [f" {fragment}"],
-                                "gold": 0,
-                                "source": f"{length}/{occurrence}/{number}",
-                                "slices": {
-                                    "length": str(length),
-                                    "occurrence": str(occurrence),
-                                    "fragment": kind,
-                                    "repeat": f"{kind} {occurrence}",
-                                },
-                            }
-                        )
-    return items
+    kinds = itertools.product(lengths, occurrences)
+    pairs = in_turns(_pairs(texts, *kind, count, size, seed) for kind in kinds)
+    return [item for pair in pairs for item in pair]
+
+
+def _pairs(
+    texts: Sequence[str],
+    length: int,
+    occurrence: int,
+    count: int,
+    size: Callable[[str], int],
+    seed: int,
+) -> list[list[dict[str, Any]]]:
+    rng = np.random.default_rng([seed, length, occurrence])
+    made = []
+    for number, static in enumerate(fragments(texts, count, rng)):
+        fresh = " ".join(rng.permutation(static.split()))
+        pair = []
+        for kind, fragment in (("static", static), ("fresh", fresh)):
+            # Both stand at the same places.
+            places = np.random.default_rng([seed, length, occurrence, number])
+            pad = padder(length, size, places, size(f" {fragment}"))
+            query = pad("Text:", [f"{fragment}."] * (occurrence - 1) or ["Listen."], "Now:")
+            if query is not None:
+                pair.append(_item(query, fragment, kind, (length, occurrence, number)))
+        made.append(pair)
+    return made
+
+
+def _item(query: str, fragment: str, kind: str, place: tuple[int, int, int]) -> dict[str, Any]:
+    length, occurrence, _ = place
+    source = "/".join(map(str, place))
+    return {
+        "id": f"repeated/{source}/{kind}",
+        "query": query,
+        "choices": [f" {fragment}"],
+        "gold": 0,
+        "source": source,
+        "slices": {
+            "length": str(length),
+            "occurrence": str(occurrence),
+            "fragment": kind,
+            "repeat": f"{kind} {occurrence}",
+        },
+    }
