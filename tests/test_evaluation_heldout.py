@@ -8,6 +8,7 @@ import torch
 from evaluation_tools import VOCAB, UniformModel, small_corpus, tiny_llama
 
 from engram_eval.corpus.store import Corpus
+from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import (
     document_rows,
     heldout_rows,
@@ -133,3 +134,10 @@ def test_the_limit_counts_windows_from_the_beginning(corpus: Corpus) -> None:
     assert scored_tokens(corpus, "val", 8, 3).tolist() == stream[:24].tolist()
     assert len(scored_tokens(corpus, "val", 8, 0)) == len(stream)
     assert len(scored_tokens(corpus, "val", 8, 10**6)) == len(stream)
+
+
+def test_a_loss_that_is_not_finite_is_told_in_plain_words(corpus: Corpus) -> None:
+    bits = np.ones(len(corpus.tokens("val")))
+    bits[[3, 5]] = np.inf, np.nan
+    with pytest.raises(UserError, match=r"held-out text: the loss of 2 of \d+ tokens is not fin"):
+        per_document(corpus, "val", bits)

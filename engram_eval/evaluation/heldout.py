@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from engram_eval.corpus.store import Corpus
+from engram_eval.errors import UserError
 from engram_eval.evaluation.scores import ratio
 from engram_eval.records import MetricRow
 
@@ -100,8 +101,13 @@ def per_document(corpus: Corpus, split: str, bits: Floats) -> Documents:
         corpus: where the tokens come from.
         split: which of its streams.
         bits: cost of the stream's first T tokens, (T,).
+
+    Raises:
+        UserError: a cost that is not finite.
     """
-    total = len(bits)
+    total, lost = len(bits), np.count_nonzero(~np.isfinite(bits))
+    if lost:
+        raise UserError(f"held-out text: the loss of {lost} of {total} tokens is not finite")
     docs = corpus.docs(split)
     docs = docs[docs[:, 0] < total]
     starts, ends = docs[:, 0], np.minimum(docs[:, 1], total)
@@ -150,6 +156,9 @@ def heldout_rows(
         max_sequences: most windows, from the beginning; 0 means all.
         batch_size: windows per forward pass.
         device: where the model is.
+
+    Raises:
+        UserError: a loss that is not finite.
     """
     tokens = scored_tokens(corpus, "val", seq_len, max_sequences)
     bits = token_bits(model, tokens, seq_len, batch_size, device)

@@ -41,7 +41,7 @@ from engram_eval.stages import resolve
 from engram_eval.training.checkpoint import delete_resume_points
 from engram_eval.training.data import Batches
 from engram_eval.training.folder import write_model_folder
-from engram_eval.training.loop import Run, train_model
+from engram_eval.training.loop import Run, TrainingError, train_model
 from engram_eval.training.watch import (
     GATE_QUANTILES,
     peak_gpu_memory_mb,
@@ -82,7 +82,7 @@ def train(
 
     Raises:
         UserError: an impossible setting, or a damaged resume point.
-        TrainingError: a loss or gradient that is not finite.
+        TrainingError: a loss or gradient that is not finite, in training or in validation.
         KeyboardInterrupt, SystemExit: asked to end by a signal; the same call goes on later.
     """
     if seed is None:
@@ -136,7 +136,7 @@ def _check_pieces(settings: TrainConfig) -> None:
 def tuned(settings: TrainConfig, folder: Path) -> TrainConfig:
     """Return the settings with the rates that the tuning stage found best."""
     best = json.loads((folder / "best.json").read_text())
-    return replace(settings, lr=best["lr"], table_lr_multiplier=best["table_lr_multiplier"])
+    return replace(settings, **{key: best[key] for key in best if key != "losses_nats"})
 
 
 def n_steps(config: TrainConfig) -> int:
@@ -216,9 +216,12 @@ def _keep(
         place.parent.mkdir(exist_ok=True)
         place.unlink(missing_ok=True)
         place.symlink_to("../model")
-    rows = heldout_rows(
-        model, corpus, settings.seq_len, settings.val_sequences, EVAL_BATCH, model.device
-    )
+    try:
+        rows = heldout_rows(
+            model, corpus, settings.seq_len, settings.val_sequences, EVAL_BATCH, model.device
+        )
+    except UserError as error:
+        raise TrainingError(f"after step {step}: {error}") from error
     return [row_to_dict(replace(row, name="train", step=step)) for row in rows]
 
 
