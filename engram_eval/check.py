@@ -94,11 +94,18 @@ def _check_own_texts(study: StudyConfig) -> None:
 
 
 def _check_tuning(tune: TuneConfig) -> None:
-    for name in ("lr_factors", "table_factors"):
+    for name in ("lr_factors", "table_factors", "expert_factors"):
         if not all(factor > 0 for factor in getattr(tune, name)):
             raise UserError(f"tune.{name}={list(getattr(tune, name))}: must be above 0")
     if tune.lr_factors and not tune.table_factors:
         raise UserError("tune.table_factors=[]: at least one is needed, 1 leaves the rate as it is")
+    if tune.expert_factors and len(tune.expert_factors) != len(tune.table_factors):
+        raise UserError(
+            f"tune.expert_factors={list(tune.expert_factors)}: as many as tune.table_factors are "
+            "needed, so that every arm gets as many runs"
+        )
+    if tune.further < 0:
+        raise UserError(f"tune.further={tune.further}: must not be negative")
     if not 0 < tune.fraction <= 1:
         raise UserError(f"tune.fraction={tune.fraction}: must be in (0, 1]")
 

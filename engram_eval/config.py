@@ -113,6 +113,7 @@ class TrainConfig:
         tokens: training tokens; batch_size counts sequences of seq_len tokens.
         optimizer: ``adamw``, or ``muon`` for the hidden matrices and ``adamw`` for all else.
         table_lr_multiplier: the memory table's rate is lr times this (arXiv:2601.07372 App. A).
+        expert_lr_multiplier: the routed experts' rate is lr times this.
         min_lr_ratio: the last step's rate over the peak.
         router_bias_rate: step of the load-balancing bias (arXiv:2408.15664).
         router_aux_loss_coef: weight of ``models.balance.balance_loss`` beside the loss.
@@ -136,6 +137,7 @@ class TrainConfig:
     optimizer: str = field(default="adamw", metadata=KEYED_IF_SET)
     lr: float = 6e-3
     table_lr_multiplier: float = 5.0
+    expert_lr_multiplier: float = field(default=1.0, metadata=KEYED_IF_SET)
     weight_decay: float = 0.1
     warmup_fraction: float = 0.05
     min_lr_ratio: float = 0.1
@@ -212,11 +214,14 @@ class ProbeConfig:
 class TuneConfig:
     """Short runs that choose each arm's rates on validation text; none without ``lr_factors``.
 
-    Every arm gets ``len(lr_factors) * len(table_factors)`` runs; see ``training.tune``.
+    Every arm gets ``runs`` of them; see ``training.tune``.
 
     Attributes:
         lr_factors: tried for ``train.lr``.
         table_factors: tried for ``train.table_lr_multiplier``, where there is a table.
+        expert_factors: as many, tried for ``train.expert_lr_multiplier``, where there are routed
+            experts and no table; none: as many rates of the backbone instead.
+        further: runs after these, each beside the best so far.
         fraction: of the training tokens, the length of a tuning run.
         seed: of all tuning runs.
     """
@@ -225,10 +230,20 @@ class TuneConfig:
     table_factors: tuple[float, ...] = (1.0,)
     fraction: float = 0.25
     seed: int = 1000
+    expert_factors: tuple[float, ...] = field(default=(), metadata=KEYED_IF_SET)
+    further: int = field(default=0, metadata=KEYED_IF_SET)
+
+    @property
+    def runs(self) -> int:
+        """Runs of each arm; 0 if nothing is tuned."""
+        grid = len(self.lr_factors) * len(self.table_factors)
+        return grid + self.further if grid else 0
 
 
-TUNED = TuneConfig(lr_factors=(0.5, 1.0, 2.0), table_factors=(0.2, 1.0))
-"""What ``--tune`` asks for: six runs an arm; a fifth of the table's rate is the backbone's own."""
+TUNED = TuneConfig(
+    lr_factors=(0.5, 1.0, 2.0), table_factors=(0.2, 1.0), expert_factors=(0.5, 1.0), further=4
+)
+"""What ``--tune`` asks for: ten runs an arm; a fifth of the table's rate is the backbone's own."""
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,7 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int = 0) -> dict[str, 
             costs = resolve("engram_eval.rank_costs:rank_costs")
             found = costs(row["architecture"], train, ranks)
             row["ranks"] = {"world": ranks, **found._asdict()}
-    runs = len(study.tune.lr_factors) * len(study.tune.table_factors)
-    tuning = {"runs": runs, "fraction": study.tune.fraction}
+    tuning = {"runs": study.tune.runs, "fraction": study.tune.fraction}
     return {"study": study.name, "scale": study.scale, "tuning": tuning, "models": ledger}
 
 

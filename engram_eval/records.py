@@ -320,8 +320,10 @@ def at_the_edge(rows: Iterable[MetricRow]) -> set[str]:
     for row in rows:
         if row.name != "tune" or row.metric != "loss_nats":
             continue
-        if row.model is not None and row.value is not None:
-            tried.setdefault(row.model, []).append((row.value, float(row.slice["lr"])))
+        if row.model is not None:
+            # A rate at which no loss was finite is one that was tried.
+            loss = math.inf if row.value is None else row.value
+            tried.setdefault(row.model, []).append((loss, float(row.slice["lr"])))
     return {arm for arm, runs in tried.items() if _is_an_end(runs)}
 
 

@@ -11,9 +11,14 @@ from engram_eval.records import MetricRow, row_to_dict, write_json
 from reports.build import build_report
 
 RUNS = {
-    "moe": {("0.01", "5"): 3.0, ("0.02", "5"): 2.5, ("0.04", "5"): 2.75},
+    "dense": {("0.01", "5"): 3.0, ("0.02", "5"): 2.5, ("0.04", "5"): 2.75},
+    "moe": {("0.01", "1"): 3.0, ("0.02", "1"): 2.5, ("0.02", "0.5"): 2.25, ("0.04", "1"): None},
     "engram": {("0.01", "1"): 3.0, ("0.01", "5"): 2.9, ("0.04", "1"): 2.125, ("0.04", "5"): 2.25},
 }
+
+
+def dial(model: str) -> str:
+    return "expert_lr_multiplier" if model == "moe" else "table_lr_multiplier"
 
 
 def table_of(html: str) -> list[str]:
@@ -31,7 +36,7 @@ def test_rates_are_listed_and_an_edge_is_told(tmp_path: Path) -> None:
             *("tune", "loss_nats", loss),
             model=model,
             split="val",
-            slice={"lr": lr, "table_lr_multiplier": factor},
+            slice={"lr": lr, dial(model): factor},
         )
         for model, runs in RUNS.items()
         for (lr, factor), loss in runs.items()
@@ -41,11 +46,13 @@ def test_rates_are_listed_and_an_edge_is_told(tmp_path: Path) -> None:
     write_json(study / "ledger.json", {name: row | {"tuned": True} for name, row in ledger.items()})
     html = build_report(study, study / "report.html").read_text()
     assert table_of(html) == [
-        "moe – 3.000 2.500 2.750",
+        "dense – 3.000 2.500 2.750",
+        "moe 0.5 (experts) 2.250",
+        "moe 1 (experts) 3.000 2.500 not finite",
         "engram 1 3.000 2.125",
         "engram 5 2.900 2.250",
     ]
-    assert re.findall(r"<(?:strong|b)[^>]*>(2\.\d+)<", html) == ["2.500", "2.125"]
+    assert re.findall(r"<(?:strong|b)[^>]*>(2\.\d+)<", html) == ["2.500", "2.250", "2.125"]
     text = Page(html).text()
     assert "was best for engram: a better one may lie beyond" in text
     assert "learning rates tuned, the best ones at the edge of what was tried" in text

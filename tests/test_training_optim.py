@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from training_tools import ARCHITECTURES
 
 from engram_eval.config import TrainConfig
+from engram_eval.ledger import architecture_config
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.training.optim import (
@@ -79,6 +81,23 @@ def test_the_memorys_convolution_is_not_decayed_and_frozen_rows_are_in_no_group(
     rows = "model.layers.1.engram.table.weight"
     assert group_of.get(rows) == (None if frozen else "table")
     assert set(names.values()) - set(group_of) == ({rows} if frozen else set())
+
+
+def test_routed_experts_may_have_a_rate_of_their_own() -> None:
+    model = EngramForCausalLM(architecture_config(ARCHITECTURES["moe"]))
+    names = {id(p): n for n, p in model.named_parameters()}
+    (experts,) = (
+        group
+        for group in parameter_groups(model, TrainConfig(expert_lr_multiplier=0.5))
+        if group["name"] == "experts"
+    )
+    assert (experts["lr_scale"], experts["weight_decay"]) == (0.5, TrainConfig().weight_decay)
+    # The shared expert, which every token passes, and the router are not among them.
+    assert {names[id(p)].rpartition("mlp.")[2] for p in experts["params"]} == {
+        "experts.gate_up_proj",
+        "experts.down_proj",
+    }
+    assert "experts" not in {group["name"] for group in parameter_groups(model, TrainConfig())}
 
 
 def test_a_model_without_table_has_no_empty_group() -> None:

@@ -1,4 +1,4 @@
-"""AdamW in three groups, or Muon for some of them, their schedule, and clipping.
+"""AdamW in groups, or Muon for some of them, their schedule, and clipping.
 
 The memory's table has its own rate and weight decay (arXiv:2601.07372 App. A: Adam, rate x5, none).
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engram_eval.config import TrainConfig
 from engram_eval.errors import UserError, unknown
 from engram_eval.models.convolution import DepthwiseCausalConv
+from engram_eval.models.moe import Experts
 from engram_eval.models.offload import NOT_TRAINED, HostTable
 from engram_eval.training.muon import AdamWMaker, hidden_matrices, with_muon
 from engram_eval.training.row_optim import AdamWWithRows, trained_tables
@@ -26,25 +27,35 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     """Split the parameters; every trainable one is in exactly one group.
 
     - ``matrices``: weights of linear layers, experts, router and output head; weight decay.
+    - ``experts``: the routed experts' weights, likewise, where they have a rate of their own.
     - ``vectors``: norms, biases, the depthwise convolution and the token embedding; no decay.
     - ``table``: the n-gram memory's rows; a decay of their own, ``lr * table_lr_multiplier``.
     """
-    plain = {id(p) for p in _undecayed(model)}
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "table": []}
+    own = {id(p): "vectors" for p in _undecayed(model)}
+    if config.expert_lr_multiplier != 1.0:
+        own |= {id(p): "experts" for p in _routed(model)}
+    settings = {
+        "matrices": (config.weight_decay, 1.0),
+        "experts": (config.weight_decay, config.expert_lr_multiplier),
+        "vectors": (0.0, 1.0),
+        "table": (config.table_weight_decay, config.table_lr_multiplier),
+    }
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in settings}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.endswith(TABLE_SUFFIX):
-            groups["table"].append(parameter)
-        else:
-            groups["vectors" if id(parameter) in plain else "matrices"].append(parameter)
-    decay = {"matrices": config.weight_decay, "vectors": 0.0, "table": config.table_weight_decay}
-    scale = {"matrices": 1.0, "vectors": 1.0, "table": config.table_lr_multiplier}
+        if parameter.requires_grad:
+            is_table = name.endswith(TABLE_SUFFIX)
+            groups["table" if is_table else own.get(id(parameter), "matrices")].append(parameter)
     return [
-        {"params": params, "name": name, "weight_decay": decay[name], "lr_scale": scale[name]}
-        for name, params in groups.items()
+        {"params": params, "name": name, "weight_decay": decay, "lr_scale": scale}
+        for (name, params), (decay, scale) in zip(groups.items(), settings.values(), strict=True)
         if params
     ]
+
+
+def _routed(model: nn.Module) -> Iterable[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, Experts):
+            yield from module.parameters()
 
 
 def _undecayed(model: nn.Module) -> Iterable[nn.Parameter]:

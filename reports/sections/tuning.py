@@ -6,26 +6,29 @@ from engram_eval.records import MetricRow, at_the_edge
 from reports.blocks import Cell, Column, Table
 from reports.load import Study
 from reports.numbers import fixed
-from reports.query import ordered, pick, value_of
+from reports.query import ordered, value_of
 from reports.theme import looks
 
-FACTOR = "table_lr_multiplier"
+TABLE, EXPERTS = "table_lr_multiplier", "expert_lr_multiplier"
 
 
 def tuning_tables(study: Study) -> list[Table]:
-    """Return one table of an arm and a table factor a row, a rate a column; none if untuned."""
-    rows = [r for r in pick(study.rows, name="tune", metric="loss_nats") if "lr" in r.slice]
+    """Return one table of an arm and a second rate a row, a rate a column; none if untuned."""
+    # Rates at which no loss was finite have rows without a value.
+    rows = [r for r in study.rows if (r.name, r.metric) == ("tune", "loss_nats") and r.slice]
     if not rows:
         return []
     arms = ordered((str(row.model) for row in rows), [model.name for model in study.models])
     rates = sorted({row.slice["lr"] for row in rows}, key=float)
-    lines = [line for arm in arms for line in _lines(arm, pick(rows, model=arm), rates)]
+    lines = [
+        line for arm in arms for line in _lines(arm, [r for r in rows if r.model == arm], rates)
+    ]
     return [
         Table(
             "Tuning: what short runs reached, in nats per token on validation text",
             [
                 Column("Model", numeric=False),
-                Column("Table's rate, times the backbone's"),
+                Column("Rate of the table (or experts), times the backbone's"),
                 *(Column(rate, band="Learning rate of the backbone") for rate in rates),
             ],
             lines,
@@ -38,13 +41,15 @@ def tuning_tables(study: Study) -> list[Table]:
 
 
 def _lines(arm: str, rows: Sequence[MetricRow], rates: Sequence[str]) -> list[list[Cell]]:
-    best = min(rows, key=value_of)
-    factors = sorted({row.slice[FACTOR] for row in rows}, key=float)
+    best = min((row for row in rows if row.value is not None), key=value_of)
+    dial = EXPERTS if EXPERTS in rows[0].slice else TABLE
+    factors = sorted({row.slice[dial] for row in rows}, key=float)
     lines = []
     for factor in factors:
-        found = {row.slice["lr"]: row for row in rows if row.slice[FACTOR] == factor}
-        # An arm without a table has one factor, which means nothing.
-        told = Cell(factor, float(factor)) if len(factors) > 1 else Cell("–")
+        found = {row.slice["lr"]: row for row in rows if row.slice[dial] == factor}
+        # An arm with neither has one factor, which means nothing.
+        word = f"{factor} (experts)" if dial == EXPERTS else factor
+        told = Cell(word, float(factor)) if len(factors) > 1 else Cell("–")
         lines.append([Cell(arm), told, *(_cell(found, rate, best) for rate in rates)])
     return lines
 
@@ -53,6 +58,8 @@ def _cell(found: Mapping[str, MetricRow], rate: str, best: MetricRow) -> Cell:
     if rate not in found:
         return Cell("")
     row = found[rate]
+    if row.value is None:
+        return Cell("not finite")
     return Cell(fixed(value_of(row)), value_of(row), strong=row is best)
 
 
