@@ -220,7 +220,7 @@ class TuneConfig:
         lr_factors: tried for ``train.lr``.
         table_factors: tried for ``train.table_lr_multiplier``, where there is a table.
         expert_factors: as many, tried for ``train.expert_lr_multiplier``, where there are routed
-            experts and no table; none: as many rates of the backbone instead.
+            experts and no table is trained; none: as many rates of the backbone instead.
         further: runs after these, each beside the best so far.
         fraction: of the training tokens, the length of a tuning run.
         seed: of all tuning runs.

@@ -64,6 +64,8 @@ def test_experts_have_a_rate_of_their_own_where_there_is_no_table() -> None:
     assert {s.expert_lr_multiplier for s in found["moe"]} == {0.5, 1.0}
     assert {s.expert_lr_multiplier for s in (*found["dense"], *found["engram"])} == {1.0}
     assert second_dial(stage("moe", dataclasses.replace(TUNED, expert_factors=()))) is None
+    frozen = {**tools.ARCHITECTURES["engram"], "engram_frozen_table": True}
+    assert second_dial(TuneStage(frozen, BASE, TUNED)) == "expert_lr_multiplier"
 
 
 def test_what_was_tuned_before_keeps_its_key() -> None:
