@@ -479,6 +479,22 @@ def test_tasks_that_tell_nobody_apart_are_the_reason(tmp_path: Path) -> None:
     assert told["main.loss"] == "contrast: no spread over seeds"
 
 
+def test_a_row_without_a_value_is_no_missing_row(tmp_path: Path) -> None:
+    """A share of what was gained is not defined where nothing was."""
+    (claim,) = (c for c in claims_of("mechanism") if c.id == "mechanism.facts_rely_on_memory")
+    rows = [
+        MetricRow(r.name, r.metric, None, model="engram", seed=seed, slice=r.slice,
+                  condition=r.condition, site=r.site, layer=r.layer)
+        for _, r in claim.score.terms for seed in range(3)
+    ]  # fmt: skip
+    write_json(tmp_path / "study.json", to_dict(find_study("mechanism", "smoke")))
+    write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows])
+    write_verdicts(tmp_path)
+    told = {entry["id"]: entry["reason"] for entry in read_verdicts(tmp_path)}
+    assert told[claim.id] == "engram: their rows have no value"
+    assert told["mechanism.early_lens"] == "no rows of moe, engram"
+
+
 def test_a_best_rate_at_the_edge_of_what_was_tried_is_told(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engram_eval.claims.claim import MEAN_OF_TASKS
-from engram_eval.claims.collect import NO_LOGARITHM
+from engram_eval.claims.collect import NO_LOGARITHM, NO_VALUE
 from engram_eval.claims.registry import CLAIMS
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.cli import main
@@ -24,8 +24,9 @@ def test_no_claim_lacks_its_rows(study: str, tmp_path: Path) -> None:
         verdict["id"]: verdict["reason"]
         for verdict in read_verdicts(out)
         if verdict["effect"] is None
-        # Who has learnt nothing yet may have stored less than nothing.
+        # Who has learnt nothing yet may have stored less than nothing, or have nothing to lose.
         and NO_LOGARITHM not in verdict["reason"]
+        and NO_VALUE not in verdict["reason"]
         # Tasks that no model solves at this scale have no mean.
         and not any(row["name"] == MEAN_OF_TASKS for row in verdict["rows"])
     }

@@ -11,6 +11,7 @@ from engram_eval.evaluation.informative import judge_tasks
 from engram_eval.records import EQUAL_LOSS, MetricRow, canonical_json
 
 NO_LOGARITHM = "no logarithm of a number that is not above 0"
+NO_VALUE = "their rows have no value"
 
 Trained = tuple[str, int]
 Key = tuple[str, str, str, str | None, str | None, int | None]
@@ -21,9 +22,12 @@ class Table(NamedTuple):
 
     Attributes:
         cells: values by (what the row is about) and (model, seed).
+        empty: models that have a row of that key without a value: what was measured is not
+            defined, as a share of a gain where nothing was gained.
     """
 
     cells: Mapping[Key, Mapping[Trained, Sequence[float]]]
+    empty: Mapping[Key, Collection[str]]
 
     def values(
         self, score: Score, arms: Collection[str] | None = None
@@ -51,6 +55,10 @@ class Table(NamedTuple):
             )
         return found
 
+    def without_value(self, score: Score) -> set[str]:
+        """Return the models with a row of a score that has no value."""
+        return {model for _, rows in score.terms for model in self.empty.get(_key(rows), ())}
+
     def _column(self, rows: Rows) -> dict[Trained, float]:
         cells = self.cells.get(_key(rows), {})
         for (model, seed), values in cells.items():
@@ -76,15 +84,19 @@ def read_table(rows: Sequence[MetricRow]) -> Table:
     Of other checkpoints those count that meet another model's loss, under that condition.
     """
     cells: dict[Key, dict[Trained, list[float]]] = {}
+    empty: dict[Key, set[str]] = {}
     for row in rows:
-        if row.model is None or row.seed is None or row.value is None:
+        if row.model is None or row.seed is None:
             continue
         partial = row.step is not None or row.other is not None
         if partial and row.condition != EQUAL_LOSS:
             continue
         key = _key(Rows(row.name, row.metric, row.slice, row.condition, row.site, row.layer))
-        cells.setdefault(key, {}).setdefault((row.model, row.seed), []).append(row.value)
-    return Table({**cells, **_task_means(rows)})
+        if row.value is None:
+            empty.setdefault(key, set()).add(row.model)
+        else:
+            cells.setdefault(key, {}).setdefault((row.model, row.seed), []).append(row.value)
+    return Table({**cells, **_task_means(rows)}, empty)
 
 
 def _task_means(rows: Iterable[MetricRow]) -> dict[Key, dict[Trained, list[float]]]:

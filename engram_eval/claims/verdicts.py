@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.claims.claim import MEAN_OF_TASKS, Claim, Score
-from engram_eval.claims.collect import Table, read_table
+from engram_eval.claims.collect import NO_VALUE, Table, read_table
 from engram_eval.claims.judge import Part, Verdict, bounds, judge
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
@@ -85,6 +85,9 @@ def _values(claim: Claim, table: Table, trained: Sequence[str]) -> tuple[Values,
         found = table.values(claim.score, claim.arms if alone else {*trained, *claim.arms})
     except UserError as error:
         return {}, str(error)
+    empty = [a for a in claim.arms if a not in found and a in table.without_value(claim.score)]
+    if empty:
+        return found, f"{', '.join(empty)}: {NO_VALUE}"
     of_tasks = any(rows.name == MEAN_OF_TASKS for _, rows in claim.score.terms)
     return found, "" if found or not of_tasks else "no task of its domain tells models apart"
 
