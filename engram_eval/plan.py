@@ -3,7 +3,10 @@
 from typing import Any
 
 from engram_eval.config import StudyConfig, arm_training
+from engram_eval.environment import default_workers, gpus
+from engram_eval.plan_stages import other_seconds
 from engram_eval.stages import resolve
+from engram_eval.study import graph
 from engram_eval.study_folder import study_ledger
 
 TRAINING_FLOPS_PER_FORWARD_FLOP = 3
@@ -29,7 +32,7 @@ RANK_COLUMNS = {
 
 
 def plan(study: StudyConfig, measure: bool = True, ranks: int = 0) -> dict[str, Any]:
-    """Return the ledger of a solved study with what training each model takes.
+    """Return the ledger of a solved study with what training each model takes, and all else.
 
     Args:
         study: solved; models that are loaded cost nothing and are left out.
@@ -57,29 +60,59 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int = 0) -> dict[str, 
             found = costs(row["architecture"], train, ranks)
             row["ranks"] = {"world": ranks, **found._asdict()}
     tuning = {"runs": study.tune.runs, "fraction": study.tune.fraction}
-    return {"study": study.name, "scale": study.scale, "tuning": tuning, "models": ledger}
+    found = {"study": study.name, "scale": study.scale, "tuning": tuning, "models": ledger}
+    return {**found, "workers": default_workers(), "stages": _stages(study, ledger, measure)}
+
+
+def _stages(study: StudyConfig, ledger: dict[str, Any], measure: bool) -> dict[str, Any]:
+    """Return how many stages there are, and what they take beside trainings, if that is asked."""
+    nodes, rows = graph(study), ledger.values()
+    seconds = None
+    if measure:
+        rates = [row["training_seconds"] / row["tokens"] for row in rows]
+        mean = sum(rates) / len(rates) if rates else None
+        seconds = other_seconds(nodes, study, mean)
+    return {"count": len({node.key for node in nodes}), "other_seconds": seconds}
 
 
 def plan_table(planned: dict[str, Any]) -> str:
     """Lay a plan out as text; times and FLOPs are those of one seed."""
-    wide = max(map(len, ("model", *planned["models"])))
+    lines = [f"{planned['study']} at scale {planned['scale']}"]
+    if planned["models"]:
+        lines += [*_model_lines(planned["models"]), *_rank_lines(planned["models"])]
+    return "\n".join([*lines, *_time_lines(planned)])
+
+
+def _model_lines(models: dict[str, Any]) -> list[str]:
+    wide = max(map(len, ("model", *models)))
     head = f"{'model':{wide}}" + "".join(f"{name:>12}" for name in COLUMNS)
-    lines = [f"{planned['study']} at scale {planned['scale']}", f"{head}   time/seed  seeds"]
-    for name, row in planned["models"].items():
+    lines = [f"{head}   time/seed  seeds"]
+    for name, row in models.items():
         counts = "".join(f"{row[key]:12,}" for key in COLUMNS.values())
         lines.append(
             f"{name:{wide}}{counts} {_time(row['training_seconds']):>11} {len(row['seeds']):6}"
         )
-    lines.append("P_tot, P_act: total and active parameters without embedding and head")
-    rows = list(planned["models"].values())
-    lines += _rank_lines(planned["models"])
-    if rows and None not in [row["training_seconds"] for row in rows]:
-        training = sum(row["training_seconds"] * len(row["seeds"]) for row in rows)
-        tuning = planned["tuning"]["runs"] * planned["tuning"]["fraction"]
-        tuned = sum(row["training_seconds"] * tuning for row in rows)
-        extra = f" and tuning {_time(tuned)}" if tuned else ""
-        lines.append(f"training takes about {_time(training)}{extra} on one core of this machine")
-    return "\n".join(lines)
+    return [*lines, "P_tot, P_act: total and active parameters without embedding and head"]
+
+
+def _time_lines(planned: dict[str, Any]) -> list[str]:
+    """Say how long trainings take, and how long the whole study; nothing that was not measured."""
+    count, others = planned["stages"]["count"], planned["stages"]["other_seconds"]
+    if others is None:
+        return []
+    rows = planned["models"].values()
+    training = sum(row["training_seconds"] * len(row["seeds"]) for row in rows)
+    tuning = planned["tuning"]["runs"] * planned["tuning"]["fraction"]
+    tuned = sum(row["training_seconds"] * tuning for row in rows)
+    one, many = ("GPU", "GPUs") if gpus() else ("core", "cores")
+    extra = f" and tuning {_time(tuned)}" if tuned else ""
+    whole, workers = training + tuned + sum(others.values()), planned["workers"]
+    lines = [f"training takes about {_time(training)}{extra} on one {one} of this machine"]
+    # Measurements wait for each other.
+    beside = _time(whole / workers + others.get("offload", 0.0) * (1 - 1 / workers))
+    told = f"all {count} stages about {_time(whole)}"
+    told += f", side by side on {workers} {many} {beside}" if workers > 1 else ""
+    return [*(lines if training else []), f"{told}; what is finished already does not run again"]
 
 
 def _rank_lines(models: dict[str, Any]) -> list[str]:

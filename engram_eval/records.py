@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -310,23 +310,27 @@ def sort_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def at_the_edge(rows: Iterable[MetricRow]) -> set[str]:
     """Return the arms whose best tuning run had the lowest or the highest rate that was tried.
 
-    A better rate may then lie beyond. The table's own factor is not looked at: where two are tried,
-    either is an end.
+    A better rate may then lie beyond. Of the table's or the experts' rate two say nothing: either
+    is an end.
 
     Args:
         rows: of a study; those of its tuning stages are read.
     """
-    tried: dict[str, list[tuple[float, float]]] = {}
+    tried: dict[str, list[tuple[float, Mapping[str, str]]]] = {}
     for row in rows:
         if row.name != "tune" or row.metric != "loss_nats":
             continue
         if row.model is not None:
             # A rate at which no loss was finite is one that was tried.
             loss = math.inf if row.value is None else row.value
-            tried.setdefault(row.model, []).append((loss, float(row.slice["lr"])))
+            tried.setdefault(row.model, []).append((loss, row.slice))
     return {arm for arm, runs in tried.items() if _is_an_end(runs)}
 
 
-def _is_an_end(runs: list[tuple[float, float]]) -> bool:
-    rates = {rate for _, rate in runs}
-    return len(rates) > 1 and min(runs)[1] in (min(rates), max(rates))
+def _is_an_end(runs: Sequence[tuple[float, Mapping[str, str]]]) -> bool:
+    _, best = min(runs, key=lambda run: run[0])
+    for dial, rate in best.items():
+        rates = {float(rates[dial]) for _, rates in runs}
+        if len(rates) > (1 if dial == "lr" else 2) and float(rate) in (min(rates), max(rates)):
+            return True
+    return False

@@ -34,7 +34,14 @@ from engram_eval.contrasts import (
     slope_weights,
 )
 from engram_eval.errors import UserError
-from engram_eval.records import MetricRow, read_jsonl, row_to_dict, write_json, write_jsonl
+from engram_eval.records import (
+    MetricRow,
+    at_the_edge,
+    read_jsonl,
+    row_to_dict,
+    write_json,
+    write_jsonl,
+)
 from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.variants import VARIANTS
 
@@ -523,6 +530,17 @@ def test_a_best_rate_at_the_edge_of_what_was_tried_is_told(
     assert told and all("controls." in line for line in told)
     assert len(told) == sum(bool(entry["at_edge"]) for entry in read_verdicts(folder))
     assert not any("untuned" in line for line in lines)
+
+
+@pytest.mark.parametrize(("factor", "edge"), [("25", True), ("5", False)])
+def test_a_second_rate_may_be_at_its_edge_too(factor: str, edge: bool) -> None:
+    runs = [("0.1", "1"), ("0.2", "5"), ("0.4", "25"), ("0.2", "25"), ("0.2", factor)]
+    rows = [
+        MetricRow("tune", "loss_nats", 3.0 - place, model="a", split="val",
+                  slice={"lr": lr, "table_lr_multiplier": table})
+        for place, (lr, table) in enumerate(runs)
+    ]  # fmt: skip
+    assert at_the_edge(rows) == ({"a"} if edge else set())
 
 
 def test_the_command_prints_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,75 @@
+"""What a study will take: counted stages, and times from what their kinds take elsewhere."""
+
+import json
+
+import pytest
+
+from engram_eval import plan as module
+from engram_eval.cli import main
+from engram_eval.config import StudyConfig
+from engram_eval.plan import plan, plan_table
+from engram_eval.plan_stages import other_seconds
+from engram_eval.studies.registry import find_study
+from engram_eval.study import graph, solve
+from engram_eval.workers import TYPICAL
+
+QUICK_PACE = TYPICAL["train"] / find_study("quick").train.tokens
+
+
+def others(study: StudyConfig, pace: float | None = QUICK_PACE) -> dict[str, float]:
+    return other_seconds(graph(study), study, pace)
+
+
+def test_the_quick_study_takes_what_its_stages_take_and_a_slower_machine_longer() -> None:
+    study = solve(find_study("quick"))
+    stages = [node.stage for node in graph(study)]
+    found = others(study)
+    assert found == {
+        stage: pytest.approx(stages.count(stage) * TYPICAL[stage])
+        for stage in set(stages) - {"train"}
+    }
+    slow = others(study, 3 * QUICK_PACE)
+    assert slow["evaluate"] == pytest.approx(3 * found["evaluate"])
+    # Text is made by no model.
+    assert slow["corpus"] == found["corpus"]
+
+
+def test_less_to_score_and_to_probe_takes_less() -> None:
+    def seconds(*changes: str) -> dict[str, float]:
+        return others(solve(find_study("quick", assignments=list(changes))))
+
+    found = seconds()
+    no_tasks = seconds("evaluate.tasks=[]")["evaluate"]
+    assert 0 < no_tasks < 0.5 * found["evaluate"]
+    assert seconds("evaluate.limit=20")["evaluate"] < 0.5 * found["evaluate"]
+    assert seconds("probe.tokens=4096")["probe"] == pytest.approx(found["probe"] / 4)
+    assert "probe" not in seconds("probe.probes=[]", "probe.equal_loss=[]")
+
+
+def test_measurements_take_their_time_one_after_the_other(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "default_workers", lambda: 4)
+    assert main(["plan", "offload", "--scale", "quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "offload at scale quick" and len(lines) == 2
+    assert lines[1].startswith("all 5 stages about 5 min, side by side on 4 cores 5 min; ")
+
+
+def test_stages_side_by_side_and_nothing_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = solve(find_study("smoke", tune=True))
+    monkeypatch.setattr(module, "default_workers", lambda: 1)
+    planned = plan(study, measure=False)
+    assert "about" not in plan_table(planned)
+    assert planned["stages"]["count"] == len({node.key for node in graph(study)})
+    assert planned["tuning"]["runs"] == study.tune.runs == 10
+    for row in planned["models"].values():
+        row["training_seconds"] = 100.0
+    planned["stages"]["other_seconds"] = {"evaluate": 200.0}
+    *_, trainings, whole = plan_table(planned).splitlines()
+    # Five models of 100 s; each of the three arms ten times a quarter more.
+    assert trainings == "training takes about 8 min and tuning 12 min on one core of this machine"
+    assert whole.startswith(f"all {planned['stages']['count']} stages about 24 min; ")
+    planned["workers"] = 2
+    assert "24 min, side by side on 2 cores 12 min; " in plan_table(planned)
+    assert json.loads(json.dumps(planned)) == planned
