@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Task as Row
+from rich.text import Text
 
 
 class Task:
@@ -92,6 +94,19 @@ class Reporter:
             yield _Line(title, total, self.out, self.interval_s)
 
 
+class _Left(TimeRemainingColumn):
+    """The time left: as it goes, or what a row has been told."""
+
+    def render(self, task: Row) -> Text:
+        """Return the cell of a row."""
+        told = task.fields.get("seconds_left")
+        if told is None:
+            return super().render(task)
+        minutes, seconds = divmod(round(told), 60)
+        hours, minutes = divmod(minutes, 60)
+        return Text(f"{hours}:{minutes:02}:{seconds:02}", style="progress.remaining")
+
+
 def _bars(out: TextIO) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -99,7 +114,7 @@ def _bars(out: TextIO) -> Progress:
         TextColumn("{task.percentage:3.0f} %"),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        _Left(),
         TextColumn("{task.fields[info]}"),
         console=Console(file=out),
         transient=True,
@@ -121,11 +136,15 @@ class _Sent(Task):
 
 
 class RemoteReporter(Reporter):
-    """The reporter of a worker process: another process draws what it sends (``Board``)."""
+    """The reporter of a worker process: another process draws what it sends (``Board``).
+
+    Attributes:
+        label: of the stage that is at work, which tells its rows from those of the others.
+    """
 
     def __init__(self, events: Any) -> None:
         super().__init__(quiet=False)
-        self.events, self.counter = events, itertools.count()
+        self.events, self.counter, self.label = events, itertools.count(), ""
 
     def say(self, message: str) -> None:
         """Send one line."""
@@ -135,16 +154,26 @@ class RemoteReporter(Reporter):
     def task(self, title: str, total: float) -> Iterator[Task]:
         """Send the progress of a piece of work while the block runs."""
         number = (os.getpid(), next(self.counter))
-        yield _Sent(title, total, self.events, number)
+        yield _Sent(self._named(title), total, self.events, number)
         self.events.put(("progress", number, title, total, 0.0, ""))
+
+    def _named(self, title: str) -> str:
+        """Return a title with the stage's label, none of both twice."""
+        if title.startswith(self.label):
+            return title
+        return self.label if self.label.startswith(title) else f"{self.label}: {title}"
 
 
 class Board:
-    """Draws the progress of several processes at once; a total of 0 ends a piece of work."""
+    """Draws the progress of several processes at once; a total of 0 ends a piece of work.
+
+    On a terminal a table: a row for all of the work, then one for each piece that is going on.
+    """
 
     def __init__(self, report: Reporter) -> None:
         self.report, self.tasks, self.stack = report, dict[Any, Task](), ExitStack()
         self.bars: Progress | None = None
+        self.all: Any = None
 
     def __enter__(self) -> "Board":
         if not self.report.quiet and self.report.out.isatty():
@@ -160,6 +189,14 @@ class Board:
             self.bars.console.print(message, markup=False, highlight=False)
         else:
             self.report.say(message)
+
+    def whole(self, title: str, done: float, total: float, seconds_left: float | None) -> None:
+        """Show how far all of the work is; only in a table, messages tell it elsewhere."""
+        if self.bars is None:
+            return
+        if self.all is None:
+            self.all = self.bars.add_task(title, total=total, info="")
+        self.bars.update(self.all, completed=done, seconds_left=seconds_left)
 
     def update(self, number: Any, title: str, done: float, total: float, info: str) -> None:
         """Show one event of a ``RemoteReporter``."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from engram_eval.errors import UserError
 from engram_eval.node_run import run_node
-from engram_eval.progress import Reporter
+from engram_eval.progress import Board, Reporter
 from engram_eval.study import Node
 from engram_eval.workers import FOUNDATIONS, Plan
 
@@ -54,15 +54,17 @@ def run_as_jobs(plan: Plan, store: Path, report: Reporter, parameters: Mapping[s
     executor = _executor(store, dict(parameters))
     jobs: dict[str, Any] = {}
     try:
-        while True:
-            while node := plan.next():
-                jobs[node.key] = executor.submit(run_job, node, store)
-                report.say(f"{plan.heading(node)}: job {jobs[node.key].job_id}")
-            if not plan.running:
-                return
-            for key in [key for key, job in jobs.items() if job.done()]:
-                _end(plan, key, jobs.pop(key), report)
-            time.sleep(POLL_S)
+        with Board(report) as board:
+            while True:
+                while node := plan.next():
+                    jobs[node.key] = executor.submit(run_job, node, store)
+                    board.say(f"{plan.heading(node)}: job {jobs[node.key].job_id}")
+                if not plan.running:
+                    return
+                plan.show(board)
+                for key in [key for key, job in jobs.items() if job.done()]:
+                    _end(plan, key, jobs.pop(key), board)
+                time.sleep(POLL_S)
     finally:
         for job in jobs.values():
             job.cancel()
@@ -93,7 +95,7 @@ def run_job(node: Node, store: Path) -> tuple[str | None, bool]:
         return str(mistake), True
 
 
-def _end(plan: Plan, key: str, job: Any, report: Reporter) -> None:
+def _end(plan: Plan, key: str, job: Any, board: Board) -> None:
     """Note how a job ended."""
     import submitit
 
@@ -104,4 +106,4 @@ def _end(plan: Plan, key: str, job: Any, report: Reporter) -> None:
     if users_mistake and plan.running[key].stage in FOUNDATIONS:
         raise UserError(str(error))
     node = plan.finish(key, error)
-    report.say(f"{node.label}: {'done' if error is None else f'failed: {error}'}")
+    board.say(f"{node.label}: {'done' if error is None else f'failed: {error}'}")

@@ -113,8 +113,13 @@ class Plan:
     def heading(self, node: Node) -> str:
         """Return a line on a node that starts, with the time left where something has ended."""
         left = self.seconds_left()
-        time_left = "" if left is None else f", about {left / 60:.0f} min left"
+        time_left = "" if left is None else f", about {_in_words(left)} left"
         return f"[{self.started}/{self.total}{time_left}] {node.label}"
+
+    def show(self, board: Board) -> None:
+        """Show how many stages have ended, and the time left."""
+        ended = self.started - len(self.running)
+        board.whole(f"all {self.total} stages", ended, self.total, self.seconds_left())
 
     def seconds_left(self) -> float | None:
         """Estimate from the stages of each kind that ended; None before the first.
@@ -137,6 +142,10 @@ class Plan:
     def blocked(self) -> list[Node]:
         """Return what still waits; at the end, what cannot run."""
         return list(self.waiting)
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _typical(stage: str) -> float:
@@ -214,6 +223,7 @@ def _serve(
             worker.give(node)
         if not plan.running:
             return
+        plan.show(board)
         try:
             event = events.get(timeout=1.0)
         except queue.Empty:
@@ -257,6 +267,7 @@ def _work(tasks: Any, events: Any, number: int, store: Path, parent: int) -> Non
     take_gpu(number)
     with kept_out_of_collections() as keep:
         while node := tasks.get():
+            report.label = node.label
             try:
                 error, users_mistake = run_node(node, store, report), False
             except UserError as mistake:

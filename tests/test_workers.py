@@ -96,6 +96,7 @@ def test_inputs_first_whatever_fails_is_recorded_and_the_rest_finished(
         record = read_record(each.folder(store))
         assert record is not None and record.error == errors[each.key]
     assert "half way" in out.getvalue()
+    assert "[1/" in out.getvalue() and " s left] " in out.getvalue()
     assert "not run, an input failed" in out.getvalue()
     assert ("its process ended with -9" in out.getvalue()) == bool(deadly)
 
