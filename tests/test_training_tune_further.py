@@ -52,8 +52,8 @@ def test_a_best_far_outside_of_the_grid_is_reached(name: str, best: float) -> No
 
 
 def test_the_second_rate_is_followed_too() -> None:
-    found = search("engram", 1.0, 4.0)[0]
-    assert found.table_lr_multiplier == pytest.approx(25.0)
+    found = search("engram", 1.0, 30.0)[0]
+    assert found.table_lr_multiplier == pytest.approx(125.0)
     found = search("moe", 1.0, 0.2)[0]
     assert found.expert_lr_multiplier == pytest.approx(0.25)
 
@@ -61,7 +61,7 @@ def test_the_second_rate_is_followed_too() -> None:
 def test_experts_have_a_rate_of_their_own_where_there_is_no_table() -> None:
     found = {name: candidates(stage(name)) for name in tools.ARCHITECTURES}
     assert {len(settings) for settings in found.values()} == {TUNED.runs - TUNED.further}
-    assert {s.expert_lr_multiplier for s in found["moe"]} == {0.5, 1.0}
+    assert {s.expert_lr_multiplier for s in found["moe"]} == {0.5, 1.0, 2.0}
     assert {s.expert_lr_multiplier for s in (*found["dense"], *found["engram"])} == {1.0}
     assert second_dial(stage("moe", dataclasses.replace(TUNED, expert_factors=()))) is None
     frozen = {**tools.ARCHITECTURES["engram"], "engram_frozen_table": True}
@@ -98,7 +98,7 @@ def test_a_rate_that_breaks_the_training_is_out(
     ("change", "message"),
     [
         ("tune.expert_factors=[0.5]", "as many as tune.table_factors"),
-        ("tune.expert_factors=[0.5,-1.0]", "must be above 0"),
+        ("tune.expert_factors=[0.5,-1.0,1.0]", "must be above 0"),
         ("tune.further=-1", "must not be negative"),
     ],
 )
