@@ -148,7 +148,7 @@ def _kl_bits(adapter: Adapter, before: Tensor, after: Tensor) -> Tensor:
     """Return KL(before || after) of what two last streams (n, D) predict, in bits, (n,)."""
     unembed, nats = unembedder(adapter), []
     hidden = [adapter.final_norm(stream) for stream in (before, after)]
-    for part in pieces(len(before), adapter.vocab_size, CELLS):
+    for part in pieces(len(before), adapter.vocab_size, CELLS, adapter.device):
         old, new = (unembed(h[part]).log_softmax(-1) for h in hidden)
         nats.append(row_dots(old.exp(), old - new))
     return torch.cat(nats) / math.log(2)
@@ -203,7 +203,7 @@ def _settled(adapter: Adapter, streams: list[Tensor]) -> Tensor:
     unembed = unembedder(adapter)
     *earlier, last = (adapter.final_norm(stream) for stream in streams)
     first = torch.full((len(last),), len(earlier), device=last.device)
-    for part in pieces(len(last), adapter.vocab_size, CELLS):
+    for part in pieces(len(last), adapter.vocab_size, CELLS, adapter.device):
         final = unembed(last[part]).argmax(-1, keepdim=True)
         agreed = torch.ones_like(final[:, 0], dtype=torch.bool)
         for layer in reversed(range(len(earlier))):

@@ -205,15 +205,16 @@ def measure(
 def _measure_batch(adapter: Adapter, batch: Batch, wanted: list[View], readout: Readout) -> Tensor:
     """Return the divergences of a batch, (measures, views, n)."""
     assert batch.logits is not None
-    found = torch.empty(len(Divergence._fields), len(wanted), len(batch.targets))
+    shape = (len(Divergence._fields), len(wanted), len(batch.targets))
+    found = torch.empty(shape, device=adapter.device)
     unembed = unembedder(adapter)
     with torch.no_grad():
         read = [readout(view, stream) for view, stream in streams(adapter, batch, wanted)]
-        for part in pieces(len(batch.targets), adapter.vocab_size, CELLS):
+        for part in pieces(len(batch.targets), adapter.vocab_size, CELLS, adapter.device):
             final = reference(batch.logits[part], batch.targets[part])
             for place, hidden in enumerate(read):
                 measured = divergence(final, unembed(hidden[part]))
-                found[:, place, part] = torch.stack(list(measured)).cpu()
+                found[:, place, part] = torch.stack(list(measured))
     return found
 
 

@@ -172,7 +172,7 @@ def change_on_text(
     old, new = (adapter.final_norm(stream.flatten(0, 1)) for stream in (before, after))
     parts = [
         _change(adapter.unembedding(old[part]), adapter.unembedding(new[part]))
-        for part in pieces(tokens.numel(), adapter.vocab_size, CELLS)
+        for part in pieces(tokens.numel(), adapter.vocab_size, CELLS, adapter.device)
     ]
     return Change(*map(torch.cat, zip(*parts, strict=True)))
 

@@ -18,11 +18,20 @@ CELLS = 262_144
 """Of one temporary matrix (places, V): a few of them fit into a core's cache."""
 PASSED_ONCE = 1_048_576
 """Of one that is passed over but once or twice: larger products are faster."""
+GPU_CELLS = 67_108_864
+"""Of one on a GPU, where it is the number of calls that costs."""
 
 
-def pieces(places: int, vocabulary: int, cells: int) -> Iterator[slice]:
-    """Cut places into pieces whose matrix over the vocabulary has about so many cells."""
-    step = max(1, cells // vocabulary)
+def pieces(places: int, vocabulary: int, cells: int, device: torch.device) -> Iterator[slice]:
+    """Cut places into pieces whose matrix over the vocabulary has about so many cells.
+
+    Args:
+        places: how many there are.
+        vocabulary: its size.
+        cells: on a CPU; elsewhere ``GPU_CELLS``.
+        device: where the matrix is made.
+    """
+    step = max(1, (cells if device.type == "cpu" else GPU_CELLS) // vocabulary)
     return (slice(start, start + step) for start in range(0, places, step))
 
 
@@ -51,7 +60,7 @@ def token_losses(adapter: Adapter, stream: Tensor, targets: Tensor) -> Floats:
     hidden = adapter.final_norm(stream)
     losses = [
         F.cross_entropy(adapter.unembedding(hidden[part]), targets[part], reduction="none")
-        for part in pieces(len(targets), adapter.vocab_size, PASSED_ONCE)
+        for part in pieces(len(targets), adapter.vocab_size, PASSED_ONCE, adapter.device)
     ]
     return torch.cat(losses).cpu().double().numpy()
 

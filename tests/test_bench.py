@@ -98,7 +98,11 @@ def test_one_by_one_each_has_its_time_and_goes() -> None:
             assert made == ["first", "second"][: len(made)], "made when its turn comes"
 
     started = time.monotonic()
-    done, times = train.one_by_one(contenders(), 0.05 * train.GPU_CONTENDERS, Task("bench", 1.0))
+    told = io.StringIO()
+    done, times = train.one_by_one(
+        contenders(), 0.05 * train.GPU_CONTENDERS, Task("bench", 1.0), Reporter(out=told)
+    )
+    assert [line.split(":")[0] for line in told.getvalue().splitlines()] == [c.name for c in done]
     assert [each.name for each in done] == ["first", "second"] == list(times)
     assert all(len(taken) >= 3 for taken in times.values())
     # Each has 0.05 s, but for a last step that would end too late.

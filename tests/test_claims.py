@@ -373,9 +373,9 @@ def test_horizon_contrasts_are_slopes_of_the_gap() -> None:
 # --- from rows to a file --------------------------------------------------------------------
 
 
-def rows_of(values: dict, **fields: object) -> list[MetricRow]:
+def rows_of(values: dict, name: str = "heldout", **fields: object) -> list[MetricRow]:
     return [
-        MetricRow("heldout", "bits_per_byte", value, model=arm, seed=seed, **fields)
+        MetricRow(name, "bits_per_byte", value, model=arm, seed=seed, **fields)
         for arm, seeds in values.items()
         for seed, value in seeds.items()
     ]
@@ -475,6 +475,14 @@ def test_what_is_not_trained_tells_nothing_of_the_spread_over_trainings(folder: 
     assert read_verdicts(folder) == alone
 
 
+PUBLIC = {
+    "triviaqa": ("triviaqa_bpb", "knowledge"),
+    "mmlu": ("mmlu_bpb", "knowledge"),
+    "gsm8k": ("gsm8k_bpb@0", "math"),
+    "humaneval": ("humaneval_bpb", "code"),
+}
+
+
 def test_tasks_that_tell_nobody_apart_are_the_reason(tmp_path: Path) -> None:
     study = find_study("main", "smoke")
     write_json(tmp_path / "study.json", to_dict(study))
@@ -500,6 +508,32 @@ def test_a_row_without_a_value_is_no_missing_row(tmp_path: Path) -> None:
     told = {entry["id"]: entry["reason"] for entry in read_verdicts(tmp_path)}
     assert told[claim.id] == "engram: their rows have no value"
     assert told["mechanism.early_lens"] == "no rows of moe, engram"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "asked"), [([], set()), (["triviaqa_bpb"], {"triviaqa"}), (["small"], set(PUBLIC))]
+)
+def test_a_claim_on_a_benchmark_is_made_where_it_is_asked(
+    tmp_path: Path, tasks: list[str], asked: set[str]
+) -> None:
+    study = find_study("main", "smoke")
+    study = dataclasses.replace(study, evaluate=dataclasses.replace(study.evaluate, tasks=tasks))
+    write_json(tmp_path / "study.json", to_dict(study))
+    rows = [
+        row
+        for task, domain in PUBLIC.values()
+        for arm, better in (("moe", 0.0), ("engram", 0.5))
+        for row in rows_of(
+            {arm: {seed: 3 - better + better * 0.01 * (seed - 1) for seed in range(3)}},
+            name=task,
+            slice={"domain": domain},
+        )
+    ]
+    write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows])
+    write_verdicts(tmp_path)
+    told = {entry["id"].partition(".")[2]: entry for entry in read_verdicts(tmp_path)}
+    assert set(told) & set(PUBLIC) == asked
+    assert all(told[name]["effect"] == pytest.approx(0.5) for name in asked)
 
 
 def test_a_best_rate_at_the_edge_of_what_was_tried_is_told(

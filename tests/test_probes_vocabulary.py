@@ -19,9 +19,15 @@ from probes.vocabulary import pieces, row_dots, token_losses, unembedder
 
 @given(st.integers(0, 50), st.integers(1, 30), st.integers(1, 100))
 def test_pieces_cover_every_place_once(places: int, width: int, cells: int) -> None:
-    found = [list(range(places))[part] for part in pieces(places, width, cells)]
+    here = torch.device("cpu")
+    found = [list(range(places))[part] for part in pieces(places, width, cells, here)]
     assert list(chain(*found)) == list(range(places))
     assert all(len(part) * width <= max(cells, width) for part in found)
+
+
+def test_pieces_are_large_on_a_gpu() -> None:
+    width = vocabulary.GPU_CELLS // 100
+    assert len(list(pieces(1000, width, vocabulary.CELLS, torch.device("cuda")))) == 10
 
 
 @pytest.mark.parametrize("options", [{}, {"residual_streams": 2}])

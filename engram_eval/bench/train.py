@@ -98,7 +98,7 @@ def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[
     with report.task("bench train", seconds) as task:
         budget, budget_alone = seconds * (1 - PRODUCTS_SHARE), seconds * PRODUCTS_SHARE / 3
         if device.type == "cuda":
-            contenders, times = one_by_one(_contenders(scale, device), budget, task)
+            contenders, times = one_by_one(_contenders(scale, device), budget, task, report)
         else:
             contenders = list(_contenders(scale, device))
             times = take_turns(contenders, started + budget, task)
@@ -142,7 +142,7 @@ def take_turns(contenders: list[Contender], deadline: float, task: Task) -> dict
 
 
 def one_by_one(
-    contenders: Iterator[Contender], seconds: float, task: Task
+    contenders: Iterator[Contender], seconds: float, task: Task, report: Reporter
 ) -> tuple[list[Contender], dict[str, list[float]]]:
     """Measure each contender before the next one is made: a GPU has no room for all of them.
 
@@ -150,6 +150,7 @@ def one_by_one(
         contenders: made as they are drawn.
         seconds: for all of them, if they are ``GPU_CONTENDERS``; what compiling takes comes on top.
         task: progress in seconds.
+        report: told of each result, so that a bench that is cut off has said what it had.
 
     Returns:
         The contenders, which cannot take a step any more, and what ``take_turns`` returns.
@@ -159,6 +160,8 @@ def one_by_one(
     for contender in contenders:
         contender.step()
         times |= take_turns([contender], time.monotonic() + seconds / GPU_CONTENDERS, task)
+        fastest = 1000 * min(times[contender.name]) / contender.steps
+        report.say(f"{contender.name}: {fastest:.1f} ms a step")
         done.append(contender._replace(step=_gone))
         del contender
         torch.cuda.empty_cache()

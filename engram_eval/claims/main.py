@@ -30,6 +30,12 @@ def _tasks(domain: str, sentence: str, published: str) -> Claim:
     return Claim(f"main.tasks_{domain}", sentence, PAPER, published, contrast, 0.02, score)
 
 
+def _benchmark(name: str, task: str, domain: str, sentence: str, published: str) -> Claim:
+    """Return a claim on the bits per byte of the right answers to public questions."""
+    score = Score(((1.0, Rows(task, slice={"domain": domain})),))
+    return Claim(f"main.{name}", sentence, PAPER, published, ENGRAM, DOMAIN, score)
+
+
 MAIN = (
     Claim(
         "main.baseline",
@@ -111,4 +117,13 @@ MAIN = (
     _tasks("code", "Engram answers more questions about code", "HumanEval +3.0 points"),
     _tasks("math", "Engram answers more questions of mathematics", "GSM8K +2.2 points"),
     _tasks("context", "Engram uses its context better", "RULER variable tracking +12.0 points"),
+    *(
+        _benchmark(task.partition("_")[0], task, domain, f"Engram knows {what} better", published)
+        for task, domain, what, published in (
+            ("triviaqa_bpb", "knowledge", "the answers to TriviaQA", "TriviaQA 50.7 against 48.8"),
+            ("mmlu_bpb", "knowledge", "the answers to MMLU", "MMLU 60.4 against 57.4"),
+            ("gsm8k_bpb@0", "math", "the solutions of GSM8K", "GSM8K 60.6 against 58.4"),
+            ("humaneval_bpb", "code", "the programs of HumanEval", "HumanEval 40.8 against 37.8"),
+        )
+    ),
 )

@@ -36,6 +36,7 @@ from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
 from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
+from engram_eval.evaluation.suites import BPB, expand
 from engram_eval.records import at_the_edge, read_jsonl, row_from_dict, write_json
 
 SCHEMA = 1
@@ -71,9 +72,11 @@ def write_verdicts(study_dir: Path) -> Path:
 
 
 def _applies(claim: Claim, study: Mapping[str, Any]) -> bool:
-    """Tell whether a study scores what a claim is about: one on tasks needs tasks."""
-    tasks = any(rows.metric == "acc" for _, rows in claim.score.terms)
-    return bool(study.get("evaluate", {}).get("tasks")) or not tasks
+    """Tell whether a study scores what a claim is about: one on a benchmark must ask it."""
+    asked = expand(study.get("evaluate", {}).get("tasks") or ())
+    of_tasks = any(rows.metric == "acc" for _, rows in claim.score.terms)
+    named = {rows.name for _, rows in claim.score.terms if BPB in rows.name}
+    return (bool(asked) or not of_tasks) and named <= set(asked)
 
 
 def _values(claim: Claim, table: Table, trained: Sequence[str]) -> tuple[Values, str]:
