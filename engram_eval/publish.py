@@ -175,10 +175,14 @@ def provenance(study_dir: Path) -> dict[str, Any]:
 def command(study: Mapping[str, Any]) -> str:
     """Return the command that makes the study; one that is not shipped runs from its study.json."""
     name, scale = study["name"], study["scale"]
-    if name in STUDIES:
-        shipped = to_dict(solve(find_study(name, scale)))
-        if _what_runs(shipped) == _what_runs(to_dict(from_dict(StudyConfig, study))):
-            return f"engram-eval run {name} --scale {scale}"
+    asked = from_dict(StudyConfig, study)
+    seeds = {len(model.seeds) for model in asked.models}
+    for count in (None, *(seeds if len(seeds) == 1 else ())) if name in STUDIES else ():
+        shipped = find_study(name, scale, n_seeds=count, tune=bool(asked.tune.runs))
+        if _what_runs(to_dict(solve(shipped))) == _what_runs(to_dict(asked)):
+            options = f" --seeds {count}" if count else ""
+            options += " --tune" if asked.tune.runs else ""
+            return f"engram-eval run {name} --scale {scale}{options}"
     return "engram-eval run study.json --out runs/again"
 
 

@@ -52,6 +52,13 @@ def test_a_published_study_is_small_and_can_be_run_again(folder: Path) -> None:
 def test_the_command_of_a_shipped_study_is_named_and_another_runs_from_its_file() -> None:
     study = to_dict(solve(find_study("placement", "tiny")))
     assert command(study) == "engram-eval run placement --scale tiny"
+    for options, told in (
+        ({"tune": True}, " --tune"),
+        ({"n_seeds": 4}, " --seeds 4"),
+        ({"n_seeds": 4, "tune": True}, " --seeds 4 --tune"),
+    ):
+        found = to_dict(solve(find_study("placement", "tiny", **options)))
+        assert command(found) == f"engram-eval run placement --scale tiny{told}"
     other = {**study, "probe": {**study["probe"], "tokens": 64}}
     assert command(other) == "engram-eval run placement --scale tiny", "it analyses nothing"
     assert command({**study, "question": "mine"}) == "engram-eval run study.json --out runs/again"
