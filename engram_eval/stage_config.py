@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engram_eval.config import EvalConfig, ProbeConfig, TrainConfig, TuneConfig
+from engram_eval.config import KEYED_IF_SET, EvalConfig, ProbeConfig, TrainConfig, TuneConfig
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,16 @@ class TrainStage:
 
 @dataclass(frozen=True)
 class TuneStage:
-    """Configuration of an arm's tuning: what is built, how it is trained, what is tried."""
+    """Configuration of an arm's tuning: what is built, how it is trained, what is tried.
+
+    Attributes:
+        held: keys of ``TrainConfig`` that make the arm what it is, and so are not tuned.
+    """
 
     architecture: Mapping[str, Any]
     train: TrainConfig
     tune: TuneConfig
+    held: tuple[str, ...] = field(default=(), metadata=KEYED_IF_SET)
 
 
 @dataclass(frozen=True)

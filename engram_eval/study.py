@@ -239,7 +239,8 @@ def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Nod
     stage = TrainStage(model.architecture, arm_training(study, model))
     inputs = {"corpus": corpus}
     if study.tune.lr_factors:
-        tuning = TuneStage(stage.architecture, stage.train, study.tune)
+        held = tuple(sorted({"table_lr_multiplier", "expert_lr_multiplier"} & set(model.train)))
+        tuning = TuneStage(stage.architecture, stage.train, study.tune, held)
         inputs["tune"] = Node("tune", tuning, {"corpus": corpus}, model.name)
     return Node("train", stage, inputs, model.name, seed)
 

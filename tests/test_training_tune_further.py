@@ -14,6 +14,7 @@ from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.stage_config import TuneStage
 from engram_eval.studies.registry import find_study
+from engram_eval.study import graph, solve
 from engram_eval.training import tune as module
 from engram_eval.training.loop import TrainingError
 from engram_eval.training.tune import candidates, following, second_dial, tune
@@ -92,6 +93,17 @@ def test_a_rate_that_breaks_the_training_is_out(
     monkeypatch.setattr(module, "_trained_loss", lambda *_: None)
     with pytest.raises(TrainingError, match="none of 3 tuning runs came to a finite loss"):
         tune({"corpus": corpus}, config, None, tmp_path / "none", QUIET)
+
+
+def test_a_rate_that_an_arm_is_about_is_not_tuned() -> None:
+    study = solve(find_study("components", "smoke", tune=True))
+    tunes = {n.model: n.config for n in graph(study) if n.stage == "tune"}
+    assert second_dial(tunes["engram"]) == "table_lr_multiplier"
+    slow = tunes["table_rate_1x"]
+    assert second_dial(slow) == "expert_lr_multiplier"
+    assert {s.table_lr_multiplier for s in candidates(slow)} == {1.0}
+    assert len(candidates(slow)) == len(candidates(tunes["engram"]))
+    assert "held" not in key_dict(tunes["engram"])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """The tuning stage: short runs of one arm at several rates, the best of which its training takes.
 
 Every arm of a study gets the same number of runs, of the same length, on the same text in the same
-order. First comes a grid: of the backbone's rate and the table's, or, where no table is trained,
-the experts'; an arm that has neither spends as many runs on rates of its backbone, over the same
-range. Further runs follow what was found: beyond the grid where the best lies at its edge, else
-closer to the best.
+order. First comes a grid: of the backbone's rate and the table's, or, where no table is trained (or
+its rate is what the arm is about), the experts'; an arm that has neither spends as many runs on
+rates of its backbone, over the same range. Further runs follow what was found: beyond the grid
+where the best lies at its edge, else closer to the best.
 """
 
 import dataclasses
@@ -92,9 +92,11 @@ def candidates(config: TuneStage) -> list[TrainConfig]:
 def second_dial(config: TuneStage) -> str | None:
     """Return which rate of an arm is tuned beside its backbone's, if any."""
     architecture = architecture_config(config.architecture)
-    if architecture.engram_layers and not architecture.engram_frozen_table:
+    trained = architecture.engram_layers and not architecture.engram_frozen_table
+    if trained and TABLE not in config.held:
         return TABLE
-    return EXPERTS if architecture.n_routed_experts and config.tune.expert_factors else None
+    routed = architecture.n_routed_experts and EXPERTS not in config.held
+    return EXPERTS if routed and config.tune.expert_factors else None
 
 
 def following(
