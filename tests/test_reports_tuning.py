@@ -56,3 +56,26 @@ def test_rates_are_listed_and_an_edge_is_told(tmp_path: Path) -> None:
     text = Page(html).text()
     assert "was best for engram: a better one may lie beyond" in text
     assert "learning rates tuned, the best ones at the edge of what was tried" in text
+
+
+def test_of_many_rates_the_best_and_the_range_are_told(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "main", SMALL)
+    tuned = [
+        MetricRow(
+            *("tune", "loss_nats", None if place == 10 else abs(place - best) / 8 + 2),
+            model=model,
+            split="val",
+            slice={"lr": f"{0.01 * (place + 1):.4g}", dial(model): factor},
+        )
+        for model, best in (("dense", 4), ("moe", 2), ("engram", 9))
+        for place in range(11)
+        for factor in (["1"] if model == "dense" or place % 2 else ["1", "5"])
+    ]
+    write_metrics(study, [*read_metrics(study), *(row_to_dict(row) for row in tuned)])
+    html = build_report(study, study / "report.html").read_text()
+    assert table_of(html) == [
+        "dense 2.000 2.125 11 0.05 0.01 0.11 – – –",
+        "moe 2.000 2.000 17 0.03 0.01 0.11 1 (experts) 1 (experts) 5 (experts)",
+        "engram 2.000 2.125 17 0.1 0.01 0.11 1 1 5",
+    ]
+    assert "Every run is in the rows named tune" in Page(html).text()
