@@ -547,6 +547,19 @@ def test_a_claim_on_a_benchmark_is_made_where_it_is_asked(
     assert all(told[name]["effect"] == pytest.approx(0.5) for name in asked)
 
 
+def test_claims_on_domains_are_made_of_own_text_only_where_it_has_them(tmp_path: Path) -> None:
+    study = find_study("main", "smoke")
+    own = dataclasses.replace(study.corpus, paths=("mine.jsonl",))
+    write_json(tmp_path / "study.json", to_dict(dataclasses.replace(study, corpus=own)))
+    losses = {model.name: {seed: 1.0 + seed for seed in range(3)} for model in study.models}
+    rows = [*rows_of(losses), *rows_of(losses, slice={"domain": "code"})]
+    write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows])
+    write_verdicts(tmp_path)
+    told = {entry["id"] for entry in read_verdicts(tmp_path)}
+    assert {"main.loss", "main.baseline", "main.code", "main.tasks_code"} <= told
+    assert not told & {"main.knowledge", "main.math", "main.code_as_much", "main.in_context"}
+
+
 def test_a_best_rate_at_the_edge_of_what_was_tried_is_told(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

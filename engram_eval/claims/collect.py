@@ -29,6 +29,10 @@ class Table(NamedTuple):
     cells: Mapping[Key, Mapping[Trained, Sequence[float]]]
     empty: Mapping[Key, Collection[str]]
 
+    def has(self, rows: Rows) -> bool:
+        """Tell whether any model has the row."""
+        return _key(rows) in self.cells
+
     def values(
         self, score: Score, arms: Collection[str] | None = None
     ) -> dict[str, dict[int, float]]:

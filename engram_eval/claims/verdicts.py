@@ -59,7 +59,7 @@ def write_verdicts(study_dir: Path) -> Path:
     trained = [model["name"] for model in study.get("models", [])]
     lengths = study.get("evaluate", {}).get("lengths", [])
     declared = claims_of(study.get("name", ""), trained, lengths)
-    asked = [claim for claim in declared if _applies(claim, study)]
+    asked = [claim for claim in declared if _applies(claim, study, table)]
     read = [_values(claim, table, trained) for claim in asked]
     verdicts = judge(list(zip(asked, (values for values, _ in read), strict=True)))
     told = [
@@ -71,8 +71,14 @@ def write_verdicts(study_dir: Path) -> Path:
     return out
 
 
-def _applies(claim: Claim, study: Mapping[str, Any]) -> bool:
-    """Tell whether a study scores what a claim is about: one on a benchmark must ask it."""
+def _applies(claim: Claim, study: Mapping[str, Any], table: Table) -> bool:
+    """Tell whether a study scores what a claim is about.
+
+    One on a benchmark must ask it, and a text that somebody brought has domains of its own.
+    """
+    parts = [rows for _, rows in claim.score.terms if rows.name == "heldout" and rows.slice]
+    if study.get("corpus", {}).get("paths") and not all(table.has(rows) for rows in parts):
+        return False
     asked = expand(study.get("evaluate", {}).get("tasks") or ())
     of_tasks = any(rows.metric == "acc" for _, rows in claim.score.terms)
     named = {rows.name for _, rows in claim.score.terms if BPB in rows.name}
