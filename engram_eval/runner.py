@@ -40,9 +40,7 @@ def run_study(
     Returns:
         The stages that failed or could not run; empty if all is well.
     """
-    check_study(study)
-    study = solve(study)
-    nodes = graph(study)
+    study, nodes = _prepared(study, out, stages, report)
     store = out.parent / "store"
     wanted = _with_inputs([n for n in nodes if n.stage in stages and selected(n, only)])
     # A report alone must not touch what was recorded elsewhere, or by another version.
@@ -66,6 +64,25 @@ def run_study(
         if "report" in stages:
             resolve(REPORT)(out, out / "report.html")
     return failed
+
+
+def _prepared(
+    study: StudyConfig, out: Path, stages: Sequence[str], report: Reporter
+) -> tuple[StudyConfig, list[Node]]:
+    """Return the solved study and its stages.
+
+    What came from another machine can be reported without the text and data that it was made of:
+    it has no stages here then.
+    """
+    try:
+        check_study(study)
+        solved = solve(study)
+        return solved, graph(solved)
+    except UserError as error:
+        if set(stages) & set(STAGES) or not (out / "metrics.jsonl").exists():
+            raise
+        report.say(f"{out}: its rows stay as they are ({error})")
+        return study, []
 
 
 def _outdated(out: Path) -> Iterator[str]:

@@ -170,6 +170,28 @@ def test_a_report_alone_leaves_the_records_alone(
     assert {name: (out / name).read_text() for name in kept} == kept
 
 
+@pytest.mark.parametrize("with_store", [True, False])
+def test_a_report_needs_no_text_that_stayed_elsewhere(
+    brief: StudyConfig, calls: list[str], tmp_path: Path, with_store: bool
+) -> None:
+    out, text, said = tmp_path / "smoke", tmp_path / "mine.txt", io.StringIO()
+    text.write_text("What was trained on. " * 99)
+    own = dataclasses.replace(brief, corpus=dataclasses.replace(brief.corpus, paths=(str(text),)))
+    run_study(own, out, QUIET)
+    text.unlink()
+    if not with_store:
+        shutil.rmtree(tmp_path / "store")
+    before = (out / "metrics.jsonl").read_text()
+    (out / "report.html").unlink()
+    run_study(own, out, Reporter(out=said), stages=("analyze", "report"))
+    assert (out / "report.html").exists() and (out / "metrics.jsonl").read_text() == before
+    assert "its rows stay as they are" in said.getvalue() and str(text) in said.getvalue()
+    with pytest.raises(UserError, match="no such file"):
+        run_study(own, out, QUIET)
+    with pytest.raises(UserError, match="no such file"):
+        run_study(own, tmp_path / "other", QUIET, stages=("analyze", "report"))
+
+
 def test_rows_are_owned(brief: StudyConfig, calls: list[str], tmp_path: Path) -> None:
     run_study(brief, tmp_path / "smoke", QUIET)
     rows = [json.loads(line) for line in (tmp_path / "smoke" / "metrics.jsonl").open()]
