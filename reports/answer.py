@@ -175,7 +175,8 @@ def scale_text(study: Study, a: Model, b: Model) -> str:
         parts.append(f"{count(b.params_total)} parameters".replace(" M p", " million p"))
     if b.tokens:
         parts.append(f"{count(b.tokens)} training tokens".replace(" M t", " million t"))
-    parts.append(seeds_text([a, b]))
+    scored = _points(heldout(study), a.name, b.name).get("all", {})
+    parts.append(seeds_text([len(scored.get(m.name, m.seeds)) for m in (a, b)]))
     if b.tokens and not (a.tuned and b.tuned):
         parts.append("learning rates untuned")
     elif {a.name, b.name} & set(at_the_edge(study.rows)):
@@ -208,9 +209,9 @@ def baseline_text(study: Study, reference: Model) -> str:
     return ""
 
 
-def seeds_text(models: Sequence[Model]) -> str:
-    """Say how many seeds there are and whether that bears an interval."""
-    counts = sorted({len(model.seeds) for model in models})
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Say how many seeds each model has and whether that bears an interval."""
+    counts = sorted(set(seeds))
     number = listing([str(c) for c in counts], "or")
     noun = "seed" if counts == [1] else "seeds"
     few = " (every point is shown; no interval over seeds)"

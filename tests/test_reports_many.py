@@ -66,6 +66,8 @@ def test_claims_answer_where_no_pair_of_models_does(study: Study) -> None:
     )
     assert [v.id for v in told.decided] == ["parts.table", "parts.cache"]
     assert "3 seeds per model" in told.scale and "No established baseline" not in told.scale
+    cut_off = tuple(r for r in study.rows if r.seed == 0 or r.model != "moe")
+    assert "1 or 3 seeds per model" in answer(replace(study, rows=cut_off)).scale
     one = replace(study, verdicts=study.verdicts[1:2])
     assert answer(one).lead == "Of 1 claims tested here, 1 is decided:"
     none = replace(study, verdicts=study.verdicts[:1])
