@@ -5,8 +5,22 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
-from engram_eval.models import native
+from engram_eval.models import (
+    native,
+    native_attention,
+    native_experts,
+    native_gate,
+    native_kernels,
+    native_linear,
+    native_lookup,
+    native_loss,
+    native_routing,
+    native_stream,
+    native_swiglu,
+)
 
 BUILDS = ("for this processor", "for any")
 needed = pytest.mark.skipif(native.built().library is None, reason=native.describe())
@@ -22,3 +36,25 @@ def build(kind: str, name: str, folder: Path) -> ctypes.CDLL:
     command = [*native.compiler(), *native.ALWAYS, "-o", str(made), str(source)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(made))
+
+
+def take_away(patch: pytest.MonkeyPatch) -> None:
+    """Leave everything to torch's functions."""
+    for module in (
+        *(native_attention, native_experts, native_gate, native_kernels, native_linear),
+        *(native_lookup, native_loss, native_routing, native_stream, native_swiglu),
+    ):
+        kept = f"_{module.__name__.rpartition('native_')[2]}"
+        patch.setattr(module, kept, lambda *_: None)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Return normal numbers that bfloat16 holds exactly, in single precision."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16().float()
+
+
+def assert_near(found: Tensor, exact: Tensor, share: float = 0.006) -> None:
+    """Compare with double precision: the norm of the difference against that of all."""
+    assert found.shape == exact.shape
+    assert exact.dtype == torch.float64
+    assert float((found.double() - exact).norm()) <= share * float(exact.norm()) + 1e-12

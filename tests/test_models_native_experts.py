@@ -1,16 +1,19 @@
-"""Experts' products, compiled: against a product for each in double precision."""
+"""A layer of experts, compiled: against each expert by itself in double precision."""
 
 import native_tools
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_tools import assert_near, draw
 from torch import Tensor
+from torch.nn import functional as F
 
 from engram_eval.models import native_experts
-from engram_eval.models.grouped_experts import grouped_experts
+from engram_eval.models.grouped_experts import experts_by_kernel, grouped_experts
 from engram_eval.models.moe import expert_counts
-from engram_eval.models.native_experts import BLOCK, NativeExperts, experts_for
+from engram_eval.models.native import BLOCK
+from engram_eval.models.native_experts import NativeExperts, Sorted, experts_for
 
 pytestmark = native_tools.needed
 
@@ -25,54 +28,91 @@ def experts(
     return found
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+def one_by_one(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, chosen: Tensor) -> Tensor:
+    """What ``grouped_experts`` returns, a token at a time."""
+    rows = []
+    for row, factors, numbers in zip(x, weights, chosen.tolist(), strict=True):
+        total = torch.zeros_like(row)
+        for factor, number in zip(factors, numbers, strict=True):
+            gate, up = (row @ gate_up[number]).chunk(2)
+            total = total + factor * ((F.silu(gate) * up) @ down[number])
+        rows.append(total)
+    return torch.stack(rows)
 
 
-BLOCKS = st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any)
+def placed(chosen: Tensor, experts: int, weights: Tensor) -> Sorted:
+    sizes = (expert_counts(chosen, experts) + BLOCK - 1) // BLOCK * BLOCK
+    following = (sizes.cumsum(0) - sizes).tolist()
+    place, owners = torch.zeros_like(chosen), torch.zeros(int(sizes.sum()), dtype=torch.int64)
+    for token, numbers in enumerate(chosen.tolist()):
+        for k, number in enumerate(numbers):
+            place[token, k], owners[following[number]] = following[number], token
+            following[number] += 1
+    return Sorted(weights, place, owners, sizes)
 
 
-@given(blocks=BLOCKS, depth=st.integers(1, 3), width=st.integers(1, 3), turned=st.booleans())
-def test_slices_times_their_weights(
-    experts: NativeExperts, blocks: list[int], depth: int, width: int, turned: bool
+@settings(max_examples=20)
+@given(
+    tokens=st.integers(20, 70),
+    width=st.integers(1, 3),
+    inner=st.integers(1, 2),
+    k=st.integers(1, 2),
+)
+def test_forward_and_backward_against_double_precision(
+    experts: NativeExperts, tokens: int, width: int, inner: int, k: int
 ) -> None:
-    sizes = BLOCK * torch.tensor(blocks)
-    rows = draw(int(sizes.sum()), BLOCK * depth)
-    shape = (width, depth) if turned else (depth, width)
-    weights = draw(len(blocks), *(BLOCK * side for side in shape), seed=1)
-    weights = weights.mT if turned else weights
-    found = experts.multiply(rows, sizes, weights)
-    parts = zip(rows.double().split(sizes.tolist()), weights.double(), strict=True)
-    expected = torch.cat([part @ weight for part, weight in parts])
-    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.02)
+    # The last expert gets nothing.
+    chosen = torch.stack([torch.arange(tokens) % 3, torch.full((tokens,), 3)], dim=1)[:, :k]
+    x, weights = draw(tokens, BLOCK * width), draw(tokens, k, seed=1)
+    matrices = (
+        draw(5, BLOCK * width, 2 * BLOCK * inner, seed=2) / 8,
+        draw(5, BLOCK * inner, BLOCK * width, seed=3) / 8,
+    )
+    rows = placed(chosen, 5, weights)
+    output, hidden = experts.forward(x.bfloat16(), rows, *matrices)
+    exact = [each.double().requires_grad_() for each in (x, weights, *matrices)]
+    expected = one_by_one(*exact, chosen)
+    assert_near(output, expected.detach(), 0.02)
+    grad = draw(tokens, BLOCK * width, seed=4)
+    true = torch.autograd.grad((expected * grad).sum(), exact)
+    found = experts.backward(grad.bfloat16(), x.bfloat16(), rows, *matrices, hidden)
+    for ours, each in zip(found, true, strict=True):
+        assert_near(ours, each, 0.05)
 
 
-@given(blocks=BLOCKS, height=st.integers(1, 3), width=st.integers(1, 3))
-def test_outer_products_of_slices(
-    experts: NativeExperts, blocks: list[int], height: int, width: int
-) -> None:
-    sizes = BLOCK * torch.tensor(blocks)
-    left = draw(int(sizes.sum()), BLOCK * height)
-    right = draw(int(sizes.sum()), BLOCK * width, seed=1)
-    found = experts.outer_products(left, right, sizes)
-    halves = (each.double().split(sizes.tolist()) for each in (left, right))
-    expected = torch.stack([one.T @ other for one, other in zip(*halves, strict=True)])
-    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.1)
+def test_a_chunk_of_rows_is_not_all_there_is(experts: NativeExperts) -> None:
+    tokens = 600
+    chosen = torch.zeros(tokens, 1, dtype=torch.int64)
+    x, weights = draw(tokens, 32), draw(tokens, 1, seed=1)
+    matrices = draw(1, 32, 64, seed=2) / 8, draw(1, 32, 32, seed=3) / 8
+    rows = placed(chosen, 1, weights)
+    _, hidden = experts.forward(x.bfloat16(), rows, *matrices)
+    grad = draw(tokens, 32, seed=4)
+    found = experts.backward(grad.bfloat16(), x.bfloat16(), rows, *matrices, hidden)
+    exact = [each.double().requires_grad_() for each in (x, weights, *matrices)]
+    gate, up = (exact[0] @ exact[2][0]).chunk(2, dim=1)
+    output = exact[1] * ((F.silu(gate) * up) @ exact[3][0])
+    for ours, each in zip(found, torch.autograd.grad((output * grad).sum(), exact), strict=True):
+        assert_near(ours, each, 0.03)
 
 
-def through(x: Tensor, weights: Tensor, chosen: Tensor, *matrices: Tensor) -> list[Tensor]:
-    """Outputs and gradients of a layer of experts."""
+def through(x: Tensor, weights: Tensor, chosen: Tensor, *matrices: Tensor) -> list[Tensor] | None:
+    """Outputs and gradients of a layer of experts by the compiled way, if there is one."""
     inputs = [each.clone().requires_grad_() for each in (x, weights, *matrices)]
     given_x, factors, gate_up, down = inputs
     counts = expert_counts(chosen, len(down))
-    output = grouped_experts(given_x, factors, chosen, gate_up, down, counts)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = experts_by_kernel(given_x, factors, chosen, gate_up, down, counts)
+    if output is None:
+        rounded = gate_up.bfloat16(), down.bfloat16()
+        output = grouped_experts(given_x, factors, chosen, *rounded, counts)
     return [output.detach(), *torch.autograd.grad(output.float().square().sum(), inputs)]
 
 
 def test_a_layer_of_experts_is_the_same_by_either_way(
     experts: NativeExperts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, weights = draw(90, 64), torch.rand(90, 2)
+    x, weights = draw(90, 64).bfloat16(), torch.rand(90, 2)
     chosen = torch.stack([torch.arange(90) % 3, torch.full((90,), 4)], dim=1)
     layer = x, weights, chosen, draw(5, 64, 64) / 8, draw(5, 32, 64) / 8
     runs = []
@@ -80,12 +120,15 @@ def test_a_layer_of_experts_is_the_same_by_either_way(
         monkeypatch.setattr(native_experts, "_experts", lambda way=way: way)
         runs.append(through(*layer))
     for ours, theirs in zip(*runs, strict=True):
+        assert ours.dtype == theirs.dtype
         assert float((ours - theirs).float().norm()) < 0.01 * float(theirs.float().norm())
 
 
-def test_they_work_on_whole_blocks_in_bfloat16_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_work_on_whole_blocks_of_the_right_types_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_experts, "_experts", lambda: "there")
-    assert experts_for(draw(2, 32), draw(3, 32, 64)) == "there"  # type: ignore[comparison-overlap]
-    assert experts_for(draw(2, 32), draw(3, 32, 48)) is None
-    assert experts_for(draw(2, 32).float(), draw(3, 32, 64)) is None
-    assert experts_for(draw(2, 32), draw(3, 32, 64).to("meta")) is None
+    x = draw(2, 32).bfloat16()
+    assert experts_for(x, draw(3, 32, 64)) == "there"  # type: ignore[comparison-overlap]
+    assert experts_for(x, draw(3, 32, 48)) is None
+    assert experts_for(x, draw(3, 32, 64).bfloat16()) is None
+    assert experts_for(x.float(), draw(3, 32, 64)) is None
+    assert experts_for(x, draw(3, 32, 64).to("meta")) is None

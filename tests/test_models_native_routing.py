@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_eval.models import native_routing
+from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.grouped_experts import _sorted_by_expert
+from engram_eval.models.moe import Router
 from engram_eval.models.native_kernels import kernels_for
 from engram_eval.models.native_routing import routing_for, top_k
 
@@ -56,3 +58,42 @@ def test_rows_of_a_token_are_added(dtype: torch.dtype) -> None:
 def test_without_them_torch_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_routing, "_routing", lambda: None)
     assert top_k(torch.tensor([[1.0, 3, 2]]), 2).tolist() == [[1, 2]]
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 300), st.integers(1, 40), st.integers(2, 40)),
+    k=st.integers(1, 2),
+    normalised=st.booleans(),
+    with_logits=st.booleans(),
+)
+def test_a_router_is_the_same_by_either_way(
+    sizes: tuple[int, int, int], k: int, normalised: bool, with_logits: bool
+) -> None:
+    tokens, width, experts = sizes
+    config = EngramConfig(
+        hidden_size=width,
+        head_dim=2,
+        n_routed_experts=experts,
+        num_experts_per_tok=k,
+        # Of a single expert the weight would be 1 whatever it is given.
+        norm_topk_prob=normalised and k > 1,
+        routed_scaling_factor=1.5,
+    )
+    router = Router(config)
+    router.weight.data = native_tools.draw(experts, width) / 8
+    router.e_score_correction_bias = native_tools.draw(experts, seed=1) / 8
+    x = native_tools.draw(tokens, width, seed=2)
+    runs = []
+    for exact in (False, True):
+        router = router.double() if exact else router
+        given_x = (x.double() if exact else x.clone()).requires_grad_()
+        logits, weights, chosen = router(given_x)
+        loss = (weights * native_tools.draw(tokens, k, seed=3)).sum()
+        loss = loss + (logits.square().sum() if with_logits else 0)
+        grads = torch.autograd.grad(loss, (given_x, router.weight))
+        runs.append((logits.detach(), weights.detach(), chosen, *grads))
+    for number, (ours, true) in enumerate(zip(*runs, strict=True)):
+        if number == 2:
+            assert torch.equal(ours, true)
+        else:
+            native_tools.assert_near(ours, true, 1e-4)

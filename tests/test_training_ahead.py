@@ -51,8 +51,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, *passes: int) -> None:
     """Let the first experts' output be no number in some forward passes."""
     forward, count = MoE.forward, iter(range(1, 10_000))
 
-    def poisoned(self: MoE, hidden_states: Any) -> Any:
-        output = forward(self, hidden_states)
+    def poisoned(self: MoE, *inputs: Any) -> Any:
+        output = forward(self, *inputs)
         return output * float("nan") if self.training and next(count) in passes else output
 
     monkeypatch.setattr(MoE, "forward", poisoned)

@@ -39,8 +39,8 @@ def two_bad_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Poison what the experts put out in the forward passes of steps 3 and 5."""
     forward, passes = MoE.forward, iter(range(1, 10_000))
 
-    def poisoned(self: MoE, hidden_states: Any) -> Any:
-        output = forward(self, hidden_states)
+    def poisoned(self: MoE, *inputs: Any) -> Any:
+        output = forward(self, *inputs)
         return output * float("nan") if self.training and next(passes) in (3, 5) else output
 
     monkeypatch.setattr(MoE, "forward", poisoned)

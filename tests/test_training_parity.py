@@ -3,6 +3,7 @@
 import dataclasses
 from functools import cache
 
+import native_tools
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,12 @@ from engram_eval.training.optim import build_optimizer, parameter_groups, set_le
 from engram_eval.training.watch import Watch
 
 STEPS = 50
-SETTINGS = TrainConfig(seq_len=70, batch_size=3, router_bias_rate=0.0, router_aux_loss_coef=0.0)
+SETTINGS = TrainConfig(seq_len=64, batch_size=3, router_bias_rate=0.0, router_aux_loss_coef=0.0)
+WIDE = {
+    **{"vocab_size": 320, "hidden_size": 32, "moe_intermediate_size": 32},
+    **{"shared_expert_intermediate_size": 32, "engram_row_dim": 8},
+}
+"""Whole blocks of 32, which a matrix unit takes."""
 
 
 def plain_experts(
@@ -54,13 +60,14 @@ def plain_step(
 @cache
 def losses(name: str, fast: bool, config: TrainConfig, seed: int = 0) -> Tensor:
     implementation = "sdpa" if fast else "eager"
-    architecture = {**tools.ARCHITECTURES[name], "engram_compression": False}
+    architecture = {**tools.ARCHITECTURES[name], **WIDE, "engram_compression": False}
     tokens = torch.randint(300, (4000,), generator=torch.Generator().manual_seed(1))
     # Half of the text repeats, so that there is something to learn.
     tokens[2000:] = tokens[:50].repeat(40)
     batches = Batches(tokens.numpy(), config.seq_len, config.batch_size, 0)
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         if not fast:
+            native_tools.take_away(patch)
             patch.setattr(moe, "grouped_experts", plain_experts)
             patch.setattr(norm.RMSNorm, "forward", plain_norm)
         torch.manual_seed(seed)

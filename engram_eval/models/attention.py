@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .causal_attention import joined_projections, rotary_causal_attention
 from .configuration_engram import EngramConfig
+from .linear import Linear, is_plain, linear
 from .precision import as_operand
 from .rotary import rotate, score_scale
 
@@ -85,10 +86,10 @@ class EngramAttention(Attention):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         width = config.num_attention_heads * self.head_dim
         kv_width = config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, width)
+        self.k_proj = Linear(config.hidden_size, kv_width)
+        self.v_proj = Linear(config.hidden_size, kv_width)
+        self.o_proj = Linear(width, config.hidden_size)
 
     def forward(
         self,
@@ -124,7 +125,7 @@ class EngramAttention(Attention):
             and torch.is_grad_enabled()
             and self.config._attn_implementation == "sdpa"
             and options.get("is_causal", True)
-            and all(_is_plain(part) for part in (self.q_proj, self.k_proj, self.v_proj))
+            and all(is_plain(part) for part in (self.q_proj, self.k_proj, self.v_proj))
         )
 
     def _all_at_once(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -133,13 +134,8 @@ class EngramAttention(Attention):
         weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
         joined = joined_projections(*weights, self.head_dim, self.scaling)
         heads = config.num_attention_heads, config.num_key_value_heads
-        return rotary_causal_attention(nn.functional.linear(x, joined), *heads, cos, sin)
+        return rotary_causal_attention(linear(x, joined), *heads, cos, sin)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, heads * head_dim) -> (B, heads, T, head_dim)."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-
-def _is_plain(part: nn.Module) -> bool:
-    """Whether nothing but the weight of ``part`` decides what it does."""
-    return type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks

@@ -21,6 +21,7 @@ struct Sizes {
   long rows() const { return (length + BLOCK - 1) / BLOCK * BLOCK; }
   long columns() const { return (width + BLOCK - 1) / BLOCK * BLOCK; }
   long all() const { return rows() * columns(); }
+  bool whole() const { return rows() == length && columns() == width; }
 };
 
 // (x, y) -> (x cos - y sin, x sin + y cos), or back with a sign of -1; turns are (cos, sin).
@@ -49,7 +50,7 @@ struct Sequence {
 
   // All rows of one head, rotated if asked.
   void read(const Sizes& s, long head, bool rotated, bf16* out) const {
-    fill_zeros(out, s.all());
+    if (!s.whole()) fill_zeros(out, s.all());
     for (long t = 0; t < s.length; ++t, out += s.columns()) {
       const bf16* row = projected + t * s.row() + head * s.width;
       if (rotated) {
@@ -80,12 +81,6 @@ inline Words sees(long query, long key) {
   return LANE + static_cast<uint32_t>(query) >= static_cast<uint32_t>(key);
 }
 
-// Two rows as the pair of a right factor.
-inline void pack_pair(const bf16* first, const bf16* second, bf16* packed) {
-  const Words pair = (same_bits<Words>(load(first)) >> 16) | same_bits<Words>(load(second));
-  std::memcpy(packed, &pair, sizeof(pair));
-}
-
 // Keys and values of one head as forward takes them, and room for one query head.
 struct Forward {
   Room<bf16> keys, values, columns_of_values, queries, packed_queries, packed_weights;
@@ -111,12 +106,9 @@ Floats weigh(const float* scores, long query, long end, bf16* packed, float* nor
     most = score > most ? score : most;
   }
   const auto weigh_pair = [&](long key, Floats first, Floats second) {
-    bf16 rounded[2 * LANES];
-    store(rounded, first);
-    store(rounded + LANES, second);
+    const Words pair = paired_with(first, second);
     sum += first + second;
-    pack_pair(rounded, rounded + LANES,
-              packed + key / BLOCK * 2 * PACKED + key % BLOCK / 2 * BLOCK);
+    put(packed + key / BLOCK * 2 * PACKED + key % BLOCK / 2 * BLOCK, pair);
   };
   const auto weight = [&](long key) { return exponential(load(scores + key * BLOCK) - most); };
   for (long key = 0; key < query; key += 2) weigh_pair(key, weight(key), weight(key + 1));
@@ -153,9 +145,14 @@ void attend(const Multiplier& by, Forward& f, const Sizes& s, long query, bf16* 
                                      scales[half]);
       turn_over(square);
       const long here = query + half * TILE, there = std::min(s.length - here, TILE);
-      for (long r = 0; r < there; ++r)
-        store(output + (here + r) * s.heads() * s.width + column, same_bits<Floats>(square[r]),
-              Part{std::min(TILE, s.width - column)});
+      bf16* out = output + here * s.heads() * s.width + column;
+      for (long r = 0; r < there; ++r, out += s.heads() * s.width) {
+        if (s.width - column < TILE) {
+          store(out, same_bits<Floats>(square[r]), Part{s.width - column});
+        } else {
+          store(out, same_bits<Floats>(square[r]));
+        }
+      }
     }
 }
 
@@ -164,15 +161,16 @@ struct Backward {
   Room<bf16> keys, values, columns_of_keys;
   Room<bf16> queries, packed_queries, queries_in_pairs, grads, packed_grads, grads_in_pairs;
   Room<float> grad_keys, grad_values, grad_queries, inner, scores, errors;
+  // Of 32 keys and all queries that see them, block by block.
   Room<bf16> weights, errors_by_key, packed_errors;
 
   explicit Backward(const Sizes& s)
       : keys(s.all()), values(s.all()), columns_of_keys(s.all()), queries(s.all()),
         packed_queries(s.all()), queries_in_pairs(s.all()), grads(s.all()), packed_grads(s.all()),
         grads_in_pairs(s.all()), grad_keys(s.all()), grad_values(s.all()),
-        grad_queries(s.columns() * BLOCK), inner(s.rows()), scores(BLOCK * BLOCK),
-        errors(BLOCK * BLOCK), weights(BLOCK * BLOCK), errors_by_key(BLOCK * BLOCK),
-        packed_errors(2 * PACKED) {}
+        grad_queries(s.all()), inner(s.rows()), scores(2 * AREA), errors(2 * AREA),
+        weights(s.rows() * BLOCK), errors_by_key(s.rows() * BLOCK),
+        packed_errors(s.rows() * BLOCK) {}
 };
 
 // Reads a query head: its queries, the gradient of what it returned, and the sums of their products
@@ -181,8 +179,10 @@ void read_queries(Backward& w, const Sequence& of, const Sizes& s, long head, co
                   const bf16* grads) {
   of.read(s, head, true, w.queries.data());
   const long width = s.columns(), step = s.heads() * s.width;
-  fill_zeros(w.grads.data(), s.all());
-  fill_zeros(w.inner.data(), s.rows());
+  if (!s.whole()) {
+    fill_zeros(w.grads.data(), s.all());
+    fill_zeros(w.inner.data(), s.rows());
+  }
   for (long t = 0; t < s.length; ++t) {
     const bf16 *grad = grads + t * step + head * s.width, *row = output + t * step + head * s.width;
     std::memcpy(w.grads.data() + t * width, grad, s.width * sizeof(bf16));
@@ -196,72 +196,103 @@ void read_queries(Backward& w, const Sequence& of, const Sizes& s, long head, co
   pack_rows(w.grads.data(), s.rows(), width, w.grads_in_pairs.data());
 }
 
-// Weights of 32 keys by 32 queries again, and the gradients of their scores.
-void weigh_again(const Multiplier& by, Backward& w, const Sizes& s, long key, long query,
-                 const float* normalisers) {
-  const long width = s.columns(), place = query * width;
+// Scores of 32 keys by 32 queries again, and the gradients of their weights.
+void score_again(const Multiplier& by, Backward& w, const Sizes& s, long key, long query) {
+  const long width = s.columns(), place = query * width, other = query / BLOCK % 2 * AREA;
   multiply(by,
            {w.keys.data() + key * width, width, BLOCK, w.packed_queries.data() + place,
             width * TILE, PACKED},
-           width / BLOCK, w.scores.data(), BLOCK, false);
+           width / BLOCK, w.scores.data() + other, BLOCK, false);
   multiply(by,
            {w.values.data() + key * width, width, BLOCK, w.packed_grads.data() + place,
             width * TILE, PACKED},
-           width / BLOCK, w.errors.data(), BLOCK, false);
+           width / BLOCK, w.errors.data() + other, BLOCK, false);
+}
+
+// Their weights, and the gradients of the scores.
+void weigh_again(Backward& w, long key, long query, const float* normalisers) {
+  const long place = (query - key) * BLOCK;
+  const float *scores = w.scores.data() + query / BLOCK % 2 * AREA,
+              *grads = w.errors.data() + query / BLOCK % 2 * AREA;
+  bf16 *weights_by_key = w.weights.data() + place, *errors_by_key = w.errors_by_key.data() + place,
+       *packed = w.packed_errors.data() + place;
+  Floats log_sums[2], inner[2];
   for (long half = 0; half < 2; ++half) {
-    const long first = query + half * TILE;
-    const Floats log_sum = load(normalisers + first), inner = load(w.inner.data() + first);
-    bf16* packed = w.packed_errors.data() + half * PACKED;
-    for (long r = 0; r < BLOCK; r += 2) {
-      for (long i = 0; i < 2; ++i) {
+    log_sums[half] = load(normalisers + query + half * TILE);
+    inner[half] = load(w.inner.data() + query + half * TILE);
+  }
+  for (long r = 0; r < BLOCK; r += 2) {
+    Floats weights[2][2], errors[2][2];
+    for (long i = 0; i < 2; ++i)
+      for (long half = 0; half < 2; ++half) {
         const long at = (r + i) * BLOCK + half * TILE;
-        Floats weight = exponential(load(w.scores.data() + at) - log_sum);
-        if (key == query) weight = sees(first, key + r + i) ? weight : Floats{};
-        store(w.weights.data() + at, weight);
-        store(w.errors_by_key.data() + at, weight * (load(w.errors.data() + at) - inner));
+        Floats weight = exponential(load(scores + at) - log_sums[half]);
+        if (key == query) weight = sees(query + half * TILE, key + r + i) ? weight : Floats{};
+        weights[i][half] = weight;
+        errors[i][half] = weight * (load(grads + at) - inner[half]);
       }
-      const bf16* rows = w.errors_by_key.data() + r * BLOCK + half * TILE;
-      pack_pair(rows, rows + BLOCK, packed + r / 2 * BLOCK);
+    for (long i = 0; i < 2; ++i) {
+      put(weights_by_key + (r + i) * BLOCK, pairs_of(weights[i][0], weights[i][1]));
+      put(errors_by_key + (r + i) * BLOCK, pairs_of(errors[i][0], errors[i][1]));
+      put(packed + i * PACKED + r / 2 * BLOCK, paired_with(errors[0][i], errors[1][i]));
     }
   }
+}
+
+// Adds what 32 keys and a query head's queries that see them give to each other's gradients.
+void add_gradients(const Multiplier& by, Backward& w, const Sizes& s, long key) {
+  const long width = s.columns(), count = (s.rows() - key) / BLOCK;
+  for (long column = 0; column < width; column += BLOCK) {
+    const long pairs = key * width + column * BLOCK, place = key * width + column;
+    multiply(by,
+             {w.weights.data(), BLOCK, AREA, w.grads_in_pairs.data() + pairs, PACKED, width * BLOCK},
+             count, w.grad_values.data() + place, width, true);
+    multiply(by,
+             {w.errors_by_key.data(), BLOCK, AREA, w.queries_in_pairs.data() + pairs, PACKED,
+              width * BLOCK},
+             count, w.grad_keys.data() + place, width, true);
+    // Turned over: rows are the queries' numbers.
+    for (long query = key; query < s.rows(); query += BLOCK)
+      multiply(by,
+               {w.columns_of_keys.data() + column * s.rows() + key, s.rows(), 0,
+                w.packed_errors.data() + (query - key) * BLOCK, PACKED, 0},
+               1, w.grad_queries.data() + query * width + column * BLOCK, BLOCK, key > 0);
+  }
+}
+
+// The gradients of a head's queries, in their places.
+void write_queries(const Backward& w, const Sequence& of, const Sizes& s, long head,
+                   bf16* grad_projected) {
+  for (long here = 0; here < s.length; here += TILE)
+    for (long column = 0; column < s.width; column += TILE) {
+      const long there = std::min(s.length - here, TILE);
+      const float* from = w.grad_queries.data() + here / BLOCK * BLOCK * s.columns() +
+                          column * BLOCK + here % BLOCK;
+      Words square[TILE];
+      for (long r = 0; r < TILE; ++r) square[r] = same_bits<Words>(load(from + r * BLOCK));
+      turn_over(square);
+      for (long r = 0; r < there; ++r) {
+        const Floats row = same_bits<Floats>(square[r]);
+        turn(reinterpret_cast<const float*>(&row), of.turns + (here + r) * s.width + column, -1,
+             grad_projected + (here + r) * s.row() + head * s.width + column,
+             std::min(TILE, s.width - column));
+      }
+    }
 }
 
 // One query head: adds to the gradients of keys and values, and writes those of the queries.
 void attend_backward(const Multiplier& by, Backward& w, const Sequence& of, const Sizes& s,
                      long head, const float* normalisers, bf16* grad_projected) {
-  const long width = s.columns();
-  for (long query = 0; query < s.rows(); query += BLOCK) {
-    for (long key = 0; key <= query; key += BLOCK) {
-      weigh_again(by, w, s, key, query, normalisers);
-      for (long column = 0; column < width; column += BLOCK) {
-        const long pairs = query * width + column * BLOCK, place = key * width + column;
-        multiply(by, {w.weights.data(), BLOCK, 0, w.grads_in_pairs.data() + pairs, PACKED, 0}, 1,
-                 w.grad_values.data() + place, width, true);
-        multiply(by, {w.errors_by_key.data(), BLOCK, 0, w.queries_in_pairs.data() + pairs, PACKED, 0},
-                 1, w.grad_keys.data() + place, width, true);
-        // Turned over: rows are the queries' numbers.
-        multiply(by,
-                 {w.columns_of_keys.data() + column * s.rows() + key, s.rows(), 0,
-                  w.packed_errors.data(), PACKED, 0},
-                 1, w.grad_queries.data() + column * BLOCK, BLOCK, key > 0);
-      }
+  for (long key = 0; key < s.rows(); key += BLOCK) {
+    // Scores are read when the next ones are on their way.
+    score_again(by, w, s, key, key);
+    for (long query = key; query < s.rows(); query += BLOCK) {
+      if (query + BLOCK < s.rows()) score_again(by, w, s, key, query + BLOCK);
+      weigh_again(w, key, query, normalisers);
     }
-    for (long half = 0; half < 2; ++half)
-      for (long column = 0; column < s.width; column += TILE) {
-        Words square[TILE];
-        for (long r = 0; r < TILE; ++r)
-          square[r] = same_bits<Words>(
-              load(w.grad_queries.data() + (column + r) * BLOCK + half * TILE));
-        turn_over(square);
-        const long here = query + half * TILE, there = std::min(s.length - here, TILE);
-        for (long r = 0; r < there; ++r) {
-          const Floats row = same_bits<Floats>(square[r]);
-          turn(reinterpret_cast<const float*>(&row), of.turns + (here + r) * s.width + column, -1,
-               grad_projected + (here + r) * s.row() + head * s.width + column,
-               std::min(TILE, s.width - column));
-        }
-      }
+    add_gradients(by, w, s, key);
   }
+  write_queries(w, of, s, head, grad_projected);
 }
 
 // Gradients of a key head's keys and values, in their places.

@@ -14,6 +14,7 @@ from .memories import Maker
 from .moe import MoE, SwiGLU
 from .norm import RMSNorm
 from .product_keys import FeedForwardWithMemory, NoFeedForward, ProductKeyMemory
+from .residual import add, add_and_norm
 
 
 class EngramDecoderLayer(GradientCheckpointingLayer):
@@ -50,6 +51,9 @@ class EngramDecoderLayer(GradientCheckpointingLayer):
         if self.engram is not None:
             hidden_states = hidden_states + self.engram(hidden_states, **(lookup or {}))
 
+        if self.attn_hc is None:
+            return self._on_one_stream(hidden_states, kwargs)
+
         def attend(stream: torch.Tensor) -> torch.Tensor:
             attended: torch.Tensor = self.self_attn(self.input_layernorm(stream), **kwargs)[0]
             return attended
@@ -60,6 +64,19 @@ class EngramDecoderLayer(GradientCheckpointingLayer):
 
         hidden_states = add_output(self.attn_hc, hidden_states, attend)
         return add_output(self.ffn_hc, hidden_states, feed_forward)
+
+    def _on_one_stream(self, stream: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        stream, normed, _ = add_and_norm(stream, None, self.input_layernorm)
+        attended = self.self_attn(normed, **kwargs)[0]
+        if not isinstance(self.mlp, MoE | SwiGLU):
+            stream = add(stream, attended)
+            return add(stream, self.mlp(self.post_attention_layernorm(stream)))
+        # Routers score what is as precise as it can be.
+        routed = isinstance(self.mlp, MoE)
+        read = add_and_norm(stream, attended, self.post_attention_layernorm, wide=routed)
+        inputs = (read.normed,) if read.wide is None else (read.wide, read.normed)
+        output = self.mlp(*inputs)
+        return add(read.stream, output)
 
 
 def _feed_forward(config: EngramConfig, layer: int) -> nn.Module:

@@ -4,8 +4,8 @@ Tokens are sorted by expert once; each expert multiplies its own slice straight 
 routing weights scale the inner activations, which are narrower than the outputs, and a token's
 outputs are gathered and added in one pass.
 
-On a CPU slices are padded to a multiple of ``BLOCK`` rows. With a matrix unit compiled functions
-multiply them all; else oneDNN does, which compiles a kernel for every new shape: ten times as long
+On a CPU slices are padded to a multiple of ``BLOCK`` rows. With a matrix unit one compiled function
+does it all; else oneDNN multiplies, which compiles a kernel for every new shape: ten times as long
 as the product itself, and loads differ from step to step. On a GPU one kernel multiplies all
 slices, and nothing waits to learn how long they are.
 """
@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .native import BLOCK
-from .native_experts import NativeExperts, experts_for
+from .native import BLOCK, in_reach
+from .native_experts import NativeExperts, Sorted, experts_for
 from .native_kernels import kernels_for
 from .native_lookup import lookup_for
 from .native_routing import routing_for
+from .precision import rounds_weights
 
 EVEN = 2.5
 """Padding to the fullest expert's load pays up to this factor: one batched product for all."""
@@ -72,24 +73,33 @@ def grouped_experts(
         sizes = (loads // ALIGNED + 1) * ALIGNED
         total = chosen.numel() + len(loads) * ALIGNED
         slices: Slices = KernelSlices(sizes.cumsum(0).int())
-    elif (experts := experts_for(x, gate_up, down)) is not None:
-        sizes = _whole_blocks(loads)
-        total, slices = int(sizes.sum()), NativeSlices(sizes, experts)
     else:
         sizes = _slice_sizes(loads)
         listed = sizes.tolist()
         total, slices = sum(listed), ListedSlices(listed)
-    routing = routing_for(chosen, sizes)
-    if routing is not None:
-        place, tokens = routing.place(chosen, sizes, total)
-    else:
-        place, tokens = _sorted_by_expert(chosen, loads, sizes, total)
+    place, tokens = _sorted(chosen, loads, sizes, total)
     # Padding holds some token's row; its factor is 0, and so is all that it contributes.
     factors = x.new_zeros(total).index_copy(0, place.flatten(), weights.flatten().to(x.dtype))
     with torch.autocast(x.device.type, enabled=False):
         output: Tensor = _GroupedExperts.apply(
             x, factors.unsqueeze(1), gate_up, down, tokens, place, slices
         )
+    return output
+
+
+def experts_by_kernel(
+    x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, loads: Tensor
+) -> Tensor | None:
+    """Return what ``grouped_experts`` does under autocast, if compiled functions can make it.
+
+    The weights are taken in single precision, and rounded where they are multiplied.
+    """
+    experts = experts_for(x, gate_up, down) if rounds_weights(x.dtype) else None
+    if experts is None or weights.dtype != torch.float32 or not in_reach(weights, chosen, loads):
+        return None
+    sizes = _whole_blocks(loads)
+    place, tokens = _sorted(chosen, loads, sizes, int(sizes.sum()))
+    output: Tensor = _ByKernel.apply(x, weights, gate_up, down, place, tokens, sizes, experts)
     return output
 
 
@@ -103,6 +113,13 @@ def _slice_sizes(loads: Tensor) -> Tensor:
 
 def _whole_blocks(loads: Tensor) -> Tensor:
     return (loads + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _sorted(chosen: Tensor, loads: Tensor, sizes: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    routing = routing_for(chosen, sizes)
+    if routing is not None:
+        return routing.place(chosen, sizes, total)
+    return _sorted_by_expert(chosen, loads, sizes, total)
 
 
 def _sorted_by_expert(
@@ -162,21 +179,6 @@ class ListedSlices(NamedTuple):
 
     def _equal(self) -> bool:
         return min(self.loads) == max(self.loads)
-
-
-class NativeSlices(NamedTuple):
-    """Slices of any lengths for a CPU's matrix unit: ``sizes`` (E,), multiples of ``BLOCK``."""
-
-    sizes: Tensor
-    experts: NativeExperts
-
-    def per_expert(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """See ``Slices``."""
-        return self.experts.multiply(rows, self.sizes, weights)
-
-    def outer_products(self, left: Tensor, right: Tensor) -> Tensor:
-        """See ``Slices``."""
-        return self.experts.outer_products(left, right, self.sizes)
 
 
 def _added(rows: Tensor, place: Tensor) -> Tensor:
@@ -255,3 +257,32 @@ class _GroupedExperts(torch.autograd.Function):
         grad_rows = slices.per_expert(grad_hidden, gate_up.mT)
         grad_x = _added(grad_rows, place)
         return grad_x, grad_factors, grad_gate_up, grad_down, None, None, None
+
+
+class _ByKernel(torch.autograd.Function):
+    """The same in one compiled pass each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        place: Tensor,
+        tokens: Tensor,
+        sizes: Tensor,
+        experts: NativeExperts,
+    ) -> Tensor:
+        x, weights, gate_up, down = (t.contiguous() for t in (x, weights, gate_up, down))
+        output, hidden = experts.forward(x, Sorted(weights, place, tokens, sizes), gate_up, down)
+        ctx.save_for_backward(x, weights, place, tokens, sizes, gate_up, down, hidden)
+        ctx.experts = experts
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *rows, gate_up, down, hidden = ctx.saved_tensors
+        given = grad.contiguous(), x, Sorted(*rows), gate_up, down, hidden
+        return *ctx.experts.backward(*given), None, None, None, None

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .native import BLOCK
 from .native_kernels import kernels_for
+from .native_loss import loss_for
 
 IGNORE_INDEX = -100
 LEAST_PROBABILITY = 1e-30
@@ -114,17 +116,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_rows = torch.empty_like(rows) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=_wide(dtype)) if want_weight else None
         chunks = _Chunks(chunk_tokens, masked, fused)
-        each = _accumulate(
-            rows.to(dtype), weight.to(dtype), targets, chunks, grad_rows, grad_weight
-        )
+        rows = rows.to(dtype)
+        native = None if fused else loss_for(rows, weight, targets)
+        if native is not None:
+            grad_rows = torch.empty_like(rows) if want_hidden else None
+            tokens = -(-chunk_tokens // BLOCK) * BLOCK
+            each = native(rows, weight, targets, tokens, grad_rows, grad_weight)
+        else:
+            each = _accumulate(rows, weight.to(dtype), targets, chunks, grad_rows, grad_weight)
         count = counted.sum() if masked else len(targets)
         mean = each.sum() / count if masked or count else each.new_full((), float("nan"))
         if kept is not None:
             each = each.new_zeros(len(labels)).index_copy_(0, kept, each)
         if kept is not None and grad_rows is not None:
-            grad_rows = torch.zeros_like(hidden).index_copy_(0, kept, grad_rows)
+            grad_rows = torch.zeros_like(hidden).index_copy_(0, kept, grad_rows.to(hidden.dtype))
         ctx.save_for_backward(grad_rows, grad_weight)
-        ctx.count, ctx.weight_dtype = count, weight.dtype
+        ctx.count, ctx.dtypes = count, (hidden.dtype, weight.dtype)
         ctx.mark_non_differentiable(each)
         return mean, each
 
@@ -133,9 +140,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_rows, grad_weight = ctx.saved_tensors
         scale = grad_loss / ctx.count
-        hidden = None if grad_rows is None else grad_rows * scale.to(grad_rows.dtype)
-        weight = None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype)
-        return hidden, weight, None, None, None, None, None, None
+        scaled = (
+            None if grad is None else (grad * scale.to(grad.dtype)).to(dtype)
+            for grad, dtype in zip((grad_rows, grad_weight), ctx.dtypes, strict=True)
+        )
+        return *scaled, None, None, None, None, None, None
 
 
 class _Chunks(NamedTuple):

@@ -1,6 +1,5 @@
 """The Engram memory: gated n-gram rows added to the residual stream (arXiv:2601.07372, eq. 1-6)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +8,10 @@ from torch import nn
 from .cache import HistoryLayer
 from .configuration_engram import EngramConfig
 from .convolution import DepthwiseCausalConv
+from .gate import match
 from .hashing import NgramHash, draw_multipliers
 from .layout import table_layouts
+from .linear import Linear
 from .norm import RMSNorm
 from .offload import make_table
 from .precision import as_operand
@@ -114,9 +115,9 @@ class EngramMemory(nn.Module):
         self.hash = NgramHash(spec.orders, spec.primes, spec.multipliers)
         self.table = spec.new_table()
         self.memory_rows = nn.Identity()
-        self.value_proj = nn.Linear(spec.memory_dim, spec.hidden_size, bias=spec.bias)
+        self.value_proj = Linear(spec.memory_dim, spec.hidden_size, spec.bias)
         if spec.gate != "none":
-            self.key_proj = nn.Linear(spec.memory_dim, width, bias=spec.bias)
+            self.key_proj = Linear(spec.memory_dim, width, spec.bias)
             self.key_norm = RMSNorm(gain, spec.norm_eps)
             self.query_norm = RMSNorm(gain, spec.norm_eps)
         self.gate_tap = nn.Identity()
@@ -157,8 +158,7 @@ class EngramMemory(nn.Module):
         if self.spec.gate == "none":
             return streams.new_ones(streams.shape[:3])
         keys = self.key_proj(read).unflatten(-1, streams.shape[2:])
-        match = self.query_norm(streams) * self.key_norm(keys)
-        score = match.sum(-1) / math.sqrt(self.spec.hidden_size)
+        score = match(streams, keys, self.query_norm, self.key_norm)
         if self.spec.gate == "signed_sqrt":
             score = score.sign() * score.abs().clamp_min(1e-6).sqrt()
         return score.sigmoid()

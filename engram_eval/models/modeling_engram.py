@@ -28,6 +28,7 @@ from .norm import RMSNorm
 from .offload import ATTACHED_KEYS, HostTable, attach_tables
 from .per_layer_embedding import GrowingNorm
 from .product_keys import ProductKeyMemory
+from .residual import add_and_norm
 from .rotary import RotaryEmbedding, inverse_frequencies
 from .table import RowTable
 
@@ -233,7 +234,8 @@ class EngramModel(EngramPreTrainedModel):
         if self.hc_head is not None:
             hidden = self.hc_head(hidden)
         return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(hidden), past_key_values=past_key_values
+            last_hidden_state=add_and_norm(hidden, None, self.norm).normed,
+            past_key_values=past_key_values,
         )
 
     def _fetch(self, rows: dict[int, torch.Tensor]) -> None:

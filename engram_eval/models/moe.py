@@ -4,14 +4,23 @@ Routing follows DeepSeek-V3 (arXiv:2412.19437): sigmoid scores, and a bias per e
 for the choice of experts only; ``balance`` moves it.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from .configuration_engram import EngramConfig
-from .grouped_experts import BLOCK, fits_grouped_kernel, grouped_experts
-from .native_routing import top_k
+from .grouped_experts import (
+    BLOCK,
+    experts_by_kernel,
+    fits_grouped_kernel,
+    grouped_experts,
+)
+from .linear import Linear, is_plain
+from .native_routing import NativeRouting, Routed, routing_for, top_k
 from .precision import as_operand
-from .swiglu import swiglu
+from .swiglu import swiglu, swiglu_layer
 
 
 class SwiGLU(nn.Module):
@@ -19,13 +28,18 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform ``x`` (..., D)."""
         x = as_operand(x)
+        parts = self.gate_proj, self.up_proj, self.down_proj
+        if all(is_plain(part) for part in parts):
+            output = swiglu_layer(x, *(part.weight for part in parts))
+            if output is not None:
+                return output
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -56,6 +70,10 @@ class Router(nn.Module):
         Returns:
             logits (N, E), weights (N, K) and expert numbers (N, K).
         """
+        routed = self._by_kernel(hidden_states)
+        if routed is not None:
+            self.last_logits = routed[0].detach()
+            return routed
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         # Near-equal scores would flip with half precision, and with them the experts.
         with torch.autocast(hidden_states.device.type, enabled=False):
@@ -68,6 +86,20 @@ class Router(nn.Module):
         if self.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return logits, weights * self.routed_scaling_factor, chosen
+
+    def _by_kernel(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Return what ``forward`` does in one compiled pass each way, where there is one."""
+        bias = self.e_score_correction_bias
+        plain = self.scoring == "sigmoid" and self.groups == 1
+        types = {each.dtype for each in (x, self.weight, bias)}
+        routing = routing_for(x, self.weight, bias) if plain and types == {torch.float32} else None
+        if routing is None:
+            return None
+        manner = self.top_k, self.norm_topk_prob, self.routed_scaling_factor
+        routed: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _Route.apply(
+            x, self.weight, bias, *manner, routing
+        )
+        return routed
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the scores of ``logits`` (N, E), scaled to sum to one for each token."""
@@ -85,6 +117,39 @@ class Router(nn.Module):
         best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.top_groups, dim=-1).indices
         outside = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, False)
         return grouped.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
+
+
+class _Route(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        top_k: int,
+        normalised: bool,
+        scale: float,
+        routing: NativeRouting,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+        made = routing.route(x, weight, bias, top_k, normalised, scale)
+        ctx.save_for_backward(x, weight, *made)
+        ctx.routing, ctx.manner = routing, (normalised, scale)
+        ctx.mark_non_differentiable(made.chosen)
+        ctx.set_materialize_grads(False)
+        return made.logits, made.weights, made.chosen
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_logits: torch.Tensor | None, grad: torch.Tensor | None, _: None
+    ) -> tuple[torch.Tensor | None, ...]:
+        x, weight, *made = ctx.saved_tensors
+        routed = Routed(*made)
+        given = torch.zeros_like(routed.weights) if grad is None else grad.contiguous()
+        logits = None if grad_logits is None else grad_logits.contiguous()
+        grads = ctx.routing.route_backward(given, logits, x, weight, routed, *ctx.manner)
+        return *grads, None, None, None, None, None
 
 
 class Experts(nn.Module):
@@ -116,6 +181,9 @@ class Experts(nn.Module):
         few = chosen.numel() <= 2 * len(counts)
         if not fits_grouped_kernel(x) and (few or _are_few_on_a_cpu(counts)):
             return self._padded(x, weights, chosen, counts, int(counts.max()))
+        by_kernel = experts_by_kernel(x, weights, chosen, self.gate_up_proj, self.down_proj, counts)
+        if by_kernel is not None:
+            return by_kernel
         gate_up, down = as_operand(self.gate_up_proj), as_operand(self.down_proj)
         return grouped_experts(x, weights, chosen, gate_up, down, counts)
 
@@ -177,14 +245,21 @@ class MoE(nn.Module):
         self.shared_experts = SwiGLU(config.hidden_size, shared) if shared else None
         self.last_expert_counts: torch.Tensor | None = None
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Transform ``hidden_states`` (B, T, D)."""
+    def forward(
+        self, hidden_states: torch.Tensor, operand: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Transform ``hidden_states`` (B, T, D).
+
+        Args:
+            hidden_states: what the router reads.
+            operand: the same in autocast's type, if it exists already.
+        """
         flat = hidden_states.flatten(0, -2)
         _, weights, chosen = self.gate(flat)
         counts = expert_counts(chosen, len(self.gate.weight))
         self.last_expert_counts = counts
-        x = as_operand(flat)
+        x = as_operand(flat) if operand is None else operand.flatten(0, -2)
         output = self.experts(x, weights, chosen, counts)
         if self.shared_experts is not None:
             output = output + self.shared_experts(x)
-        return output.view_as(hidden_states).to(hidden_states.dtype)
+        return output.view_as(hidden_states).to(x.dtype)

@@ -23,11 +23,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-SOURCES = tuple(
-    Path(__file__).with_name(f"{name}_kernels.cpp")
-    for name in ("attention", "expert", "lookup", "routing", "step")
+KERNELS = (
+    *("attention", "expert", "gate", "linear", "lookup"),
+    *("loss", "routing", "step", "stream", "swiglu"),
 )
-HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("slices", "tiles", "vectors"))
+SOURCES = tuple(Path(__file__).with_name(f"{name}_kernels.cpp") for name in KERNELS)
+HEADERS = tuple(
+    Path(__file__).with_name(f"{name}.h")
+    for name in ("activation", "blocks", "slices", "tiles", "vectors")
+)
 SWITCH = "ENGRAM_EVAL_KERNELS"
 COMPILERS = ("c++", "g++", "clang++")
 ALWAYS = ("-std=c++17", "-O2", "-fno-math-errno", "-shared", "-fPIC")

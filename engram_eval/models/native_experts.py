@@ -1,23 +1,49 @@
-"""Products of all experts with their slices on a CPU's matrix unit, in bfloat16: compiled."""
+"""A layer of SwiGLU experts on a CPU's matrix unit, in bfloat16: compiled."""
 
 import ctypes
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, BLOCK, FLAG, ID, SIZE, Functions, in_reach, library
+from .native import ADDRESS, BLOCK, ID, SIZE, Functions, in_reach, library
+
+
+class Sizes(ctypes.Structure):
+    """The fields of ``struct Experts`` in ``expert_kernels.cpp``."""
+
+    _fields_ = [(name, SIZE) for name in ("experts", "tokens", "chosen", "rows", "width", "inner")]
+    rows: int
+    inner: int
+
 
 ARGUMENTS = {
     "matrix_unit": (),
-    "multiply_slices": (*[ADDRESS] * 2, *[SIZE] * 3, ADDRESS, FLAG, ADDRESS),
-    "outer_products": (*[ADDRESS] * 3, *[SIZE] * 3, ADDRESS),
+    "experts_forward": (*[ADDRESS] * 9, Sizes),
+    "experts_backward": (*[ADDRESS] * 13, Sizes),
 }
 """Of the functions of ``expert_kernels.cpp``."""
 
 
+class Sorted(NamedTuple):
+    """Rows sorted by expert.
+
+    Attributes:
+        weights: (N, K) float32, factors of the outputs.
+        place: (N, K) int64, the row of each choice.
+        owners: (S,) int64, whose each row is; 0 where it is nobody's.
+        sizes: (E,) int64, rows of each expert's slice: multiples of ``BLOCK``, S together.
+    """
+
+    weights: Tensor
+    place: Tensor
+    owners: Tensor
+    sizes: Tensor
+
+
 class NativeExperts:
-    """The functions of ``expert_kernels.cpp``, on tensors of a CPU."""
+    """The functions of ``expert_kernels.cpp``, on contiguous tensors of a CPU."""
 
     def __init__(self, found: ctypes.CDLL) -> None:
         self._call = Functions(found, ARGUMENTS, returns=ID)
@@ -26,43 +52,55 @@ class NativeExperts:
         """Tell whether products of small blocks run on a matrix unit; by vectors they are slow."""
         return bool(self._call("matrix_unit"))
 
-    def multiply(self, rows: Tensor, sizes: Tensor, weights: Tensor) -> Tensor:
-        """Multiply each slice of ``rows`` (S, A) by its matrix of ``weights`` (E, A, B): (S, B).
+    def forward(
+        self, x: Tensor, rows: Sorted, gate_up: Tensor, down: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of the experts' outputs, (N, D), and what ``backward`` takes.
 
         Args:
-            rows: (S, A) bfloat16; A and B are multiples of ``BLOCK``.
-            sizes: (E,) int64, rows of each slice: multiples of ``BLOCK``, S together.
-            weights: (E, A, B), row by row or turned over.
+            x: (N, D) bfloat16; widths are multiples of ``BLOCK``.
+            rows: of the tokens.
+            gate_up: (E, D, 2F) float32.
+            down: (E, F, D) float32.
         """
-        experts, depth, width = weights.shape
-        turned = not weights.is_contiguous()
-        rows, weights = rows.contiguous(), (weights.mT if turned else weights).contiguous()
-        output = rows.new_empty(len(rows), width)
-        given = rows, sizes, experts, depth, width
-        self._call("multiply_slices", *given, weights, turned, output)
-        return output
+        sizes = _sizes(x, rows, down)
+        hidden, output = x.new_empty(sizes.rows, 2 * sizes.inner), torch.empty_like(x)
+        self._call("experts_forward", x, *rows, gate_up, down, hidden, output, sizes)
+        return output, hidden
 
-    def outer_products(self, left: Tensor, right: Tensor, sizes: Tensor) -> Tensor:
-        """Return ``left.T @ right`` of each slice: (S, A), (S, B) -> (E, A, B)."""
-        left, right = left.contiguous(), right.contiguous()
-        widths = left.shape[1], right.shape[1]
-        output = left.new_empty(len(sizes), *widths)
-        self._call("outer_products", left, right, sizes, len(sizes), *widths, output)
-        return output
+    def backward(
+        self, grad: Tensor, x: Tensor, rows: Sorted, gate_up: Tensor, down: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of ``x``, of the factors, and of both weights."""
+        outputs = (
+            *(torch.empty_like(x), torch.empty_like(rows.weights)),
+            *(torch.empty_like(gate_up), torch.empty_like(down)),
+        )
+        given = grad, x, *rows, gate_up, down, hidden
+        self._call("experts_backward", *given, *outputs, _sizes(x, rows, down))
+        return outputs
 
 
-def experts_for(rows: Tensor, *weights: Tensor) -> NativeExperts | None:
+def _sizes(x: Tensor, rows: Sorted, down: Tensor) -> Sizes:
+    experts, inner, width = down.shape
+    return Sizes(experts, len(x), rows.place.shape[1], len(rows.owners), width, inner)
+
+
+def experts_for(x: Tensor, *weights: Tensor) -> NativeExperts | None:
     """Return the functions if they exist, are fast here, and can work on these shapes and types."""
-    tensors = rows, *weights
-    if any(each.dtype != torch.bfloat16 for each in tensors) or not in_reach(*tensors):
+    if x.dtype != torch.bfloat16 or any(each.dtype != torch.float32 for each in weights):
         return None
     if any(side % BLOCK for each in weights for side in each.shape[1:]):
         return None
-    return _experts()
+    return _experts() if in_reach(x, *weights) else None
 
 
 @functools.cache
 def _experts() -> NativeExperts | None:
     found = library()
-    experts = None if found is None else NativeExperts(found)
-    return experts if experts is not None and experts.has_matrix_unit() else None
+    return NativeExperts(found) if found is not None and has_matrix_unit(found) else None
+
+
+def has_matrix_unit(found: ctypes.CDLL) -> bool:
+    """Tell whether products of small blocks run on a matrix unit; by vectors they are slow."""
+    return NativeExperts(found).has_matrix_unit()

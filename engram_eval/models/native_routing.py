@@ -2,13 +2,35 @@
 
 import ctypes
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, SIZE, Functions, in_reach, library
+from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach, library
+
+
+class Sizes(ctypes.Structure):
+    """The fields of ``struct Router`` in ``routing_kernels.cpp``."""
+
+    _fields_ = [
+        *((name, SIZE) for name in ("tokens", "width", "experts", "chosen")),
+        ("normalised", FLAG),
+        ("scale", FLOAT),
+    ]
+
+
+class Routed(NamedTuple):
+    """What a router says: logits (N, E), weights (N, K) and expert numbers (N, K)."""
+
+    logits: Tensor
+    weights: Tensor
+    chosen: Tensor
+
 
 ARGUMENTS = {
+    "route": (*[ADDRESS] * 6, Sizes),
+    "route_backward": (*[ADDRESS] * 8, Sizes),
     "top_k": (ADDRESS, *[SIZE] * 3, ADDRESS),
     "place_choices": (*[ADDRESS] * 2, *[SIZE] * 3, *[ADDRESS] * 2),
 }
@@ -27,6 +49,43 @@ class NativeRouting:
         chosen = scores.new_empty(len(scores), k, dtype=torch.int64)
         self._call("top_k", scores, *scores.shape, k, chosen)
         return chosen
+
+    def route(
+        self, x: Tensor, weight: Tensor, bias: Tensor, k: int, normalised: bool, scale: float
+    ) -> Routed:
+        """Route ``x`` (N, D) by sigmoids; see ``Router``.
+
+        Args:
+            x: float32.
+            weight: (E, D) float32.
+            bias: (E,) float32, added for the choice.
+            k: experts of a token.
+            normalised: whether a token's weights are divided by their sum.
+            scale: multiplies the weights.
+        """
+        tokens, experts = len(x), len(weight)
+        chosen = x.new_empty(tokens, k, dtype=torch.int64)
+        made = Routed(x.new_empty(tokens, experts), x.new_empty(tokens, k), chosen)
+        sizes = Sizes(*x.shape, experts, k, normalised, scale)
+        self._call("route", x, weight, bias, *made, sizes)
+        return made
+
+    def route_backward(
+        self,
+        grad: Tensor,
+        grad_logits: Tensor | None,
+        x: Tensor,
+        weight: Tensor,
+        made: Routed,
+        normalised: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of ``x`` and ``weight``, given those of weights and logits."""
+        grads = torch.empty_like(x), torch.empty_like(weight)
+        sizes = Sizes(*x.shape, len(weight), made.chosen.shape[1], normalised, scale)
+        given = grad, grad_logits, x, weight, made.logits, made.chosen
+        self._call("route_backward", *given, *grads, sizes)
+        return grads
 
     def place(self, chosen: Tensor, sizes: Tensor, total: int) -> tuple[Tensor, Tensor]:
         """Sort choices by expert; see ``grouped_experts``.

@@ -34,6 +34,10 @@ class RMSNorm(nn.Module):
             output = _Normalise.apply(x, self.weight, self.eps)
         return output
 
+    def is_plain(self) -> bool:
+        """Whether nothing but the gain decides what it does."""
+        return not self._forward_hooks and not self._forward_pre_hooks
+
     def extra_repr(self) -> str:
         """Show the shape and eps when printed."""
         return f"{tuple(self.weight.shape)}, eps={self.eps}"

@@ -12,3 +12,8 @@ def as_operand(x: torch.Tensor) -> torch.Tensor:
     if not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
+
+
+def rounds_weights(dtype: torch.dtype) -> bool:
+    """Whether autocast on a CPU rounds weights for products to ``dtype``."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == dtype

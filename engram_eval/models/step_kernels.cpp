@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "vectors.h"
+#include "activation.h"
 
 namespace {
 
@@ -123,11 +123,8 @@ void swiglu(const T* gate, const T* up, long stride, const T* factors, T* out, l
             long width, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (long r = 0; r < rows; ++r) {
-    const float factor = factors ? one(factors[r]) : 1.0f;
-    along(width, [&](long i, auto part) {
-      const Floats g = load(gate + r * stride + i, part), u = load(up + r * stride + i, part);
-      store(out + r * width + i, g * sigmoid(g) * u * factor, part);
-    });
+    const long at = r * stride;
+    activate(gate + at, up + at, factors ? one(factors[r]) : 1.0f, out + r * width, width);
   }
 }
 
@@ -138,20 +135,11 @@ void swiglu_backward(const T* grads, const T* gate, const T* up, long stride, co
                      long width, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (long r = 0; r < rows; ++r) {
-    const float factor = factors ? one(factors[r]) : 1.0f;
-    Floats sum{};
-    along(width, [&](long i, auto part) {
-      const Floats d = load(grads + r * width + i, part);
-      const Floats g = load(gate + r * stride + i, part), u = load(up + r * stride + i, part);
-      const Floats s = sigmoid(g), active = g * s, scaled = d * factor;
-      sum += d * active * u;
-      store(grad_up + r * grad_stride + i, scaled * active, part);
-      store(grad_gate + r * grad_stride + i, scaled * u * (s + active * (1 - s)), part);
-    });
-    if (grad_factors) {
-      const Floats inner = all(sum_of(sum));
-      store(grad_factors + r, inner, Part{1});
-    }
+    const long at = r * stride, out = r * grad_stride;
+    const Floats inner =
+        all(activate_backward(grads + r * width, gate + at, up + at, factors ? one(factors[r]) : 1.0f,
+                              grad_gate + out, grad_up + out, width));
+    if (grad_factors) store(grad_factors + r, inner, Part{1});
   }
 }
 

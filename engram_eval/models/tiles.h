@@ -17,7 +17,7 @@
 namespace {
 
 constexpr long TILE = 16, BLOCK = 32;
-constexpr long PACKED = TILE * BLOCK;
+constexpr long PACKED = TILE * BLOCK, AREA = BLOCK * BLOCK;
 
 #ifdef __AMX_BF16__
 // Linux lends the matrix unit's state to a process that asks for it.
@@ -172,27 +172,90 @@ inline void turn_over(Words rows[TILE]) {
   exchange<8>(rows);
 }
 
+// 32 numbers that follow each other as 16 pairs, rounded.
+inline Words pairs_of(Floats first, Floats second) {
+#ifdef __AVX512BF16__
+  return same_bits<Words>(_mm512_cvtne2ps_pbh(same_bits<__m512>(second), same_bits<__m512>(first)));
+#else
+  bf16 few[2 * LANES];
+  store(few, first);
+  store(few + LANES, second);
+  Words pairs;
+  std::memcpy(&pairs, few, sizeof(pairs));
+  return pairs;
+#endif
+}
+
+// Two rows of 16 numbers, each rounded and paired with the one below.
+inline Words paired_with(Floats first, Floats second) {
+#ifdef __AVX512BF16__
+  constexpr auto at = [](int pair) { return (pair + 16) << 16 | pair; };
+  const __m512i turns = _mm512_setr_epi32(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8),
+                                          at(9), at(10), at(11), at(12), at(13), at(14), at(15));
+  const auto both = same_bits<__m512i>(pairs_of(first, second));
+  return same_bits<Words>(_mm512_permutexvar_epi16(turns, both));
+#else
+  bf16 few[2 * LANES];
+  store(few, first);
+  store(few + LANES, second);
+  return (same_bits<Words>(load(few)) >> 16) | same_bits<Words>(load(few + LANES));
+#endif
+}
+
+inline void put(bf16* to, Words pairs) { std::memcpy(to, &pairs, sizeof(pairs)); }
+
+inline Words pairs_at(const float* from) { return pairs_of(load(from), load(from + LANES)); }
+
+inline Words pairs_at(const bf16* from) {
+  Words pairs;
+  std::memcpy(&pairs, from, sizeof(pairs));
+  return pairs;
+}
+
+inline Words pairs_below(const float* first, const float* second) {
+  return paired_with(load(first), load(second));
+}
+
+inline Words pairs_below(const bf16* first, const bf16* second) {
+  return (same_bits<Words>(load(first)) >> 16) | same_bits<Words>(load(second));
+}
+
+template <typename T, typename Finish>
+inline void pack_pairs_of_rows(const T* rows, long count, long width, bf16* packed, Finish finish) {
+  for (long start = 0; start < count; start += BLOCK)
+    for (long column = 0; column < width; column += TILE, packed += PACKED) {
+      Words pairs[TILE];
+      for (long pair = 0; pair < TILE; ++pair) {
+        const T* from = rows + (start + 2 * pair) * width + column;
+        pairs[pair] = pairs_below(from, from + width);
+      }
+      finish(pairs);
+      std::memcpy(packed, pairs, sizeof(pairs));
+    }
+}
+
 // rows (count, width) -> right factors whose products add up over rows: 16 pairs of rows by 16
 // columns, tile after tile along the width, then the next 32 rows.
-inline void pack_rows(const bf16* rows, long count, long width, bf16* packed) {
-  for (long start = 0; start < count; start += BLOCK)
-    for (long column = 0; column < width; column += TILE)
-      for (long pair = 0; pair < TILE; ++pair, packed += BLOCK) {
-        const bf16* from = rows + (start + 2 * pair) * width + column;
-        const Words first = same_bits<Words>(load(from)) >> 16;
-        const Words both = same_bits<Words>(load(from + width)) | first;
-        std::memcpy(packed, &both, sizeof(both));
-      }
+template <typename T>
+inline void pack_rows(const T* rows, long count, long width, bf16* packed) {
+  pack_pairs_of_rows(rows, count, width, packed, [](Words*) {});
+}
+
+// rows (count, width) -> left factors whose products add up over rows: 16 columns of 32 rows, tile
+// after tile along the width, then the next 32 rows.
+template <typename T>
+inline void pack_rows_as_left(const T* rows, long count, long width, bf16* packed) {
+  pack_pairs_of_rows(rows, count, width, packed, turn_over);
 }
 
 // rows (count, width) -> right factors whose products add up over columns: 16 pairs of columns by 16
 // rows, tile after tile along the width, then the next 16 rows.
-inline void pack_columns(const bf16* rows, long count, long width, bf16* packed) {
+template <typename T>
+inline void pack_columns(const T* rows, long count, long width, bf16* packed) {
   for (long start = 0; start < count; start += TILE)
     for (long column = 0; column < width; column += BLOCK, packed += PACKED) {
       Words pairs[TILE];
-      for (long r = 0; r < TILE; ++r)
-        std::memcpy(pairs + r, rows + (start + r) * width + column, sizeof(Words));
+      for (long r = 0; r < TILE; ++r) pairs[r] = pairs_at(rows + (start + r) * width + column);
       turn_over(pairs);
       std::memcpy(packed, pairs, sizeof(pairs));
     }
@@ -209,5 +272,10 @@ inline void turn_rows_over(const bf16* rows, long count, long width, bf16* colum
       for (long r = 0; r < TILE; ++r)
         store(columns + (column + r) * count + start, same_bits<Floats>(square[r]));
     }
+}
+
+// 32 rows of sums, 32 numbers each, rounded into rows `step` numbers apart.
+inline void store_block(const float* sums, bf16* out, long step) {
+  for (long r = 0; r < BLOCK; ++r) put(out + r * step, pairs_at(sums + r * BLOCK));
 }
 }  // namespace

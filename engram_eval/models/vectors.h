@@ -113,25 +113,22 @@ inline float sum_of(Floats x) {
 #endif
 }
 
-// e^r for small r, by the polynomial of the Cephes library.
-inline Floats exponential_near_zero(Floats r) {
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  return p * (r * r) + r + 1.0f;
+// 2^r for r from -1/2 to 1/2, exact at 0 and to 1e-7 of it elsewhere.
+inline Floats power_of_two_near_zero(Floats r) {
+  Floats p = r * 1.3264727313e-3f + 9.6715129912e-3f;
+  p = p * r + 5.5507335812e-2f;
+  p = p * r + 2.4022242427e-1f;
+  p = p * r + 6.9314700365e-1f;
+  return p * r + 1.0f;
 }
 
-// e^x for x up to 88, as 2^n e^r with n whole and r small; 0 below -87. What is no number stays none.
+// e^x for x up to 88, as 2^n 2^r with n whole and r small; 0 below -87. What is no number stays none.
 inline Floats exponential(Floats x) {
   constexpr float LEAST = -87.0f, LOG2_E = 1.44269504088896341f;
-  constexpr float LN_2 = 0.693359375f, LN_2_REST = -2.12194440e-4f;
 #ifdef __AVX512F__
   constexpr int NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   const __m512 power = _mm512_roundscale_ps(same_bits<__m512>(x * LOG2_E), NEAREST);
-  const Floats n = same_bits<Floats>(power);
-  const Floats p = exponential_near_zero((x - n * LN_2) - n * LN_2_REST);
+  const Floats p = power_of_two_near_zero(x * LOG2_E - same_bits<Floats>(power));
   const auto kept = _mm512_cmp_ps_mask(same_bits<__m512>(x), _mm512_set1_ps(LEAST), _CMP_NLT_UQ);
   return same_bits<Floats>(_mm512_maskz_scalef_ps(kept, same_bits<__m512>(p), power));
 #else
@@ -139,16 +136,25 @@ inline Floats exponential(Floats x) {
   const Floats kept = x < low ? low : x;
   // Adding 1.5 * 2^23 leaves a whole number in the lowest bits.
   const Floats shifted = kept * LOG2_E + 12582912.0f;
-  const Floats n = shifted - 12582912.0f;
-  const Floats p = exponential_near_zero((kept - n * LN_2) - n * LN_2_REST);
+  const Floats p = power_of_two_near_zero(kept * LOG2_E - (shifted - 12582912.0f));
   const Words scaled = same_bits<Words>(p) + (same_bits<Words>(shifted) << 23);
   return x < low ? Floats{} : same_bits<Floats>(scaled);
 #endif
 }
 
+// 1 / x for x up to 1e38: an estimate that one step of Newton's makes exact but for rounding.
+inline Floats reciprocal(Floats x) {
+#ifdef __AVX512F__
+  const Floats near = same_bits<Floats>(_mm512_rcp14_ps(same_bits<__m512>(x)));
+  return near * (2.0f - x * near);
+#else
+  return 1.0f / x;
+#endif
+}
+
 inline Floats sigmoid(Floats x) {
-  const Floats low = all(-88.0f);
-  return 1.0f / (1.0f + exponential(-(x < low ? low : x)));
+  const Floats low = all(-87.0f);
+  return reciprocal(1.0f + exponential(-(x < low ? low : x)));
 }
 
 template <typename T>

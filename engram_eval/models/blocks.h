@@ -1,0 +1,66 @@
+// Blocks of 32 rows times weights, and outer products that add up over rows, for a matrix unit.
+
+#pragma once
+
+#include <memory>
+
+#include "tiles.h"
+
+namespace {
+
+// out (32, width) = block (32, depth) times weights that `pack_rows` packed.
+inline void times_rows(const Multiplier& by, const bf16* block, long depth, const bf16* packed,
+                       long width, bf16* out) {
+  float sums[AREA];
+  for (long column = 0; column < width; column += BLOCK) {
+    multiply(by, {block, depth, BLOCK, packed + column * BLOCK, PACKED, width * BLOCK},
+             depth / BLOCK, sums, BLOCK, false);
+    store_block(sums, out + column, width);
+  }
+}
+
+// The same with weights that `pack_columns` packed.
+inline void times_columns(const Multiplier& by, const bf16* block, long depth, const bf16* packed,
+                          long width, bf16* out) {
+  float sums[AREA];
+  for (long column = 0; column < width; column += BLOCK) {
+    multiply(by, {block, depth, BLOCK, packed + column * depth, depth * TILE, PACKED},
+             depth / BLOCK, sums, BLOCK, false);
+    store_block(sums, out + column, width);
+  }
+}
+
+// So many rows add to a gradient at a time: what they are packed to stays close to the processor.
+constexpr long ROWS_OF_A_CHUNK = 256;
+
+// The two factors of an outer product that adds up over the rows of a chunk.
+class Outer {
+ public:
+  Outer(long height, long width)
+      : height(height), width(width), columns(new bf16[ROWS_OF_A_CHUNK * height]),
+        pairs(new bf16[ROWS_OF_A_CHUNK * width]) {}
+
+  // Row `row` of the chunk, and 31 more.
+  template <typename T>
+  void take(long row, const T* left, const bf16* right) {
+    pack_rows_as_left(left, BLOCK, height, columns.get() + row * height);
+    pack_rows(right, BLOCK, width, pairs.get() + row * width);
+  }
+
+  long panels() const { return height / BLOCK; }
+
+  // 32 rows of out (height, width), from the `count` rows that were taken.
+  void add_panel(const Multiplier& by, long panel, long count, float* out, bool add) const {
+    const long row = panel * BLOCK;
+    for (long column = 0; column < width; column += BLOCK)
+      multiply(by,
+               {columns.get() + row * BLOCK, BLOCK, height * BLOCK, pairs.get() + column * BLOCK,
+                PACKED, width * BLOCK},
+               count / BLOCK, out + row * width + column, width, add);
+  }
+
+ private:
+  const long height, width;
+  std::unique_ptr<bf16[]> columns, pairs;
+};
+}  // namespace

@@ -1,0 +1,134 @@
+"""Linear layers' products, compiled: against double precision, and the layers that use them."""
+
+import native_tools
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from native_tools import assert_near, draw
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engram_eval.models import native_linear
+from engram_eval.models.linear import Linear, is_plain
+from engram_eval.models.moe import SwiGLU
+from engram_eval.models.native import BLOCK
+from engram_eval.models.native_linear import NativeLinear, linear_for
+
+pytestmark = native_tools.needed
+SIDES = st.integers(1, 4).map(lambda side: BLOCK * side)
+
+
+@pytest.fixture(scope="module", params=native_tools.BUILDS)
+def products(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> NativeLinear:
+    folder = tmp_path_factory.mktemp("kernels")
+    return NativeLinear(native_tools.build(request.param, "linear", folder))
+
+
+@given(rows=SIDES, depth=SIDES, width=SIDES, turned=st.booleans(), wide=st.booleans())
+def test_rows_times_a_weight(
+    products: NativeLinear, rows: int, depth: int, width: int, turned: bool, wide: bool
+) -> None:
+    x, weight = draw(rows, depth), draw(width, depth, seed=1)
+    given_weight = weight if turned else weight.T
+    found = products.multiply(x if wide else x.bfloat16(), given_weight, turned)
+    assert found.dtype == torch.bfloat16
+    assert_near(found, x.double() @ weight.double().T)
+
+
+@given(rows=SIDES, depth=SIDES, width=SIDES)
+def test_rows_times_a_weight_are_added(
+    products: NativeLinear, rows: int, depth: int, width: int
+) -> None:
+    x, weight, added = draw(rows, depth), draw(width, depth, seed=1), draw(rows, width, seed=2)
+    found = products.multiply(x.bfloat16(), weight, added=added)
+    assert found.dtype == torch.float32
+    assert_near(found, x.double() @ weight.double().T + added, 1e-6)
+
+
+@given(rows=st.integers(1, 20), height=SIDES, width=SIDES, wide=st.booleans())
+def test_outer_products_over_rows(
+    products: NativeLinear, rows: int, height: int, width: int, wide: bool
+) -> None:
+    left, right = draw(BLOCK * rows, height), draw(BLOCK * rows, width, seed=1)
+    found = products.outer_product(left if wide else left.bfloat16(), right.bfloat16())
+    assert_near(found, left.double().T @ right.double(), 2e-6)
+
+
+def gradients(module: nn.Module, x: Tensor, autocast: bool) -> list[Tensor]:
+    """The output of a module and the gradients of its square: of x and of the weights."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = module(x)
+    loss = output.to(torch.promote_types(output.dtype, torch.float32)).square().sum()
+    return [output.detach(), *torch.autograd.grad(loss, [x, *module.parameters()])]
+
+
+@pytest.mark.parametrize("module", [Linear(64, 96), SwiGLU(64, 96)], ids=["linear", "swiglu"])
+def test_layers_are_as_near_to_double_precision_as_torch_is(
+    module: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = module.float()
+    x, runs = draw(3, 64, 64), []
+    for way in (native_linear._linear(), None):
+        monkeypatch.setattr(native_linear, "_linear", lambda way=way: way)
+        runs.append(gradients(module, x, autocast=True))
+    exact = gradients(module.double(), x.double(), autocast=False)
+    for ours, torchs, true in zip(*runs, exact, strict=True):
+        assert ours.dtype == torchs.dtype
+        assert_near(ours, true, 0.01)
+        assert_near(torchs, true, 0.01)
+
+
+def test_a_hooked_part_is_called() -> None:
+    layer, seen = SwiGLU(32, 32), []
+    assert is_plain(layer.up_proj)
+    layer.up_proj.register_forward_hook(lambda *_: seen.append(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(draw(32, 32))
+    assert seen
+    assert not is_plain(layer.up_proj)
+    assert not is_plain(nn.Linear(2, 2))
+
+
+def test_without_autocast_and_with_a_bias_torch_multiplies() -> None:
+    layer = Linear(32, 32, bias=True)
+    x = draw(32, 32)
+    expected = F.linear(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_near(layer(x).detach(), expected.detach().double(), 0.01)
+    with pytest.raises(RuntimeError, match="dtype"):
+        Linear(32, 32)(x.bfloat16())
+
+
+def test_they_work_on_whole_blocks_of_the_right_types_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native_linear, "_linear", lambda: "there")
+    x, weight = draw(64, 32).bfloat16(), draw(32, 32)
+    assert linear_for(x, weight) == "there"  # type: ignore[comparison-overlap]
+    assert linear_for(x[:40], weight) is None
+    assert linear_for(x[:0], weight) is None
+    assert linear_for(x, draw(40, 32)) is None
+    assert linear_for(x, weight.bfloat16()) is None
+    assert linear_for(x.float(), weight) is None
+    assert linear_for(x.to("meta"), weight) is None
+
+
+def test_more_threads_change_no_bit() -> None:
+    before, runs = torch.get_num_threads(), []
+    products = native_linear._linear()
+    if products is None:
+        pytest.skip("no matrix unit")
+    x, weight = draw(800, 96).bfloat16(), draw(64, 96, seed=1)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            made = products.multiply(x, weight)
+            runs.append((made, products.outer_product(made, x)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))
