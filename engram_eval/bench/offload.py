@@ -1,17 +1,20 @@
 """What it costs to keep a memory's table elsewhere: prefill and decoding, storage by storage."""
 
+import copy
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.bench.lookup import SHARE_OF_MEMORY, free_memory
 from engram_eval.bench.products import wait_for
+from engram_eval.bench.turns import Timing, compared
 from engram_eval.environment import compute_device
 from engram_eval.errors import unknown
 from engram_eval.ledger import architecture_config
@@ -25,7 +28,7 @@ from engram_eval.scales import SCALES
 
 CPU_SCALES = ("quick", "small")
 BATCH, LENGTH = 8, 256
-DECODED = 16
+DECODED = 4
 ROWS = (0, 10**6, 10**7)
 """Rows of a table, about; 0 stands for the scale's own."""
 GPU_BATCH, GPU_LENGTH = 16, 512
@@ -49,7 +52,9 @@ GPU_MODEL = {
 }
 """Dense, 3.7 billion parameters: about the paper's smaller model (arXiv:2601.07372 Table 4)."""
 CACHE_SHARE = 0.1
-TURNS = 64
+WARM_UP = 2
+"""Turns that are not counted: after them the pages that were read are in memory."""
+LEAST_TURNS, MOST_TURNS = 6, 1000
 
 
 class Case(NamedTuple):
@@ -98,9 +103,9 @@ def bench_offload(
 ) -> list[dict[str, Any]]:
     """Measure prefill and decoding of one Engram model with its table in different places.
 
-    The backbone is the same; only the table is exchanged, so that the storages take turns on the
-    same text: of all turns the fastest counts, the first is not counted (after it, the pages that
-    were read are in memory). Tokens are drawn by Zipf's law, new ones at every turn.
+    The backbone is the same; only the table is exchanged, so that the storages take turns, in an
+    order drawn anew, each with text of its own (tokens drawn by Zipf's law). What is lost is the
+    median over turns; see ``turns.compared``.
 
     Args:
         seconds: about how long to measure; making the tables comes on top. See ``patience``.
@@ -111,10 +116,10 @@ def bench_offload(
         patience: tables whose turn would come after so many times ``seconds`` are left out.
 
     Returns:
-        Rows with scale, rows (as asked for), table_mb, storage, prefill_tokens_per_s,
-        decode_tokens_per_s, what is lost against the table on the device in percent (negative:
-        faster), and the cache's hit rate in percent. A table that does not fit into memory three
-        times over is left out.
+        Rows with scale, rows (as asked for), table_mb, storage, and for prefill and decode
+        tokens_per_s, loss_pct (of it, against the table on the device; negative: faster) with its
+        interval loss_low_pct to loss_high_pct; and the cache's hit rate in percent. A table that
+        does not fit into memory three times over is left out.
 
     Raises:
         UserError: an unknown scale.
@@ -163,11 +168,12 @@ def _measure(
     index.primes.copy_(torch.tensor(spec.primes))
     tables = make_tables(spec, device, case.dtype)
     deadline = time.monotonic() + seconds
-    prefill = take_turns(model, tables, _prefill, case.shape, time.monotonic() + seconds / 2)
-    task.advance(seconds / 2, f"{label}, prefill")
-    decode = take_turns(model, tables, _decode, case.shape, deadline)
-    task.advance(seconds / 2, f"{label}, decoding")
     batch, length = case.shape
+    read = take_turns(model, tables, _prefill, case.shape, time.monotonic() + seconds / 2)
+    task.advance(seconds / 2, f"{label}, prefill")
+    written = take_turns(model, tables, _decoder(model, case.shape), (batch, DECODED), deadline)
+    task.advance(seconds / 2, f"{label}, decoding")
+    prefill, decode = (compared(times, STORAGES[0].name) for times in (read, written))
     for name, table in tables.items():
         cache = table.cache if isinstance(table, HostTable) else None
         yield {
@@ -175,12 +181,20 @@ def _measure(
             "rows": case.rows,
             "table_mb": size / 1e6,
             "storage": name,
-            "prefill_tokens_per_s": batch * length / prefill[name],
-            "decode_tokens_per_s": batch * DECODED / decode[name],
-            "prefill_loss_pct": 100 * (1 - prefill["device"] / prefill[name]),
-            "decode_loss_pct": 100 * (1 - decode["device"] / decode[name]),
+            **_lost("prefill", batch * length, prefill[name]),
+            **_lost("decode", batch * DECODED, decode[name]),
             "cache_hits_pct": 100 * cache.hits / cache.reads if cache else None,
         }
+
+
+def _lost(phase: str, tokens: int, timing: Timing) -> dict[str, float | None]:
+    """Return a phase's rate, and the share of it that is lost in percent."""
+    ratios = {"loss_pct": timing.ratio, "loss_low_pct": timing.low, "loss_high_pct": timing.high}
+    losses = {
+        f"{phase}_{key}": None if ratio is None else 100 * (1 - 1 / ratio)
+        for key, ratio in ratios.items()
+    }
+    return {f"{phase}_tokens_per_s": tokens / timing.seconds, **losses}
 
 
 def architecture_of(scale: str) -> dict[str, Any]:
@@ -245,19 +259,29 @@ def take_turns(
     work: Work,
     shape: tuple[int, int],
     deadline: float,
-) -> dict[str, float]:
-    """Return the seconds of each storage's fastest turn; at least two turns are counted."""
+) -> dict[str, list[float]]:
+    """Return the seconds of each storage, turn by turn, the first turns left out.
+
+    Args:
+        model: whose table is exchanged.
+        tables: name -> table.
+        work: is given the model and a text, and returns the seconds that it took.
+        shape: of a text, (B, T).
+        deadline: on the clock of ``time.monotonic``; ``LEAST_TURNS`` are counted whatever it is.
+    """
     memory = model.model.memory(model.config.engram_layers[0])
     times: dict[str, list[float]] = {name: [] for name in tables}
+    order = np.random.default_rng(0)
     with torch.inference_mode():
-        for turn in range(TURNS):
-            text = zipf_tokens(model.config.vocab_size, turn, shape).to(model.device)
-            for name, table in tables.items():
-                memory.table = table
+        for turn in range(WARM_UP + MOST_TURNS):
+            for name in order.permutation(list(tables)):
+                seed = turn * len(tables) + list(tables).index(name)
+                text = zipf_tokens(model.config.vocab_size, seed, shape).to(model.device)
+                memory.table = tables[name]
                 times[name].append(work(model, text))
-            if turn >= 2 and time.monotonic() > deadline:
+            if turn + 1 >= WARM_UP + LEAST_TURNS and time.monotonic() > deadline:
                 break
-    return {name: min(each[1:]) for name, each in times.items()}
+    return {name: each[WARM_UP:] for name, each in times.items()}
 
 
 def zipf_tokens(vocab_size: int, seed: int, shape: tuple[int, int]) -> Tensor:
@@ -276,12 +300,19 @@ def _prefill(model: EngramForCausalLM, text: Tensor) -> float:
     return time.perf_counter() - started
 
 
-def _decode(model: EngramForCausalLM, text: Tensor) -> float:
-    """Decode the last tokens of ``text`` one by one, after the others."""
-    cache = model(text[:, :-DECODED], logits_to_keep=1, use_cache=True).past_key_values
-    wait_for(model.device)
-    started = time.perf_counter()
-    for place in range(text.shape[1] - DECODED, text.shape[1]):
-        model(text[:, place : place + 1], past_key_values=cache, use_cache=True)
-    wait_for(model.device)
-    return time.perf_counter() - started
+def _decoder(model: EngramForCausalLM, shape: tuple[int, int]) -> Work:
+    """Return what decodes the tokens of a text one by one, after a beginning of shape (B, T)."""
+    beginning = zipf_tokens(model.config.vocab_size, 0, shape).to(model.device)
+    with torch.inference_mode():
+        read = model(beginning, logits_to_keep=1, use_cache=True).past_key_values
+
+    def decode(model: EngramForCausalLM, text: Tensor) -> float:
+        cache = copy.deepcopy(read)
+        wait_for(model.device)
+        started = time.perf_counter()
+        for place in range(text.shape[1]):
+            model(text[:, place : place + 1], past_key_values=cache, use_cache=True)
+        wait_for(model.device)
+        return time.perf_counter() - started
+
+    return decode
