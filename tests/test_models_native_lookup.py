@@ -86,7 +86,9 @@ def test_hashing_equals_whole_numbers(
         assert found == [one + other for one, other in zip(expected, before, strict=True)]
 
 
-@pytest.mark.parametrize("modulus", [1, 2, 3, 12503, 2**20 - 3, 2**31 - 1, LARGEST - 1, LARGEST])
+@pytest.mark.parametrize(
+    "modulus", [1, 2, 3, 12503, 2**18 - 5, 2**18, 2**20 - 3, 2**31 - 1, LARGEST - 1, LARGEST]
+)
 def test_a_million_numbers_and_all_around_the_largest_multiples(
     lookup: NativeLookup, modulus: int
 ) -> None:

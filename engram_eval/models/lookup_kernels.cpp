@@ -28,15 +28,38 @@ struct Head {
   double prime, inverse, offset;
 };
 
-// Of eight mixed n-grams at a time, 16 bits after the other: no vector unit divides 64 bits.
+// Below it a remainder times 2^32 is less than 2^50.
+constexpr double SMALL_PRIME = 1 << 18;
+
+// Of eight mixed n-grams at a time, BITS after the others: no vector unit divides 64 bits.
+template <int BITS>
 inline Pairs remainders(Pairs mix, const Head& head) {
+  constexpr uint64_t BASE = uint64_t{1} << BITS;
   Doubles left = near_remainder(as_doubles(mix >> 32), head.prime, head.inverse);
-  for (int shift = 16; shift >= 0; shift -= 16) {
-    const Doubles digit = as_doubles((mix >> shift) & 0xffff);
-    left = near_remainder(left * 65536.0 + digit, head.prime, head.inverse);
+  for (int shift = 32 - BITS; shift >= 0; shift -= BITS) {
+    const Doubles digit = as_doubles((mix >> shift) & (BASE - 1));
+    left = near_remainder(left * double(BASE) + digit, head.prime, head.inverse);
   }
   left = left < 0.0 ? left + head.prime : left;
   return same_bits<Pairs>(left + (head.offset + WHOLE)) & LAST_BITS;
+}
+
+// Eight vectors of eight, rows for columns.
+inline void turn(Pairs (&x)[TOKENS]) {
+  Pairs y[TOKENS], z[TOKENS];
+  for (long i = 0; i < TOKENS; i += 2) {
+    y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+    y[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+  for (long i = 0; i < TOKENS; i += 4)
+    for (long j = i; j < i + 2; ++j) {
+      z[j] = __builtin_shufflevector(y[j], y[j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      z[j + 2] = __builtin_shufflevector(y[j], y[j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (long i = 0; i < TOKENS / 2; ++i) {
+    x[i] = __builtin_shufflevector(z[i], z[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    x[i + 4] = __builtin_shufflevector(z[i], z[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
 }
 
 // The ids of eight tokens, fewer at the end of the text.
@@ -54,22 +77,32 @@ extern "C" {
 int64_t hash_history(const int64_t* history, const int64_t* multipliers, const int64_t* lengths,
                      long orders, const Head* of_heads, int64_t* rows, long tokens, long heads,
                      int threads) {
+  const long columns = orders * heads;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (long start = 0; start < tokens; start += TOKENS) {
     const long count = std::min(TOKENS, tokens - start);
-    int64_t* out = rows + start * orders * heads;
-    Pairs mix{};
-    long mixed = 0;
+    int64_t* out = rows + start * columns;
+    Pairs mix{}, found[TOKENS];
+    long mixed = 0, column = 0;
     for (long order = 0; order < orders; ++order) {
       for (; mixed < lengths[order]; ++mixed)
         mix ^= load_ids(history + mixed * tokens + start, tokens - start) *
                static_cast<uint64_t>(multipliers[mixed]);
-      for (long head = order * heads; head < (order + 1) * heads; ++head) {
-        int64_t found[TOKENS];
-        const Pairs all = remainders(mix, of_heads[head]);
-        std::memcpy(found, &all, sizeof(found));
-        for (long i = 0; i < count; ++i) out[i * orders * heads + head] = found[i];
+      for (long head = 0; head < heads; ++head, ++column) {
+        const Head& one = of_heads[column];
+        found[column % TOKENS] =
+            one.prime < SMALL_PRIME ? remainders<32>(mix, one) : remainders<16>(mix, one);
+        // A token's rows lie side by side: eight heads of eight tokens are written at once.
+        if (column % TOKENS < TOKENS - 1) continue;
+        turn(found);
+        for (long i = 0; i < count; ++i)
+          std::memcpy(out + i * columns + column - (TOKENS - 1), &found[i], sizeof(Pairs));
       }
+    }
+    for (long rest = columns / TOKENS * TOKENS; rest < columns; ++rest) {
+      int64_t left[TOKENS];
+      std::memcpy(left, &found[rest % TOKENS], sizeof(left));
+      for (long i = 0; i < count; ++i) out[i * columns + rest] = left[i];
     }
   }
   return -1;
@@ -87,17 +120,29 @@ int64_t look_back(const int64_t* ids, const int64_t* compressed, long vocabulary
   for (long b = 0; b < batch; ++b) {
     const long from = std::max(0L, seen - fresh - (longest - 1));
     const int64_t* row = ids + b * seen + from;
-    std::vector<int64_t> known(seen - from);
-    // How many places back an n-gram may reach: to the last stop or the start of the text.
-    long reach = from ? longest : 1;
-    for (long t = 0; t < seen - from; ++t) {
+    const long length = seen - from, before = length - fresh;
+    std::vector<int64_t> known(length);
+    bool stops = false;
+    for (long t = 0; t < length; ++t) {
       const int64_t id = row[t];
       if (id >= vocabulary) wrong = id;
       known[t] = id >= 0 && id < vocabulary ? compressed[id] : nothing;
-      const long place = t + from - (seen - fresh);
+      stops |= id < 0 || id == boundary;
+    }
+    for (long back = 0; back < longest && !stops; ++back) {
+      // Without a stop the text is only shifted; nothing stands before its start.
+      int64_t* to = history + (back * batch + b) * fresh;
+      const long missing = std::min(fresh, std::max(0L, back - before));
+      std::fill(to, to + missing, nothing);
+      std::copy_n(known.data() + before + missing - back, fresh - missing, to + missing);
+    }
+    // How many places back an n-gram may reach: to the last stop or the start of the text.
+    long reach = from ? longest : 1;
+    for (long t = 0; t < length && stops; ++t) {
+      const long place = t - before;
       for (long back = 0; place >= 0 && back < longest; ++back)
         history[(back * batch + b) * fresh + place] = back < reach ? known[t - back] : nothing;
-      reach = id < 0 || id == boundary ? 1 : reach + 1;
+      reach = row[t] < 0 || row[t] == boundary ? 1 : reach + 1;
     }
   }
   return wrong;
