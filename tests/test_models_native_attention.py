@@ -5,10 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from engram_eval.models import native_attention
+from engram_eval.models import native_attention, native_linear
+from engram_eval.models.attention import EngramAttention
 from engram_eval.models.causal_attention import rotary_causal_attention
+from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.native_attention import NativeAttention, attention_for
 
 pytestmark = native_tools.needed
@@ -98,3 +100,33 @@ def test_more_threads_change_no_bit() -> None:
 def test_single_precision_is_left_to_torch() -> None:
     assert attention_for(torch.zeros(3)) is None
     assert attention_for(torch.zeros(3).bfloat16()) is not None
+
+
+def a_layer(module: nn.Module, x: Tensor, autocast: bool) -> list[Tensor]:
+    """What a layer of attention returns, and the gradients of its square."""
+    x = x.clone().requires_grad_()
+    angles = torch.outer(torch.arange(x.shape[1]), 0.5 ** torch.arange(8.0)).to(x.dtype)
+    half = angles.cos().repeat(1, 2)[None], torch.cat((-angles.sin(), angles.sin()), dim=1)[None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = module(x, half)[0]
+    by_kernel = type(output.grad_fn).__name__ == "_LayerByKernelBackward"
+    assert by_kernel == (autocast and native_linear._linear() is not None)
+    inputs = [x, *module.parameters()]
+    return [output.detach(), *torch.autograd.grad(output.to(x.dtype).square().sum(), inputs)]
+
+
+def test_a_whole_layer_against_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngramConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    config._attn_implementation = "sdpa"
+    layer, x = EngramAttention(config, 0), native_tools.draw(2, 48, 64)
+    for seed, parameter in enumerate(layer.parameters()):
+        parameter.data = native_tools.draw(*parameter.shape, seed=seed) / 8
+    runs = []
+    for way in (native_linear._linear(), None):
+        monkeypatch.setattr(native_linear, "_linear", lambda way=way: way)
+        runs.append(a_layer(layer, x, autocast=True))
+    exact = a_layer(layer.double(), x.double(), autocast=False)
+    for ours, torchs, true in zip(*runs, exact, strict=True):
+        assert ours.dtype == torchs.dtype
+        native_tools.assert_near(ours, true, 0.02)
+        native_tools.assert_near(torchs, true, 0.02)

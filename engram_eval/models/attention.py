@@ -7,7 +7,12 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .causal_attention import joined_projections, rotary_causal_attention
+from .causal_attention import (
+    Manner,
+    attention_layer,
+    joined_projections,
+    rotary_causal_attention,
+)
 from .configuration_engram import EngramConfig
 from .linear import Linear, is_plain, linear
 from .precision import as_operand
@@ -107,7 +112,7 @@ class EngramAttention(Attention):
         batch, length, _ = hidden_states.shape
         x = as_operand(hidden_states)
         if past_key_values is None and attention_mask is None and self._trains_on_cpu(x, kwargs):
-            return self.o_proj(self._all_at_once(x, *position_embeddings)), None
+            return self._all_at_once(x, *position_embeddings), None
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         cos, sin = (part.unsqueeze(1) for part in position_embeddings)
         # Positions may be wider than the heads; the result is not.
@@ -129,12 +134,20 @@ class EngramAttention(Attention):
         )
 
     def _all_at_once(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Return what the heads attend to, (B, T, heads * head_dim)."""
+        """Return the output, (B, T, D), of a plain causal pass."""
         config = self.config
-        weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        joined = joined_projections(*weights, self.head_dim, self.scaling)
         heads = config.num_attention_heads, config.num_key_value_heads
-        return rotary_causal_attention(linear(x, joined), *heads, cos, sin)
+        weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        if is_plain(self.o_proj):
+            manner = Manner(*heads, self.head_dim, self.scaling)
+            output = attention_layer(x, (*weights, self.o_proj.weight), manner, cos, sin)
+            if output is not None:
+                return output
+        joined = joined_projections(*weights, self.head_dim, self.scaling)
+        attended: torch.Tensor = self.o_proj(
+            rotary_causal_attention(linear(x, joined), *heads, cos, sin)
+        )
+        return attended
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, heads * head_dim) -> (B, heads, T, head_dim)."""

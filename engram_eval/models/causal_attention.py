@@ -6,13 +6,16 @@ Query heads that share a key head are stacked to one tall matrix, and the querie
 blocks, so that much of the upper half of the scores is never computed.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .linear import products_for
 from .native_attention import Attended, NativeAttention, Sizes, attention_for
+from .native_linear import NativeLinear
 
 BLOCK = 128
 
@@ -52,9 +55,7 @@ def rotary_causal_attention(
     Returns:
         (B, T, heads * d).
     """
-    half = cos.shape[-1] // 2
-    wide = torch.promote_types(projected.dtype, torch.float32)
-    turns = torch.complex(cos[..., :half].to(wide), sin[..., half:].to(wide))
+    turns = _turns(projected, cos, sin)
     with torch.autocast(projected.device.type, enabled=False):
         attention = attention_for(projected)
         if attention is not None:
@@ -62,6 +63,49 @@ def rotary_causal_attention(
         else:
             output = _RotaryCausalAttention.apply(projected, heads, kv_heads, turns)
     return output
+
+
+class Manner(NamedTuple):
+    """What an attention layer is beside its weights; see ``joined_projections``."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scaling: float
+
+
+def attention_layer(
+    x: Tensor, weights: Sequence[Tensor], manner: Manner, cos: Tensor, sin: Tensor
+) -> Tensor | None:
+    """Return the projected output of a whole layer, if compiled functions can make all of it.
+
+    Args:
+        x: (B, T, D).
+        weights: of queries, keys, values and outputs.
+        manner: see there.
+        cos: see ``rotary_causal_attention``, also for ``sin``.
+        sin: (B or 1, T, d).
+    """
+    products, attention = products_for(x, *weights), attention_for(x)
+    if products is None or attention is None:
+        return None
+    turns = _turns(x, cos, sin)
+    output: Tensor = _LayerByKernel.apply(x, *weights, manner, turns, products, attention)
+    return output
+
+
+def _turns(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = cos.shape[-1] // 2
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.complex(cos[..., :half].to(wide), sin[..., half:].to(wide))
+
+
+def _separated(joined: Tensor, rows: tuple[int, int], manner: Manner) -> tuple[Tensor, ...]:
+    """Return the gradients of all three weights, given that of ``joined_projections``."""
+    both = sum(rows)
+    pairs = joined[:both].unflatten(0, (-1, manner.head_dim // 2, 2))
+    query, key = pairs.transpose(1, 2).flatten(0, 2).split(rows)
+    return query * manner.scaling, key, joined[both:]
 
 
 class _RotaryCausalAttention(torch.autograd.Function):
@@ -148,6 +192,46 @@ class _ByKernel(torch.autograd.Function):
         projected, turns, *made = ctx.saved_tensors
         given = grad.contiguous(), projected, turns, Attended(*made), ctx.sizes
         return ctx.attention.backward(*given), None, None, None, None
+
+
+class _LayerByKernel(torch.autograd.Function):
+    """A whole layer: one node of the graph, and weights are joined without one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        manner: Manner,
+        turns: Tensor,
+        products: NativeLinear,
+        attention: NativeAttention,
+    ) -> Tensor:
+        heads, kv_heads, head_dim, scaling = manner
+        sizes = Sizes(len(x), x.shape[1], kv_heads, heads // kv_heads, head_dim)
+        joined = joined_projections(query, key, value, head_dim, scaling)
+        turns, projected = turns.contiguous(), products.multiply(x, joined)
+        made = attention.forward(projected, turns, sizes)
+        ctx.save_for_backward(x, joined, output, projected, turns, *made)
+        ctx.kernels, ctx.sizes, ctx.manner = (products, attention), sizes, manner
+        ctx.rows = len(query), len(key)
+        return products.multiply(made.output, output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, joined, output, projected, turns, *saved = ctx.saved_tensors
+        products, attention = ctx.kernels
+        made, grad = Attended(*saved), grad.contiguous()
+        grad_heads = products.multiply(grad, output, turned=False)
+        grad_projected = attention.backward(grad_heads, projected, turns, made, ctx.sizes)
+        grads = _separated(products.outer_product(grad_projected, x), ctx.rows, ctx.manner)
+        grad_x = products.multiply(grad_projected, joined, turned=False)
+        grad_output = products.outer_product(grad, made.output)
+        return grad_x, *grads, grad_output, None, None, None, None
 
 
 def _rotate(x: Tensor, turns: Tensor) -> Tensor:

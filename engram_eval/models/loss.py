@@ -113,16 +113,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             kept = None
         rows, targets = (hidden, labels) if kept is None else (hidden[kept], labels[kept])
         want_hidden, want_weight = (grad and need for need in ctx.needs_input_grad[:2])
-        grad_rows = torch.empty_like(rows) if want_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=_wide(dtype)) if want_weight else None
         chunks = _Chunks(chunk_tokens, masked, fused)
         rows = rows.to(dtype)
         native = None if fused else loss_for(rows, weight, targets)
         if native is not None:
             grad_rows = torch.empty_like(rows) if want_hidden else None
+            grad_weight = torch.empty_like(weight) if want_weight else None
             tokens = -(-chunk_tokens // BLOCK) * BLOCK
             each = native(rows, weight, targets, tokens, grad_rows, grad_weight)
         else:
+            grad_rows = torch.empty_like(rows) if want_hidden else None
+            grad_weight = torch.zeros_like(weight, dtype=_wide(dtype)) if want_weight else None
             each = _accumulate(rows, weight.to(dtype), targets, chunks, grad_rows, grad_weight)
         count = counted.sum() if masked else len(targets)
         mean = each.sum() / count if masked or count else each.new_full((), float("nan"))
