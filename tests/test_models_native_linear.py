@@ -27,33 +27,22 @@ def products(
     return NativeLinear(native_tools.build(request.param, "linear", folder))
 
 
-@given(rows=SIDES, depth=SIDES, width=SIDES, turned=st.booleans(), wide=st.booleans())
+@given(rows=SIDES, depth=SIDES, width=SIDES, turned=st.booleans())
 def test_rows_times_a_weight(
-    products: NativeLinear, rows: int, depth: int, width: int, turned: bool, wide: bool
+    products: NativeLinear, rows: int, depth: int, width: int, turned: bool
 ) -> None:
     x, weight = draw(rows, depth), draw(width, depth, seed=1)
-    given_weight = weight if turned else weight.T
-    found = products.multiply(x if wide else x.bfloat16(), given_weight, turned)
+    found = products.multiply(x.bfloat16(), weight if turned else weight.T, turned)
     assert found.dtype == torch.bfloat16
     assert_near(found, x.double() @ weight.double().T)
 
 
-@given(rows=SIDES, depth=SIDES, width=SIDES)
-def test_rows_times_a_weight_are_added(
-    products: NativeLinear, rows: int, depth: int, width: int
-) -> None:
-    x, weight, added = draw(rows, depth), draw(width, depth, seed=1), draw(rows, width, seed=2)
-    found = products.multiply(x.bfloat16(), weight, added=added)
-    assert found.dtype == torch.float32
-    assert_near(found, x.double() @ weight.double().T + added, 1e-6)
-
-
-@given(rows=st.integers(1, 20), height=SIDES, width=SIDES, wide=st.booleans())
+@given(rows=st.integers(1, 20), height=SIDES, width=SIDES)
 def test_outer_products_over_rows(
-    products: NativeLinear, rows: int, height: int, width: int, wide: bool
+    products: NativeLinear, rows: int, height: int, width: int
 ) -> None:
     left, right = draw(BLOCK * rows, height), draw(BLOCK * rows, width, seed=1)
-    found = products.outer_product(left if wide else left.bfloat16(), right.bfloat16())
+    found = products.outer_product(left.bfloat16(), right.bfloat16())
     assert_near(found, left.double().T @ right.double(), 2e-6)
 
 

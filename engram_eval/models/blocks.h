@@ -41,8 +41,7 @@ class Outer {
         pairs(new bf16[ROWS_OF_A_CHUNK * width]) {}
 
   // Row `row` of the chunk, and 31 more.
-  template <typename T>
-  void take(long row, const T* left, const bf16* right) {
+  void take(long row, const bf16* left, const bf16* right) {
     pack_rows_as_left(left, BLOCK, height, columns.get() + row * height);
     pack_rows(right, BLOCK, width, pairs.get() + row * width);
   }

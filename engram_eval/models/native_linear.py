@@ -10,15 +10,10 @@ from .native import ADDRESS, BLOCK, FLAG, SIZE, Functions, in_reach, library
 from .native_experts import has_matrix_unit
 
 ARGUMENTS = {
-    **{
-        f"multiply_rows_{kind}": (*[ADDRESS] * 2, FLAG, ADDRESS, *[SIZE] * 3)
-        for kind in ("bf16", "f32")
-    },
-    "add_rows_times": (*[ADDRESS] * 2, FLAG, *[ADDRESS] * 2, *[SIZE] * 3),
-    **{f"outer_product_{kind}": (*[ADDRESS] * 3, *[SIZE] * 3) for kind in ("bf16", "f32")},
+    "multiply_rows": (*[ADDRESS] * 2, FLAG, ADDRESS, *[SIZE] * 3),
+    "outer_product": (*[ADDRESS] * 3, *[SIZE] * 3),
 }
 """Of the functions of ``linear_kernels.cpp``."""
-SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
 class NativeLinear:
@@ -27,28 +22,19 @@ class NativeLinear:
     def __init__(self, found: ctypes.CDLL) -> None:
         self._call = Functions(found, ARGUMENTS)
 
-    def multiply(
-        self, x: Tensor, weight: Tensor, turned: bool = True, added: Tensor | None = None
-    ) -> Tensor:
+    def multiply(self, x: Tensor, weight: Tensor, turned: bool = True) -> Tensor:
         """Return ``x @ weight.T``, or ``x @ weight`` if not turned: (..., B).
 
         Args:
-            x: (..., A); single precision is rounded.
+            x: (..., A) bfloat16.
             weight: (B, A) float32, or (A, B) if not turned.
             turned: see above.
-            added: (..., B) float32; the result is bfloat16 without it, float32 with it.
         """
         x, weight = x.contiguous(), weight.contiguous()
-        depth = x.shape[-1]
-        width = weight.shape[0 if turned else 1]
+        depth, width = x.shape[-1], weight.shape[0 if turned else 1]
+        output = x.new_empty(*x.shape[:-1], width)
         sizes = x.numel() // depth, depth, width
-        shape = *x.shape[:-1], width
-        if added is None:
-            output = x.new_empty(shape, dtype=torch.bfloat16)
-            self._call(f"multiply_rows_{SUFFIXES[x.dtype]}", x, weight, turned, output, *sizes)
-        else:
-            output = x.new_empty(shape, dtype=torch.float32)
-            self._call("add_rows_times", x, weight, turned, added.contiguous(), output, *sizes)
+        self._call("multiply_rows", x, weight, turned, output, *sizes)
         return output
 
     def outer_product(self, left: Tensor, right: Tensor) -> Tensor:
@@ -56,8 +42,7 @@ class NativeLinear:
         left, right = left.contiguous(), right.contiguous()
         widths = left.shape[-1], right.shape[-1]
         output = left.new_empty(widths, dtype=torch.float32)
-        rows = left.numel() // widths[0]
-        self._call(f"outer_product_{SUFFIXES[left.dtype]}", left, right, output, rows, *widths)
+        self._call("outer_product", left, right, output, left.numel() // widths[0], *widths)
         return output
 
 
