@@ -49,7 +49,7 @@ class EngramDecoderLayer(GradientCheckpointingLayer):
             **kwargs: go to the attention.
         """
         if self.engram is not None:
-            hidden_states = hidden_states + self.engram(hidden_states, **(lookup or {}))
+            hidden_states = add(hidden_states, self.engram(hidden_states, **(lookup or {})))
 
         if self.attn_hc is None:
             return self._on_one_stream(hidden_states, kwargs)

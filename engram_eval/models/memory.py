@@ -147,7 +147,9 @@ class EngramMemory(nn.Module):
         read = as_operand(self.memory_rows(self.table(rows)))
         gate = self.gate_tap(self._gate(streams, read))
         self.last_gate = gate.detach()
-        gated = gate.unsqueeze(-1) * self.value_proj(read).unsqueeze(2)
+        value = self.value_proj(read)
+        # As wide as what other layers add to the stream.
+        gated = gate.unsqueeze(-1).to(value.dtype) * value.unsqueeze(2)
         if present is not None:
             gated = gated * present[..., None, None].to(gated.dtype)
         output = gated + self._mix(gated, history) if self.spec.conv else gated
