@@ -65,8 +65,8 @@ def test_backward_products_have_the_gradients_shapes() -> None:
 def test_time_alone_grows_with_the_work() -> None:
     small = [products.Product(1, 64, 64, 64, 1)]
     large = [products.Product(1, 512, 512, 512, 4), products.Product(3, 64, 64, 64, 1)]
-    later = time.monotonic() + 60
-    seconds = [products.seconds_alone(each, torch.bfloat16, later) for each in (small, large)]
+    takes = [products.timed(each, torch.bfloat16) for each in (small, large)]
+    seconds = [min(take() for _ in range(5)) for take in takes]
     assert 0 < seconds[0] < seconds[1]
 
 
@@ -83,8 +83,9 @@ def test_turns_end_at_the_deadline_and_the_first_is_not_counted() -> None:
     task = Task("bench", 1.0)
     contenders = [work("quick", 0.001), work("slow", 0.3)]
     times = train.take_turns(contenders, time.monotonic() + 0.8, task)
-    assert counts["slow"] == 2 and len(times["slow"]) == 1
-    assert counts["quick"] == len(times["quick"]) + 1 > 5
+    assert counts["slow"] == 2 and len(times.steps["slow"]) == 1
+    assert counts["quick"] == len(times.steps["quick"]) + 1 > 5
+    assert times.alone == {}
     assert task.done == pytest.approx(0.6, abs=0.5)
 
 
@@ -103,10 +104,10 @@ def test_one_by_one_each_has_its_time_and_goes() -> None:
         contenders(), 0.05 * train.GPU_CONTENDERS, Task("bench", 1.0), Reporter(out=told)
     )
     assert [line.split(":")[0] for line in told.getvalue().splitlines()] == [c.name for c in done]
-    assert [each.name for each in done] == ["first", "second"] == list(times)
-    assert all(len(taken) >= 3 for taken in times.values())
+    assert [each.name for each in done] == ["first", "second"] == list(times.steps)
+    assert all(len(taken) >= 3 for taken in times.steps.values())
     # Each has 0.05 s, but for a last step that would end too late.
-    assert 0.1 - sum(max(taken) for taken in times.values()) < time.monotonic() - started < 5
+    assert 0.1 - sum(max(taken) for taken in times.steps.values()) < time.monotonic() - started < 5
     with pytest.raises(RuntimeError, match="given up"):
         done[0].step()
 
@@ -118,12 +119,23 @@ def test_several_steps_in_one_wait_are_several_steps() -> None:
     names = ("dense", "moe", "llama", "olmoe", "qwen4exp")
     contenders = [train.Contender(name, name, None, lambda: None, 4) for name in names]
     contenders[0] = contenders[0]._replace(steps=1)
-    times = {name: [2.0, 1.0] for name in names}
-    rows = train._rows(contenders, times, {}, SIZES.train, torch.device("cpu"))
+    # The last turn was slow for all of them; one had a slow turn more.
+    steps = {name: [1.0, 1.0, 7.0] for name in names} | {"moe": [1.0, 9.0, 7.0]}
+    times = train.Times(steps, {"dense": [0.5, 0.6, 3.0]})
+    rows = train._rows(contenders, times, SIZES.train, torch.device("cpu"))
     tokens = SIZES.train.batch_size * SIZES.train.seq_len
-    plain, burst, *_ = [(r["steps"], r["ms_per_step"], r["tokens_per_s"]) for r in rows]
-    assert plain == (2, 1000.0, tokens) and burst == (8, 250.0, 4 * tokens)
-    assert rows[1]["vs_dense"] == 4.0
+    plain, _, burst, *_ = [(r["steps"], r["ms_per_step"], r["tokens_per_s"]) for r in rows]
+    assert plain == (3, 1000.0, tokens) and burst == (12, 250.0, 4 * tokens)
+    assert rows[1]["vs_dense"] == rows[2]["vs_dense"] == 4.0
+    assert [row["matrix_share"] for row in rows] == [0.5, None, None, None, None]
+
+
+def test_of_a_peer_its_best_setting_counts() -> None:
+    names = {"dense": "dense", "Llama, a": "llama", "Llama, b": "llama"}
+    contenders = [train.Contender(name, peer, None, lambda: None) for name, peer in names.items()]
+    times = train.Times({"dense": [1.0, 2.0], "Llama, a": [9.0, 1.0], "Llama, b": [3.0, 6.0]}, {})
+    rows = train._rows(contenders, times, SIZES.train, torch.device("cpu"))
+    assert rows[0]["vs_llama"] == 3.0 and rows[0]["vs_olmoe"] is None
 
 
 def test_share_of_the_peak_is_three_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +171,8 @@ def test_bench_at_the_smallest_scale_measures_everybody() -> None:
         assert (row["matrix_share"] is not None) == (row["name"] in KINDS)
     for name in ("dense", "moe", "engram"):
         assert 0 < by_name[name]["matrix_share"] < 1
-    llama = max(by_name[f"Llama, {kind}"]["tokens_per_s"] for kind in ("sdpa", "eager"))
-    assert by_name["dense"]["vs_llama"] == pytest.approx(by_name["dense"]["tokens_per_s"] / llama)
+    assert 1 in [by_name[f"Llama, {kind}"]["vs_llama"] for kind in ("sdpa", "eager")]
+    assert by_name["dense"]["vs_llama"] > 0
     assert by_name["moe"]["vs_moe"] == 1
     assert "bench train" in out.getvalue()
     lines = bench_table(rows).splitlines()

@@ -96,7 +96,7 @@ def bench_evaluate(
             for workload in workloads
             for name, lm in lms.items()
         ]
-        times = take_turns(contenders, deadline, task)
+        times = take_turns(contenders, deadline, task).steps
     return [_row(workload, times, answers) for workload in workloads]
 
 

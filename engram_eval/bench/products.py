@@ -5,11 +5,16 @@ loop on the machine at hand.
 """
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from engram_eval.models.configuration_engram import EngramConfig
+
+REPEATED = 3
+"""The first time what is multiplied lies in no cache."""
 
 
 class Product(NamedTuple):
@@ -68,24 +73,27 @@ def training_products(forward: list[Product]) -> list[Product]:
     return [p for product in forward for p in (product, *product.backward())]
 
 
-def seconds_alone(
-    products: list[Product],
-    dtype: torch.dtype,
-    deadline: float,
-    device: torch.device | str = "cpu",
-) -> float:
-    """Return the seconds that the products take by themselves, each at its fastest.
+def timed(
+    products: list[Product], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Callable[[], float]:
+    """Return what takes the products and says how many seconds they need by themselves.
 
     Args:
-        products: each shape is measured once, and counted ``times`` times.
+        products: of each shape one is taken, ``REPEATED`` times; the fastest counts ``times``
+            times.
         dtype: of both factors and the result.
-        deadline: on the clock of ``time.monotonic``; later repetitions are left out.
-        device: where they are multiplied.
+        device: where they are multiplied, on random numbers.
     """
     place = torch.device(device)
-    return sum(
-        fastest(product, dtype, deadline, place) * product.times for product in distinct(products)
-    )
+    ready = [(_factors(each, dtype, place), each.times) for each in distinct(products)]
+
+    def take() -> float:
+        return sum(
+            times * min(_seconds(factors, place) for _ in range(REPEATED))
+            for factors, times in ready
+        )
+
+    return take
 
 
 def distinct(products: list[Product]) -> list[Product]:
@@ -96,24 +104,22 @@ def distinct(products: list[Product]) -> list[Product]:
     return [Product(*shape, count) for shape, count in times.items()]
 
 
-def fastest(product: Product, dtype: torch.dtype, deadline: float, device: torch.device) -> float:
-    """Return the seconds of the fastest of up to 20 runs of a product, on random numbers."""
+def _factors(product: Product, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     left = torch.randn(product.batch, product.m, product.k, device=device).to(dtype)
     right = torch.randn(product.batch, product.k, product.n, device=device).to(dtype)
     if product.batch == 1:
         left, right = left[0], right[0]
     # A result that exists already: no page faults are timed.
-    out = left @ right
-    best = float("inf")
-    for repetition in range(20):
-        wait_for(device)
-        started = time.perf_counter()
-        torch.matmul(left, right, out=out)
-        wait_for(device)
-        best = min(best, time.perf_counter() - started)
-        if repetition >= 2 and time.monotonic() > deadline:
-            break
-    return best
+    return left, right, left @ right
+
+
+def _seconds(factors: tuple[Tensor, ...], device: torch.device) -> float:
+    left, right, out = factors
+    wait_for(device)
+    started = time.perf_counter()
+    torch.matmul(left, right, out=out)
+    wait_for(device)
+    return time.perf_counter() - started
 
 
 def wait_for(device: torch.device) -> None:

@@ -1,15 +1,18 @@
 """Training throughput: our models beside transformers' own of the same shape, in one run.
 
 All take the same batch, in bf16 autocast, with AdamW and clipping. They take turns, step by step,
-so that what else the machine does hits all of them; the first step of each is not counted, and
-the fastest of the others is its result. On a GPU each also runs with its blocks compiled, and is
-waited for once in some steps: a training run asks for a step before it reads the one before.
+so that what else the machine does hits all of them, and after each step of ours its products alone;
+the first step of each is not counted. Of times and of ratios within a turn the median counts: the
+matrix unit of a processor that others use has more than one speed. On a GPU each also runs with its
+blocks compiled, and is waited for once in some steps: a training run asks for a step before it
+reads the one before.
 """
 
 import dataclasses
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,12 +21,7 @@ from transformers import PreTrainedModel
 
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.bench.peers import DTYPE, peer_step, peers
-from engram_eval.bench.products import (
-    forward_products,
-    seconds_alone,
-    training_products,
-    wait_for,
-)
+from engram_eval.bench.products import forward_products, timed, training_products, wait_for
 from engram_eval.config import TrainConfig
 from engram_eval.environment import compute_device
 from engram_eval.errors import unknown
@@ -38,9 +36,6 @@ from engram_eval.training.data import Batch, Batches
 from engram_eval.training.loop import train_step
 from engram_eval.training.optim import build_optimizer
 from engram_eval.training.prefetch import on_device
-
-PRODUCTS_SHARE = 0.1
-
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 """Dense bf16 products with fp32 accumulation, per second, as their makers' data sheets say."""
@@ -60,6 +55,7 @@ class Contender(NamedTuple):
         config: of our models, for the list of their products; None for others.
         step: takes ``steps`` training steps, and waits for their end.
         steps: see above.
+        alone: takes the step's matrix products and returns the seconds that they need.
     """
 
     name: str
@@ -67,6 +63,19 @@ class Contender(NamedTuple):
     config: EngramConfig | None
     step: Callable[[], None]
     steps: int = 1
+    alone: Callable[[], float] | None = None
+
+
+class Times(NamedTuple):
+    """Seconds by contender, turn by turn.
+
+    Attributes:
+        steps: of what was taken in a turn.
+        alone: of its products, for those that have them listed.
+    """
+
+    steps: dict[str, list[float]]
+    alone: dict[str, list[float]]
 
 
 def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[dict[str, Any]]:
@@ -96,21 +105,15 @@ def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[
         report.say(f"between our products: {describe()}")
     started = time.monotonic()
     with report.task("bench train", seconds) as task:
-        budget, budget_alone = seconds * (1 - PRODUCTS_SHARE), seconds * PRODUCTS_SHARE / 3
         if device.type == "cuda":
-            contenders, times = one_by_one(_contenders(scale, device), budget, task, report)
+            contenders, times = one_by_one(_contenders(scale, device), seconds, task, report)
         else:
             contenders = list(_contenders(scale, device))
-            times = take_turns(contenders, started + budget, task)
-        alone = {
-            c.peer: _alone(c.config, settings, time.monotonic() + budget_alone, device)
-            for c in contenders
-            if c.config is not None and c.name == c.peer
-        }
-    return _rows(contenders, times, alone, settings, device)
+            times = take_turns(contenders, started + seconds, task)
+    return _rows(contenders, times, settings, device)
 
 
-def take_turns(contenders: list[Contender], deadline: float, task: Task) -> dict[str, list[float]]:
+def take_turns(contenders: list[Contender], deadline: float, task: Task) -> Times:
     """Let each contender take a step in turn until the deadline; the first is not counted.
 
     A contender sits out when its last step suggests that the next would end too late.
@@ -121,10 +124,10 @@ def take_turns(contenders: list[Contender], deadline: float, task: Task) -> dict
         task: progress in seconds.
 
     Returns:
-        name -> seconds of each counted step.
+        The seconds of each counted turn.
     """
-    times: dict[str, list[float]] = {c.name: [] for c in contenders}
-    last = dict.fromkeys(times, 0.0)
+    times = Times({c.name: [] for c in contenders}, {c.name: [] for c in contenders if c.alone})
+    last = dict.fromkeys(times.steps, 0.0)
     for round_number in range(1_000_000):
         active = [
             c for c in contenders if round_number < 2 or time.monotonic() + last[c.name] < deadline
@@ -135,15 +138,18 @@ def take_turns(contenders: list[Contender], deadline: float, task: Task) -> dict
             started = time.perf_counter()
             contender.step()
             last[contender.name] = time.perf_counter() - started
+            alone = contender.alone() if contender.alone else 0.0
             if round_number:
-                times[contender.name].append(last[contender.name])
-            task.advance(last[contender.name], contender.name)
+                times.steps[contender.name].append(last[contender.name])
+                if contender.alone:
+                    times.alone[contender.name].append(alone)
+            task.advance(time.perf_counter() - started, contender.name)
     return times
 
 
 def one_by_one(
     contenders: Iterator[Contender], seconds: float, task: Task, report: Reporter
-) -> tuple[list[Contender], dict[str, list[float]]]:
+) -> tuple[list[Contender], Times]:
     """Measure each contender before the next one is made: a GPU has no room for all of them.
 
     Args:
@@ -156,13 +162,15 @@ def one_by_one(
         The contenders, which cannot take a step any more, and what ``take_turns`` returns.
     """
     done: list[Contender] = []
-    times: dict[str, list[float]] = {}
+    times = Times({}, {})
     for contender in contenders:
         contender.step()
-        times |= take_turns([contender], time.monotonic() + seconds / GPU_CONTENDERS, task)
-        fastest = 1000 * min(times[contender.name]) / contender.steps
-        report.say(f"{contender.name}: {fastest:.1f} ms a step")
-        done.append(contender._replace(step=_gone))
+        found = take_turns([contender], time.monotonic() + seconds / GPU_CONTENDERS, task)
+        times.steps.update(found.steps)
+        times.alone.update(found.alone)
+        usual = 1000 * statistics.median(found.steps[contender.name]) / contender.steps
+        report.say(f"{contender.name}: {usual:.1f} ms a step")
+        done.append(contender._replace(step=_gone, alone=None))
         del contender
         torch.cuda.empty_cache()
     return done, times
@@ -198,7 +206,8 @@ def _contenders(scale: str, device: torch.device) -> Iterator[Contender]:
             model = _build(partial(EngramForCausalLM, config), device, compiled)
             manner = dataclasses.replace(settings, compile=compiled)
             step = _waiting(_our_step(model, batch, manner), steps, device)
-            yield Contender(_named(name, compiled), name, config, step, steps)
+            alone = _alone(config, settings, device)
+            yield Contender(_named(name, compiled), name, config, step, steps, alone)
     for peer in peers(moe, memory, on_gpu):
         for compiled in (False, True) if on_gpu else (False,):
             model = _build(peer.build, device, compiled)
@@ -235,37 +244,45 @@ def _waiting(step: Callable[[], object], steps: int, device: torch.device) -> Ca
 
 
 def _alone(
-    config: EngramConfig, settings: TrainConfig, deadline: float, device: torch.device
-) -> float:
+    config: EngramConfig, settings: TrainConfig, device: torch.device
+) -> Callable[[], float]:
     forward = forward_products(config, settings.batch_size, settings.seq_len)
-    return seconds_alone(training_products(forward), DTYPE, deadline, device)
+    return timed(training_products(forward), DTYPE, device)
 
 
 def _rows(
-    contenders: list[Contender],
-    times: dict[str, list[float]],
-    alone: dict[str, float],
-    settings: TrainConfig,
-    device: torch.device,
+    contenders: list[Contender], times: Times, settings: TrainConfig, device: torch.device
 ) -> list[dict[str, Any]]:
     tokens = settings.batch_size * settings.seq_len
-    best = {c.name: min(times[c.name], default=math.nan) / c.steps for c in contenders}
-    group: dict[str, float] = {}
+    per_step = {c.name: [t / c.steps for t in times.steps[c.name]] for c in contenders}
+    usual = {name: statistics.median(taken or [math.nan]) for name, taken in per_step.items()}
+    best: dict[str, str] = {}
     for c in contenders:
-        group[c.peer] = min(group.get(c.peer, math.inf), best[c.name])
+        if c.peer not in best or usual[c.name] < usual[best[c.peer]]:
+            best[c.peer] = c.name
+
+    def ahead_of(peer: str, name: str) -> float | None:
+        return _ratio(per_step[best[peer]], per_step[name]) if peer in best else None
+
     return [
         {
             "name": c.name,
-            "tokens_per_s": tokens / best[c.name],
-            "ms_per_step": 1000 * best[c.name],
-            "steps": len(times[c.name]) * c.steps,
-            "matrix_share": alone[c.peer] / best[c.name] if c.peer in alone else None,
-            "mfu_pct": _mfu_pct(c.config, settings, tokens / best[c.name], device),
-            **{f"vs_{peer}": group[peer] / best[c.name] for peer in ("llama", "olmoe", "qwen4exp")},
-            **{f"vs_{peer}": group[peer] / best[c.name] for peer in ("dense", "moe")},
+            "tokens_per_s": tokens / usual[c.name],
+            "ms_per_step": 1000 * usual[c.name],
+            "steps": len(times.steps[c.name]) * c.steps,
+            "matrix_share": _ratio(times.alone.get(c.name, []), per_step[c.name]),
+            "mfu_pct": _mfu_pct(c.config, settings, tokens / usual[c.name], device),
+            **{f"vs_{p}": ahead_of(p, c.name) for p in ("llama", "olmoe", "qwen4exp")},
+            **{f"vs_{p}": ahead_of(p, c.name) for p in ("dense", "moe")},
         }
         for c in contenders
     ]
+
+
+def _ratio(seconds: Sequence[float], others: Sequence[float]) -> float | None:
+    """Return the median over turns of one time over another; None without turns."""
+    ratios = [a / b for a, b in zip(seconds, others, strict=False)]
+    return statistics.median(ratios) if ratios else None
 
 
 def _mfu_pct(
