@@ -44,21 +44,31 @@ inline Pairs remainders(Pairs mix, const Head& head) {
   return same_bits<Pairs>(left + (head.offset + WHOLE)) & LAST_BITS;
 }
 
+// The numbers of two vectors that PLACES name, counted through both.
+template <unsigned... PLACES>
+inline Pairs chosen(Pairs a, Pairs b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, PLACES...);
+#else
+  return __builtin_shuffle(a, b, Pairs{PLACES...});
+#endif
+}
+
 // Eight vectors of eight, rows for columns.
 inline void turn(Pairs (&x)[TOKENS]) {
   Pairs y[TOKENS], z[TOKENS];
   for (long i = 0; i < TOKENS; i += 2) {
-    y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-    y[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    y[i] = chosen<0, 8, 2, 10, 4, 12, 6, 14>(x[i], x[i + 1]);
+    y[i + 1] = chosen<1, 9, 3, 11, 5, 13, 7, 15>(x[i], x[i + 1]);
   }
   for (long i = 0; i < TOKENS; i += 4)
     for (long j = i; j < i + 2; ++j) {
-      z[j] = __builtin_shufflevector(y[j], y[j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-      z[j + 2] = __builtin_shufflevector(y[j], y[j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+      z[j] = chosen<0, 1, 8, 9, 4, 5, 12, 13>(y[j], y[j + 2]);
+      z[j + 2] = chosen<2, 3, 10, 11, 6, 7, 14, 15>(y[j], y[j + 2]);
     }
   for (long i = 0; i < TOKENS / 2; ++i) {
-    x[i] = __builtin_shufflevector(z[i], z[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    x[i + 4] = __builtin_shufflevector(z[i], z[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    x[i] = chosen<0, 1, 2, 3, 8, 9, 10, 11>(z[i], z[i + 4]);
+    x[i + 4] = chosen<4, 5, 6, 7, 12, 13, 14, 15>(z[i], z[i + 4]);
   }
 }
 
