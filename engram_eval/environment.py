@@ -95,6 +95,13 @@ def kernels() -> str:
     return describe()
 
 
+def trains_by_matrix_unit() -> bool:
+    """Tell whether models train here by compiled functions for a CPU's matrix unit."""
+    from engram_eval.models.native_linear import multiplies_here
+
+    return not gpus() and multiplies_here()
+
+
 @functools.cache
 def device() -> str:
     """Name what computes: the GPU where there is one; else the processor and usable cores."""

@@ -2,8 +2,7 @@
 
 Weights, gradients and Adam's two moments are counted exactly. Activations are the tensors that the
 backward pass waits for; which ones those are was read off the modules, so the sum is good to about
-a third of what torch's own functions keep. Compiled ones keep down to half of that, and no copies
-of weights in bf16. Python and its libraries take some 0.5 GB beside all this.
+a third. Python and its libraries take some 0.5 GB beside all this.
 """
 
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ from engram_eval.models.configuration_engram import EngramConfig
 FLOAT32, BFLOAT16 = 4, 2
 AUTOCAST_SHARE = 0.7
 """Activations' bytes under bf16 autocast over float32: norms and residuals stay wide."""
+MATRIX_UNIT_SHARE = 0.48
+"""The same where functions for a CPU's matrix unit compute again what they can."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Footprint:
     """Bytes that training takes.
 
     Attributes:
-        weights: float32, and under autocast the bf16 copies of all but tables and embedding.
+        weights: float32, and under autocast the bf16 copies of all but tables and embedding, which
+            functions for a matrix unit do without.
         gradients: float32, tables included unless they are frozen.
         optimizer: Adam's two moments, float32; where Muon keeps one, that is too much.
         activations: estimate for one batch.
@@ -42,8 +44,15 @@ class Footprint:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def training_footprint(architecture: Mapping[str, Any], train: TrainConfig) -> Footprint:
+def training_footprint(
+    architecture: Mapping[str, Any], train: TrainConfig, matrix_unit: bool = False
+) -> Footprint:
     """Estimate the memory of training ``architecture``.
+
+    Args:
+        architecture: keys of ``EngramConfig``.
+        train: batch and precision.
+        matrix_unit: whether a CPU trains it whose matrix unit compiled functions use.
 
     Raises:
         UserError: an architecture that ``EngramConfig`` does not allow.
@@ -57,9 +66,11 @@ def training_footprint(architecture: Mapping[str, Any], train: TrainConfig) -> F
         * train.seq_len
         * train.batch_size
     )
-    bytes_per_value = FLOAT32 * (AUTOCAST_SHARE if train.autocast_bf16 else 1.0)
+    share = MATRIX_UNIT_SHARE if matrix_unit else AUTOCAST_SHARE
+    bytes_per_value = FLOAT32 * (share if train.autocast_bf16 else 1.0)
+    copies = BFLOAT16 * copied if train.autocast_bf16 and not matrix_unit else 0
     return Footprint(
-        weights=FLOAT32 * params + (BFLOAT16 * copied if train.autocast_bf16 else 0),
+        weights=FLOAT32 * params + copies,
         gradients=FLOAT32 * counted.params_trainable,
         optimizer=2 * FLOAT32 * counted.params_trainable,
         activations=round(bytes_per_value * values),

@@ -56,6 +56,11 @@ def linear_for(x: Tensor, *weights: Tensor) -> NativeLinear | None:
     return _linear()
 
 
+def multiplies_here() -> bool:
+    """Tell whether this machine has the functions, and a matrix unit for them."""
+    return _linear() is not None
+
+
 @functools.cache
 def _linear() -> NativeLinear | None:
     found = library()
