@@ -33,8 +33,14 @@ MOST_COMPARISONS = 500
 KEPT = ("capacity", "equal_loss", "offload", "tune")
 """Names of the few rows that tell all of an analysis."""
 
-WHOLE = ("study.json", "ledger.json")
-NEEDED = (*WHOLE, "metrics.jsonl", "comparisons.jsonl", "stages.json", "verdicts.json")
+NEEDED = (
+    "study.json",
+    "ledger.json",
+    "metrics.jsonl",
+    "comparisons.jsonl",
+    "stages.json",
+    "verdicts.json",
+)
 
 
 def publish(study_dir: Path, out: Path) -> Path:
@@ -52,8 +58,10 @@ def publish(study_dir: Path, out: Path) -> Path:
                 f"{study_dir}: no {name} here; finish the study first (`engram-eval run`)"
             )
     out.mkdir(parents=True, exist_ok=True)
-    for name in WHOLE:
-        shutil.copyfile(study_dir / name, out / name)
+    shutil.copyfile(study_dir / "ledger.json", out / "ledger.json")
+    text = (study_dir / "study.json").read_bytes()
+    local = local_paths(json.loads(text))
+    (out / "study.json").write_bytes(without(text, local))
     write_verdicts(study_dir)
     verdicts = read_verdicts(study_dir)
     rows = kept_rows(read_jsonl(study_dir / "metrics.jsonl"), verdicts)
@@ -64,8 +72,21 @@ def publish(study_dir: Path, out: Path) -> Path:
     (out / "verdicts.json").unlink(missing_ok=True)
     if any(entry["effect"] is not None for entry in verdicts):
         shutil.copyfile(study_dir / "verdicts.json", out / "verdicts.json")
-    _draw_report(study_dir, out)
+    _draw_report(study_dir, out, local)
     return out
+
+
+def local_paths(study: Mapping[str, Any]) -> list[str]:
+    """Return the absolute paths of a study's mirror and texts: they lie on one machine alone."""
+    mirror = study.get("evaluate", {}).get("mirror", "")
+    return [path for path in (mirror, *study["corpus"]["paths"]) if Path(path).is_absolute()]
+
+
+def without(text: bytes, local: Sequence[str]) -> bytes:
+    """Leave of each path in ``local`` its last name."""
+    for path in local:
+        text = text.replace(path.encode(), Path(path).name.encode())
+    return text
 
 
 def slim(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,8 +218,8 @@ def _distinct(values: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys(value for value in values if value))
 
 
-def _draw_report(study_dir: Path, out: Path) -> None:
-    """Draw the report and ``summary.json`` from all that the study recorded.
+def _draw_report(study_dir: Path, out: Path, local: Sequence[str]) -> None:
+    """Draw the report and ``summary.json`` from all that the study recorded, without ``local``.
 
     Where that does not fit, without the data of its largest figures; the page says which.
     """
@@ -212,7 +233,7 @@ def _draw_report(study_dir: Path, out: Path) -> None:
             )
             # Four letters of base64 hold three bytes, and so many are packed again.
             page = resolve(REPORT)(study_dir, page, most_data=max(0, data - 4 * excess // 3))
-        keep_report(page.read_bytes(), out / "report.html.gz")
+        keep_report(without(page.read_bytes(), local), out / "report.html.gz")
 
 
 def keep_report(whole: bytes, target: Path) -> None:

@@ -14,7 +14,15 @@ from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.cli import main
 from engram_eval.config import StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError
-from engram_eval.publish import MOST_BYTES, command, keep_report, kept_rows, publish, slim
+from engram_eval.publish import (
+    MOST_BYTES,
+    command,
+    keep_report,
+    kept_rows,
+    local_paths,
+    publish,
+    slim,
+)
 from engram_eval.records import row_from_dict, write_json, write_jsonl
 from engram_eval.studies.registry import find_study
 from engram_eval.study import solve
@@ -48,6 +56,7 @@ def test_a_published_study_is_small_and_can_be_run_again(folder: Path) -> None:
     assert facts["machines"] and facts["commits"] and facts["versions"]["torch"]
     study = from_dict(StudyConfig, json.loads((folder / "study.json").read_text()))
     assert find_study(str(folder)) == study and solve(study) == study
+    assert not local_paths(to_dict(study))
 
 
 def test_the_command_of_a_shipped_study_is_named_and_another_runs_from_its_file() -> None:
@@ -129,6 +138,19 @@ def test_publishing_keeps_findings_and_how_they_were_made(
     (study / "stages.json").unlink()
     assert main(["publish", str(study), str(out)]) == 2
     assert "no stages.json here" in capsys.readouterr().err
+
+
+def test_places_on_one_machine_are_not_published(study: Path, tmp_path: Path) -> None:
+    config = json.loads((study / "study.json").read_text())
+    own = {"mirror": str(tmp_path / "my mirror"), "paths": [str(tmp_path / "text"), "beside.txt"]}
+    config["evaluate"]["mirror"], config["corpus"]["paths"] = own.values()
+    write_json(study / "study.json", config)
+    out = publish(study, tmp_path / "published")
+    told = json.loads((out / "study.json").read_text())
+    assert told["evaluate"]["mirror"] == "my mirror"
+    assert told["corpus"]["paths"] == ["text", "beside.txt"]
+    page = gzip.decompress((out / "report.html.gz").read_bytes()).decode()
+    assert "my mirror" in page and str(tmp_path / "my mirror") not in page
 
 
 def test_a_row_keeps_what_applies() -> None:
