@@ -17,7 +17,7 @@ from engram_eval.training.data import Batches
 from engram_eval.training.lookup import look_up
 from engram_eval.training.loop import loss_of
 from engram_eval.training.prefetch import prefetched
-from engram_eval.training.watch import Watch
+from engram_eval.training.watch import Watch, peak_gpu_memory_mb
 
 
 def model_of(name: str = "engram", **changes: Any) -> EngramForCausalLM:
@@ -122,3 +122,11 @@ def test_gate_quantiles_and_what_survives_an_interruption() -> None:
     touched = watch.numbers()["rows_touched"]
     model(text(seed=2))
     assert watch.numbers()["rows_touched"] == touched, "nobody looks any more"
+
+
+def test_the_peak_on_a_gpu_is_what_tensors_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert peak_gpu_memory_mb() is None, "no GPU computes here"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
+    assert peak_gpu_memory_mb() == 3
