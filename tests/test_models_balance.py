@@ -12,7 +12,7 @@ from engram_eval.config import TrainConfig
 from engram_eval.models.balance import Routing, balance_loss, update_router_bias, watch_routing
 from engram_eval.models.moe import MoE
 from engram_eval.training.data import Batch
-from engram_eval.training.loop import train_step
+from engram_eval.training.step import stepper
 
 
 def test_the_loss_by_hand() -> None:
@@ -125,7 +125,7 @@ def test_a_step_follows_it_and_reports_the_loss_alone() -> None:
             router_aux_loss_coef=weight, router_bias_rate=0.0, clip_norm=1e9, autocast_bf16=False
         )
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        outcome = train_step(model, optimizer, batch, config)
+        outcome = stepper(model, optimizer, config)(batch)
         found[weight] = outcome.loss, [p.grad.clone() for p in model.parameters()]
     model = full().float().train()
     with watch_routing(model) as routing:

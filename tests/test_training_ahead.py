@@ -17,12 +17,13 @@ from engram_eval.models.moe import MoE
 from engram_eval.progress import Reporter
 from engram_eval.records import read_jsonl
 from engram_eval.stage_config import TrainStage
-from engram_eval.training import loop, optim
+from engram_eval.training import loop, optim, step
 from engram_eval.training.data import Batches
 from engram_eval.training.lookup import look_up
-from engram_eval.training.loop import TrainingError, train_step
+from engram_eval.training.loop import TrainingError
 from engram_eval.training.optim import build_optimizer
 from engram_eval.training.stage import train
+from engram_eval.training.step import stepper
 from engram_eval.training.watch import Watch
 
 FILES = ("train.jsonl", "validation.jsonl", "model/model.safetensors")
@@ -116,7 +117,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (grouped_experts, moe):
         monkeypatch.setattr(module, "fits_grouped_kernel", lambda x: True)
     masked = loss.losses_by_token
-    monkeypatch.setattr(loop, "losses_by_token", lambda *a, **k: masked(*a, **k, masked=True))
+    monkeypatch.setattr(step, "losses_by_token", lambda *a, **k: masked(*a, **k, masked=True))
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -130,11 +131,11 @@ def test_a_step_waits_for_no_number(name: str) -> None:
     assert batch.lookup is not None
     watch, waits = Watch(model), Waits()
     # What is checked once is checked before.
-    train_step(model, optimizer, batch, tools.SETTINGS)
+    take = stepper(model, optimizer, tools.SETTINGS, watch.see)
+    take(batch)
     with waits:
-        outcome = train_step(model, optimizer, batch, tools.SETTINGS)
-        watch.look(batch.lookup)
-        numbers = {"loss": outcome.loss, **outcome.norms._asdict(), **watch.numbers()}
+        outcome = take(batch)
+        numbers = {"loss": outcome.loss, **outcome.norms._asdict(), **outcome.shown}
     assert not waits.found
     with waits:
         assert all(math.isfinite(float(value)) for value in numbers.values())

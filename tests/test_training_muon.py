@@ -20,10 +20,10 @@ from engram_eval.stage_config import TrainStage
 from engram_eval.training import muon
 from engram_eval.training.checkpoint import pack, unpack
 from engram_eval.training.data import Batches
-from engram_eval.training.loop import train_step
 from engram_eval.training.muon import Muon, hidden_matrices, orthogonal
 from engram_eval.training.optim import build_optimizer, set_learning_rate
 from engram_eval.training.stage import train
+from engram_eval.training.step import stepper
 
 CONFIG = dataclasses.replace(tools.SETTINGS, optimizer="muon", autocast_bf16=False)
 Step = Callable[[int, int], None]
@@ -138,10 +138,12 @@ def steps_of(model: EngramForCausalLM, optimizer: torch.optim.Optimizer) -> Step
     text = torch.randint(1, 300, (2_000,), generator=torch.Generator().manual_seed(1)).numpy()
     batches = Batches(text, 16, 2, 0)
 
+    take = stepper(model, optimizer, CONFIG)
+
     def run(first: int, last: int) -> None:
         for step in range(first, last):
             set_learning_rate(optimizer, 0.01 * (step + 1))
-            train_step(model, optimizer, batches.batch(step), CONFIG)
+            take(batches.batch(step))
 
     return run
 

@@ -17,8 +17,8 @@ from engram_eval.models.compiled import compile_blocks
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.scales import SCALES
 from engram_eval.training.data import Batch, Batches
-from engram_eval.training.loop import train_step
 from engram_eval.training.optim import build_optimizer, parameter_groups, set_learning_rate
+from engram_eval.training.step import stepper
 from engram_eval.training.watch import Watch
 
 STEPS = 50
@@ -85,8 +85,9 @@ def losses(name: str, fast: bool, config: TrainConfig, seed: int = 0) -> Tensor:
             )
         )
         set_learning_rate(optimizer, config.lr)
+        take = stepper(model, optimizer, config)
         found = [
-            train_step(model, optimizer, batches.batch(step), config).loss.item()
+            take(batches.batch(step)).loss.item()
             if fast
             else plain_step(model, optimizer, batches.batch(step), config)
             for step in range(STEPS)
@@ -135,6 +136,7 @@ def test_compiled_steps_have_the_same_losses() -> None:
         optimizer, watch = build_optimizer(model, settings), Watch(model)
         if compiled:
             compile_blocks(model)
-        losses.append([float(train_step(model, optimizer, batch, settings).loss) for _ in range(4)])
+        take = stepper(model, optimizer, settings)
+        losses.append([float(take(batch).loss) for _ in range(4)])
         assert 0 < watch.numbers()["gate_mean"] < 1
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) and losses[0][3] < losses[0][0]

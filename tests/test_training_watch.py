@@ -15,8 +15,8 @@ from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.training.collisions import Collisions
 from engram_eval.training.data import Batches
 from engram_eval.training.lookup import look_up
-from engram_eval.training.loop import loss_of
 from engram_eval.training.prefetch import prefetched
+from engram_eval.training.step import loss_of
 from engram_eval.training.watch import Watch, peak_gpu_memory_mb
 
 

@@ -26,8 +26,8 @@ from engram_eval.models.table import RowTable
 from engram_eval.scales import SCALES, Scale
 from engram_eval.solver import match
 from engram_eval.training.data import Batch
-from engram_eval.training.loop import train_step
 from engram_eval.training.optim import build_optimizer, set_learning_rate
+from engram_eval.training.step import stepper
 from engram_eval.training.watch import Watch
 from engram_eval.variant_table import solved_variant, variant_table
 from engram_eval.variants import VARIANTS, find_variant
@@ -226,7 +226,8 @@ def test_ten_steps_lower_the_loss(name: str, bf16: bool) -> None:
     optimizer, watch = build_optimizer(model, config), Watch(model)
     set_learning_rate(optimizer, config.lr)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    losses = [float(train_step(model, optimizer, batch(step), config).loss) for step in range(10)]
+    take = stepper(model, optimizer, config)
+    losses = [float(take(batch(step)).loss) for step in range(10)]
     assert sum(losses[-3:]) < sum(losses[:3]) - 1
     if name in WITH_MEMORY:
         assert 0 < watch.numbers()["rows_touched"] <= 1

@@ -14,9 +14,9 @@ from engram_eval.environment import compute_device
 from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.training.data import Batches
-from engram_eval.training.loop import train_step
 from engram_eval.training.optim import build_optimizer
 from engram_eval.training.prefetch import on_device
+from engram_eval.training.step import stepper
 
 MEASURED_TOKENS = 2048
 STEPS = 3
@@ -44,12 +44,12 @@ def seconds_per_token(architecture: Mapping[str, Any], train: TrainConfig) -> fl
         model = EngramForCausalLM(config)
     model.set_ngrams(torch.from_numpy(tokens))
     model.to(device)
-    optimizer = build_optimizer(model, settings)
+    step = stepper(model, build_optimizer(model, settings), settings)
     batch = on_device(Batches(tokens, train.seq_len, sequences, 0).batch(0), device)
     times = []
     for _ in range(1 + STEPS):
         started = _now(device)
-        train_step(model, optimizer, batch, settings)
+        step(batch)
         times.append(_now(device) - started)
     return statistics.median(times[1:]) / (sequences * train.seq_len)
 

@@ -33,9 +33,9 @@ from engram_eval.models.native import describe
 from engram_eval.progress import Reporter, Task
 from engram_eval.scales import SCALES
 from engram_eval.training.data import Batch, Batches
-from engram_eval.training.loop import train_step
 from engram_eval.training.optim import build_optimizer
 from engram_eval.training.prefetch import on_device
+from engram_eval.training.step import stepper
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 """Dense bf16 products with fp32 accumulation, per second, as their makers' data sheets say."""
@@ -230,8 +230,7 @@ def _build(
 
 
 def _our_step(model: PreTrainedModel, batch: Batch, settings: TrainConfig) -> Callable[[], object]:
-    optimizer = build_optimizer(model, settings)
-    return lambda: train_step(model, optimizer, batch, settings)
+    return partial(stepper(model, build_optimizer(model, settings), settings), batch)
 
 
 def _waiting(step: Callable[[], object], steps: int, device: torch.device) -> Callable[[], None]:

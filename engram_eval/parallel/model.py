@@ -17,8 +17,8 @@ from engram_eval.models.table import RowTable
 from engram_eval.parallel.ranks import Ranks
 from engram_eval.parallel.sharded_table import ShardedTable
 from engram_eval.training.data import Batch
-from engram_eval.training.loop import loss_of
 from engram_eval.training.optim import TABLE_SUFFIX, Norms
+from engram_eval.training.step import loss_of
 
 
 class LossOfBatch(nn.Module):

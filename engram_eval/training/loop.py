@@ -15,11 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engram_eval.config import TrainConfig
-from engram_eval.models.balance import update_router_bias
 from engram_eval.models.compiled import compile_blocks
-from engram_eval.models.loss import Losses, losses_by_token
 from engram_eval.progress import Reporter, Task
-from engram_eval.training.accumulate import accumulate, objective
 from engram_eval.training.checkpoint import (
     ResumePoint,
     load_resume_point,
@@ -33,15 +30,13 @@ from engram_eval.training.later import Later
 from engram_eval.training.lenient import BadBatches
 from engram_eval.training.logs import Log
 from engram_eval.training.optim import (
-    Norms,
     build_optimizer,
-    clip_gradients,
     learning_rate,
     runs_ahead,
     set_learning_rate,
-    step_where,
 )
 from engram_eval.training.prefetch import prefetched
+from engram_eval.training.step import Outcome, stepper
 from engram_eval.training.tensorboard import Board
 from engram_eval.training.watch import Watch
 
@@ -50,20 +45,6 @@ LOGS = ("train.jsonl", "timing.jsonl", "validation.jsonl")
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message names step and batch."""
-
-
-class Outcome(NamedTuple):
-    """What a training step showed, on the device.
-
-    Attributes:
-        loss: scalar, nats per token, before the step.
-        each: (B * T,) nats of every token.
-        norms: of the gradients before clipping.
-    """
-
-    loss: Tensor
-    each: Tensor
-    norms: Norms
 
 
 class Pending(NamedTuple):
@@ -116,8 +97,9 @@ class Run:
 
 
 class State(NamedTuple):
-    """What changes while a run goes on, beside the model."""
+    """What changes while a run goes on, beside the model; ``take`` takes a step."""
 
+    take: Callable[[Batch], Outcome]
     optimizer: torch.optim.Optimizer
     watch: Watch
     logs: dict[str, Log]
@@ -125,54 +107,12 @@ class State(NamedTuple):
     board: Board
 
 
-def loss_of(model: PreTrainedModel, batch: Batch, bf16: bool, fused: bool = False) -> Losses:
-    """Return the losses of a batch, in nats per token; ``fused``: see ``losses_by_token``."""
-    rows = batch.lookup.rows if batch.lookup is not None and batch.lookup.rows else None
-    with torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16, enabled=bf16):
-        decoder = model.model
-        hidden = decoder(input_ids=batch.inputs, use_cache=False, engram_rows=rows)
-        return losses_by_token(
-            hidden.last_hidden_state.flatten(0, 1),
-            model.lm_head.weight,
-            batch.labels.flatten(),
-            fused=fused,
-        )
-
-
-def train_step(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig
-) -> Outcome:
-    """Take one optimiser step; the learning rate is set by the caller.
-
-    Where the loss or a gradient is not finite parameters are left as they are, and the caller finds
-    it in what is returned. A GPU is not waited for if the optimiser can do this by itself.
-    """
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    losses = accumulate(
-        lambda piece: objective(
-            lambda: loss_of(model, piece, config.autocast_bf16, config.compile),
-            model,
-            config.router_aux_loss_coef,
-        ),
-        model,
-        batch,
-        config.accumulate,
-    )
-    norms = clip_gradients(model, config.clip_norm)
-    finite = losses.mean.isfinite() & norms.total.isfinite()
-    step_where(optimizer, finite)
-    if config.router_bias_rate:
-        update_router_bias(model, config.router_bias_rate * finite.float())
-    return Outcome(losses.mean, losses.each, norms)
-
-
 def train_model(run: Run, report: Reporter) -> None:
     """Run all steps that are still to do.
 
     Raises:
         UserError: the newest resume point is damaged or of another run.
-        TrainingError: see ``train_step``.
+        TrainingError: see ``stepper``.
         KeyboardInterrupt, SystemExit: asked to end by a signal; a resume point is saved.
     """
     point = load_resume_point(run.out, run.name)
@@ -192,7 +132,8 @@ def train_model(run: Run, report: Reporter) -> None:
         board = stack.enter_context(Board(run.out, run.config.tensorboard, first))
         task = stack.enter_context(report.task("train", run.steps - first))
         interrupt = stack.enter_context(catch_signals())
-        _steps(run, State(optimizer, watch, logs, bad, board), first, task, interrupt)
+        take = stepper(run.model, optimizer, run.config, watch.see)
+        _steps(run, State(take, optimizer, watch, logs, bad, board), first, task, interrupt)
 
 
 class Unread:
@@ -254,15 +195,13 @@ def _ask(run: Run, state: State, step: int, batch: Batch) -> Pending:
     started = time.perf_counter()
     rate = learning_rate(step, run.steps, run.config)
     set_learning_rate(state.optimizer, rate)
-    outcome = train_step(run.model, state.optimizer, batch, run.config)
-    if batch.lookup is not None:
-        state.watch.look(batch.lookup)
+    outcome = state.take(batch)
     scalars = {
         "loss_nats": outcome.loss,
         "grad_norm": outcome.norms.total,
         "grad_norm_backbone": outcome.norms.backbone,
         "grad_norm_table": outcome.norms.table,
-        **state.watch.numbers(),
+        **outcome.shown,
     }
     values = Later(torch.stack([value.double() for value in scalars.values()]))
     return Pending(step, batch, rate, tuple(scalars), values, Later(outcome.each), started)

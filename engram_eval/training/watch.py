@@ -14,6 +14,7 @@ from engram_eval.models.memory import EngramMemory
 from engram_eval.models.moe import MoE, Router
 from engram_eval.models.table import RowTable
 from engram_eval.training.collisions import Collisions
+from engram_eval.training.data import Batch
 from engram_eval.training.lookup import Lookup
 
 GATE_QUANTILES = {"gate_p10": 0.1, "gate_p50": 0.5, "gate_p90": 0.9}
@@ -42,6 +43,12 @@ class Watch:
             if isinstance(module, RowTable):
                 self._read[name] = module.weight.new_zeros(len(module.weight), dtype=torch.bool)
                 self._hooks.append(module.register_forward_pre_hook(self._mark(name)))
+
+    def see(self, batch: Batch) -> dict[str, Tensor]:
+        """Count the collisions of what a batch reads, and return ``numbers``."""
+        if batch.lookup is not None:
+            self.look(batch.lookup)
+        return self.numbers()
 
     def look(self, lookup: Lookup) -> None:
         """Count the collisions of what a batch reads."""
