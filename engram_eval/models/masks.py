@@ -37,8 +37,11 @@ def attention_masks(
             "attention_mask has 4 dimensions: must have 2 where sliding_window is set or "
             "attention_kind is 'block_sparse'"
         )
+    plain = mask is None and cache is None and position_ids is None
     return {
-        kind: MAKERS[kind](
+        kind: None
+        if plain and _is_causal_alone(config, kind, embeds.shape[1])
+        else MAKERS[kind](
             config=config,
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -47,6 +50,15 @@ def attention_masks(
         )
         for kind in dict.fromkeys(config.layer_types)
     }
+
+
+def _is_causal_alone(config: EngramConfig, kind: str, length: int) -> bool:
+    """Whether the attention needs no mask for ``length`` positions of one text.
+
+    transformers finds so too, but not while a GPU records what it is asked for.
+    """
+    window = config.sliding_window if kind == "sliding_attention" else None
+    return config._attn_implementation == "sdpa" and (window is None or length < window)
 
 
 def present_positions(mask: torch.Tensor | None, past: int, length: int) -> torch.Tensor | None:
