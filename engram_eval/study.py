@@ -145,10 +145,12 @@ def graph(study: StudyConfig) -> list[Node]:
     own = _own_texts(study)
     shared = _scored_text(study, text)
     data = _data_salt(study)
+    # Seed by seed: what is compared is paired by seeds, and a study may be cut short.
     trains = [
         _model(m, seed, study, own.get(m.name, text).corpus)
+        for seed in dict.fromkeys(sorted(seed for m in study.models for seed in m.seeds))
         for m in study.models
-        for seed in m.seeds
+        if seed in m.seeds
     ]
     beside = [
         dataclasses.replace(node, salt=data)

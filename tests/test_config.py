@@ -142,3 +142,11 @@ def test_a_broken_study_file_is_explained(tmp_path) -> None:
         find_study(str(path), "quick")
     with pytest.raises(UserError, match="at least 1"):
         find_study("main", n_seeds=0)
+
+
+def test_some_arms_of_a_study() -> None:
+    study = find_study("memory-systems", "smoke", arms=["engram", "moe"])
+    assert [model.name for model in study.models] == ["moe", "engram"]
+    assert {text.split("+")[0] for text in study.baselines} == {"ngram", "cache", "moe", "engram"}
+    with pytest.raises(UserError, match=r"unknown model 'engrams'.*engram"):
+        find_study("main", arms=["moe", "engrams"])

@@ -115,6 +115,15 @@ def test_seeds_of_one_model_and_first_seeds_are_paired(smoke: StudyConfig) -> No
     assert "probe_pair cka moe seed 1 with engram seed 0" not in pairs
 
 
+def test_seeds_are_trained_one_after_the_other(smoke: StudyConfig) -> None:
+    trained = [(n.seed, n.model) for n in graph(solve(smoke)) if n.stage == "train"]
+    names = [model.name for model in smoke.models]
+    assert [seed for seed, _ in trained] == sorted(seed for seed, _ in trained)
+    for seed in {seed for seed, _ in trained}:
+        of_seed = [str(name) for each, name in trained if each == seed]
+        assert of_seed == sorted(of_seed, key=names.index)
+
+
 def test_a_new_stage_version_is_a_new_key(
     smoke: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def find_study(
     corpus: Sequence[str] = (),
     n_seeds: int | None = None,
     tune: bool = False,
+    arms: Sequence[str] = (),
 ) -> StudyConfig:
     """Return a study by shipped name, scale name (= ``brief`` at that scale) or file.
 
@@ -95,11 +96,14 @@ def find_study(
         corpus: the user's text instead of the pocket corpus.
         n_seeds: seeds 0..n-1 for every model; as many measurements where storages are timed.
         tune: choose each arm's rates by short runs (``config.TUNED``).
+        arms: names of the models that are wanted; all by default.
 
     Raises:
-        UserError: for an unknown name, a conflicting scale, or a bad file.
+        UserError: for an unknown name or arm, a conflicting scale, or a bad file.
     """
     study = _base(name, scale)
+    if arms:
+        study = _only(study, arms)
     if corpus:
         study = dataclasses.replace(
             study, corpus=dataclasses.replace(study.corpus, paths=tuple(corpus), train_bytes=0)
@@ -114,6 +118,18 @@ def find_study(
     if tune:
         study = dataclasses.replace(study, tune=TUNED)
     return override(study, assignments) if assignments else study
+
+
+def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:
+    """Leave out all other models, and the baselines around them."""
+    names = [model.name for model in study.models]
+    for arm in arms:
+        if arm not in names:
+            raise unknown("model", arm, names)
+    kept = tuple(model for model in study.models if model.name in arms)
+    listed = resolve("engram_eval.baselines.registry:read_listed")
+    beside = tuple(each for each in study.baselines if listed(each).model in (None, *arms))
+    return dataclasses.replace(study, models=kept, baselines=beside)
 
 
 def _base(name: str, scale: str | None) -> StudyConfig:

@@ -143,7 +143,8 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Norms:
     named = list(_gradients(model))
     grads = [grad for _, grad in named]
     total = _norm(grads)
-    table = _norm([grad for name, grad in named if name.endswith(TABLE_SUFFIX)]).to(total.device)
+    of_tables = [grad for name, grad in named if name.endswith(TABLE_SUFFIX)]
+    table = _norm(of_tables).to(total.device) if of_tables else torch.zeros_like(total)
     if not is_known(total):
         torch._foreach_mul_(grads, (max_norm / (total + 1e-6)).clamp(max=1).float())
     elif total > max_norm:

@@ -37,6 +37,9 @@ def _change_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", help="smoke, tiny, quick (default), small or wiki")
     parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
     parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
+    parser.add_argument(
+        "--arms", nargs="+", default=[], metavar="NAME", help="only these of its models"
+    )
     parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
     parser.add_argument("--tune", action="store_true", help="choose each arm's rates by short runs")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides")
@@ -102,9 +105,11 @@ def find(arguments: argparse.Namespace) -> tuple[Any, Path]:
         arguments.corpus,
         arguments.seeds,
         arguments.tune,
+        arguments.arms,
     )
     study = _with_data(study, arguments)
-    changed = bool(arguments.set or arguments.corpus or arguments.seeds or arguments.tune)
+    given = ("set", "corpus", "seeds", "tune", "arms")
+    changed = any(getattr(arguments, name) for name in given)
     manner: dict[str, Any] = {"tensorboard": True} if arguments.tensorboard else {}
     if arguments.skip_bad_batches is not None:
         manner["skip_bad_batches"] = arguments.skip_bad_batches
