@@ -52,11 +52,16 @@ class BaselineStage:
 
 @dataclass(frozen=True)
 class ProbeStage:
-    """Configuration of one probe on one model; ``other`` names whose loss its weights meet."""
+    """Configuration of one probe on one model; ``other`` names whose loss its weights meet.
+
+    Attributes:
+        version: of the probe itself, so that a change to one does not run all of them again.
+    """
 
     probe: str
     options: ProbeConfig
     other: Mapping[str, Any] = field(default_factory=dict)
+    version: int = field(default=1, metadata=KEYED_IF_SET)
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,14 @@ class PairStage:
 
     Attributes:
         equal_loss: one of the two is a checkpoint that meets the other's loss.
+        version: of the probe itself.
     """
 
     probe: str
     options: ProbeConfig
     other: Mapping[str, Any]
     equal_loss: bool = False
+    version: int = field(default=1, metadata=KEYED_IF_SET)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ class Probe(NamedTuple):
             itself.
         items: whether it asks the tasks' items; ``reads`` then also takes their folder (None for
             the committed ones) and the most of each task.
+        version: bumped when what it reports changes its meaning; it alone then runs again.
     """
 
     function: str
@@ -22,6 +23,7 @@ class Probe(NamedTuple):
     about: str
     reads: str = ""
     items: bool = False
+    version: int = 1
 
 
 PROBES: dict[str, Probe] = {
@@ -32,7 +34,10 @@ PROBES: dict[str, Probe] = {
         "probes.tuned_lens:tuned_lens", "single", "the logit lens with a trained map per layer"
     ),
     "linear": Probe(
-        "probes.linear:linear", "single", "what can be read out linearly, beside a control task"
+        "probes.linear:linear",
+        "single",
+        "what can be read out linearly, beside a control task",
+        version=2,
     ),
     "knockout": Probe(
         "probes.knockout:knockout", "single", "loss when memory, attention or experts add nothing"

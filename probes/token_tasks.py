@@ -3,8 +3,8 @@
 - ``previous_token_kind``: which kind of token stood before? The local context must have reached the
   place that is read before any static pattern can be recognised.
 - ``next_token_kind``: which kind comes next? It is what recognising a pattern is good for.
-- ``ngram_ended``: which of the sample's commonest 3-grams has just ended? Several of them end with
-  the same token, so that the token alone does not tell.
+- ``ngram_ended``: which of the 3-grams that most documents hold has just ended? Several of them end
+  with the same token, so that the token alone does not tell.
 - ``code_token_kind``, ``bracket_depth``: what Python's ``tokenize`` says of the token that was
   read, and how many brackets are open after it (0, 1, 2, more), where the outermost is in view.
 """
@@ -48,7 +48,11 @@ def token_exercises(
 
 
 def _ngram_ended(token: Ints, document: Ints, rng: np.random.Generator) -> Exercise | None:
-    """Ask for the n-gram among the commonest whose last token is shared by others of them."""
+    """Ask for the n-gram among the commonest whose last token is shared by others of them.
+
+    How common one is, documents tell: one that a single document repeats cannot be tested on
+    others.
+    """
     length = token.shape[1] - 1
     columns = range(ORDER - 1, length)
     grams = np.stack(
@@ -57,14 +61,16 @@ def _ngram_ended(token: Ints, document: Ints, rng: np.random.Generator) -> Exerc
     places = (np.arange(len(token))[:, None] * length + np.array(columns)).reshape(-1)
     same = document[:, : length - ORDER + 1] == document[:, ORDER - 1 : length]
     grams, places = grams[same.reshape(-1)], places[same.reshape(-1)]
-    found, code, counts = np.unique(grams, axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
+    group = document[:, :-1].reshape(-1)[places]
+    found, code = np.unique(grams, axis=0, return_inverse=True)
+    code = code.reshape(-1)
+    holders = np.unique(np.stack([code, group], axis=1), axis=0)[:, 0]
+    order = np.argsort(-np.bincount(holders, minlength=len(found)), kind="stable")
     ends = found[order, -1]
     common = order[np.isin(ends, _shared(ends[: 4 * NGRAMS]))][:NGRAMS]
-    chosen = np.isin(code.reshape(-1), common)
-    group = document[:, :-1].reshape(-1)[places[chosen]]
-    label = code.reshape(-1)[chosen]
-    return make_exercise("ngram_ended", places[chosen], label, grams[chosen, -1], group, rng)
+    chosen = np.isin(code, common)
+    asked = (places[chosen], code[chosen], grams[chosen, -1], group[chosen])
+    return make_exercise("ngram_ended", *asked, rng)
 
 
 def _shared(ends: Ints) -> Ints:

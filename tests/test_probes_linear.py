@@ -98,6 +98,26 @@ def test_ngrams_that_end_alike() -> None:
     assert made.classes == 2
 
 
+def test_ngrams_that_one_document_repeats_are_not_asked_for() -> None:
+    """They would stand in the fit alone or in the test alone."""
+    rng = np.random.default_rng(0)
+    token = np.arange(1, 1 + 40 * 33).reshape(40, 33) + 1000
+    document = np.repeat(np.arange(20), 2)[:, None].repeat(33, axis=1)
+    for row in range(2, 40):
+        for place in range(5):
+            # 24 n-grams, each told by several documents; two and two end alike.
+            number = (5 * row + place) % 24
+            token[row, 6 * place + 3 :][:3] = (100 + number, 200 + number, 300 + number // 2)
+    repeated = np.tile([1, 2, 9, 3, 4, 9], 6)[:33]
+    token[0], token[1] = repeated, repeated
+    (made,) = [
+        e for e in token_exercises(token, document, ["x"] * 3000, rng) if e.name == "ngram_ended"
+    ]
+    asked = token[:, :-1].reshape(-1)[made.place]
+    assert asked.min() >= 300, "the last token of what many documents tell"
+    assert set(made.label[~made.fit]) <= set(made.label[made.fit])
+
+
 def test_too_little_to_ask() -> None:
     rng = np.random.default_rng(0)
     few = np.arange(10)
