@@ -16,11 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engram_eval.claims.collect import read_pair
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.config import StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError
-from engram_eval.records import EQUAL_LOSS, read_jsonl, write_json, write_jsonl
+from engram_eval.records import EQUAL_LOSS, read_jsonl, row_from_dict, write_json, write_jsonl
 from engram_eval.stages import REPORT, resolve
 from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.study import solve
@@ -152,6 +153,10 @@ def _about_whole_models(row: Mapping[str, Any]) -> bool:
 
 def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:
     keys = ("name", "metric", "slice", "condition", "site", "layer")
+    if selector.get("other"):
+        pair = read_pair(row_from_dict(row)) if row["name"] == selector["name"] else None
+        read = pair[1]._asdict() if pair else {}
+        return bool(read) and all(read[key] == selector[key] for key in (*keys, "other"))
     # What meets another model's loss is of an earlier step, and says so by its condition.
     wanted = row["step"] is None or row["condition"] == EQUAL_LOSS
     return wanted and all(row[key] == selector[key] for key in keys)

@@ -300,7 +300,8 @@ def _probes(
         found = {"corpus": mine.corpus, "sample": samples[mine.corpus.key]}
         return {**found, "items": mine.items} if kind(name).items else found
 
-    asked = [(name, trains, _pairs(trains)) for name in study.probe.probes]
+    matches = {model.name: model.match for model in study.models}
+    asked = [(name, trains, _pairs(trains, matches)) for name in study.probe.probes]
     asked += [(name, met.chosen, met.pairs) for name in study.probe.equal_loss]
     nodes = []
     for name, models, pairs in asked:
@@ -313,14 +314,20 @@ def _probes(
 
 def _single(name: str, options: ProbeConfig, text: Mapping[str, Node], train: Node) -> Node:
     other = train.config.other if isinstance(train.config, EqualLossStage) else {}
-    stage = ProbeStage(name, options, other)
+    stage = ProbeStage(name, options, other, _probe_version(name))
     return Node("probe", stage, {**text, "train": train}, train.model, train.seed)
 
 
 def _pair(name: str, options: ProbeConfig, text: Mapping[str, Node], a: Node, b: Node) -> Node:
     met = any(isinstance(node.config, EqualLossStage) for node in (a, b))
-    stage = PairStage(name, options, {"model": b.model, "seed": b.seed}, met)
+    other = {"model": b.model, "seed": b.seed}
+    stage = PairStage(name, options, other, met, _probe_version(name))
     return Node("probe_pair", stage, {**text, "a": a, "b": b}, a.model, a.seed)
+
+
+def _probe_version(name: str) -> int:
+    version: int = resolve("probes.registry:find_probe")(name).version
+    return version
 
 
 class EqualLoss(NamedTuple):
@@ -358,17 +365,24 @@ def _chosen(train: Node, reference: Node) -> Node:
     return Node("equal_loss", stage, inputs, train.model, train.seed)
 
 
-def _pairs(trains: list[Node]) -> list[tuple[Node, Node]]:
-    """Pair the first seeds of different models, and the seeds of one model with each other.
+def _pairs(trains: list[Node], matches: Mapping[str, str | None]) -> list[tuple[Node, Node]]:
+    """Pair the seeds of one model with each other, and different models with each other.
 
-    Seed against seed is the null that a difference between models has to beat.
+    Seed against seed is the null that a difference between models has to beat. Of different models
+    the first seeds are paired, and every seed of a model with that of the one it is matched to.
     """
     return [
         (a, b)
         for i, a in enumerate(trains)
         for b in trains[i + 1 :]
-        if a.model == b.model or (_first(trains, a) and _first(trains, b))
+        if a.model == b.model
+        or (_first(trains, a) and _first(trains, b))
+        or (a.seed == b.seed and _matched(a.model, b.model, matches))
     ]
+
+
+def _matched(a: str | None, b: str | None, matches: Mapping[str, str | None]) -> bool:
+    return matches.get(str(a)) == b or matches.get(str(b)) == a
 
 
 def _first(trains: list[Node], node: Node) -> bool:

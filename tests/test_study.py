@@ -22,6 +22,7 @@ from engram_eval.runner import run_study
 from engram_eval.studies.loaded import loaded_study
 from engram_eval.studies.registry import find_study, study_folder
 from engram_eval.study import graph, solve
+from probes.registry import PROBES
 
 QUIET = Reporter(quiet=True)
 
@@ -108,11 +109,33 @@ def test_items_are_made_where_a_task_asks_for_them(
             assert ("items" in node.inputs) == asks and "corpus" in node.inputs
 
 
-def test_seeds_of_one_model_and_first_seeds_are_paired(smoke: StudyConfig) -> None:
-    pairs = {node.label for node in graph(solve(smoke)) if node.stage == "probe_pair"}
-    assert "probe_pair cka moe seed 0 with moe seed 1" in pairs
-    assert "probe_pair cka moe seed 0 with engram seed 0" in pairs
-    assert "probe_pair cka moe seed 1 with engram seed 0" not in pairs
+def test_seeds_of_one_model_first_seeds_and_matched_seeds_are_paired(smoke: StudyConfig) -> None:
+    twice = [dataclasses.replace(model, seeds=(0, 1)) for model in smoke.models]
+    solved = solve(dataclasses.replace(smoke, models=tuple(twice)))
+    pairs = {
+        node.label.removeprefix("probe_pair cka ")
+        for node in graph(solved)
+        if node.stage == "probe_pair" and "equal loss" not in node.label
+    }
+    assert {"moe seed 0 with moe seed 1", "moe seed 0 with engram seed 0"} <= pairs
+    assert "moe seed 1 with engram seed 1" in pairs, "what it is matched to, of the same data order"
+    assert "moe seed 1 with engram seed 0" not in pairs
+    assert "dense seed 0 with engram seed 0" in pairs
+    assert "dense seed 1 with engram seed 1" not in pairs
+
+
+def test_a_probe_of_a_new_version_runs_again_alone(
+    smoke: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys() -> dict[str, str]:
+        return {node.label: node.key for node in graph(solve(smoke))}
+
+    before = keys()
+    for name in ("logit_lens", "cka"):
+        monkeypatch.setitem(PROBES, name, PROBES[name]._replace(version=99))
+    after = keys()
+    changed = {label for label in after if after[label] != before[label]}
+    assert changed == {label for label in after if " logit_lens " in label or " cka " in label}
 
 
 def test_seeds_are_trained_one_after_the_other(smoke: StudyConfig) -> None:

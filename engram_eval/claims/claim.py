@@ -22,6 +22,8 @@ class Rows(NamedTuple):
     Attributes:
         name: as in metric rows; ``tasks`` is the mean over the informative tasks of a domain.
         slice: the row's labels, exactly.
+        other: the model that it is compared to, where the row is about two: to that model's same
+            seed; for the model itself to its other seeds, of which the mean is taken.
     """
 
     name: str = "heldout"
@@ -30,6 +32,7 @@ class Rows(NamedTuple):
     condition: str | None = None
     site: str | None = None
     layer: int | None = None
+    other: str | None = None
 
 
 @dataclass(frozen=True)

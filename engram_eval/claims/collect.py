@@ -12,9 +12,10 @@ from engram_eval.records import EQUAL_LOSS, MetricRow, canonical_json
 
 NO_LOGARITHM = "no logarithm of a number that is not above 0"
 NO_VALUE = "their rows have no value"
+OF_OTHER = "of_other"
 
 Trained = tuple[str, int]
-Key = tuple[str, str, str, str | None, str | None, int | None]
+Key = tuple[str, str, str, str | None, str | None, int | None, str | None]
 
 
 class Table(NamedTuple):
@@ -79,13 +80,15 @@ def _key(rows: Rows) -> Key:
         rows.condition,
         rows.site,
         rows.layer,
+        rows.other,
     )
 
 
 def read_table(rows: Sequence[MetricRow]) -> Table:
-    """Index the rows that name a model and a seed, at the end of training and without a partner.
+    """Index the rows that name a model and a seed, at the end of training.
 
-    Of other checkpoints those count that meet another model's loss, under that condition.
+    Of other checkpoints those count that meet another model's loss, under that condition. Rows
+    about a pair of models are found by the partner's name (``Rows.other``).
     """
     cells: dict[Key, dict[Trained, list[float]]] = {}
     empty: dict[Key, set[str]] = {}
@@ -100,7 +103,46 @@ def read_table(rows: Sequence[MetricRow]) -> Table:
             empty.setdefault(key, set()).add(row.model)
         else:
             cells.setdefault(key, {}).setdefault((row.model, row.seed), []).append(row.value)
-    return Table({**cells, **_task_means(rows)}, empty)
+    return Table({**cells, **_task_means(rows), **_pair_means(rows)}, empty)
+
+
+def read_pair(row: MetricRow) -> tuple[Trained, Rows] | None:
+    """Return whose number a row about two trained models is, and as what a claim names it.
+
+    Under the condition ``of_other`` the second model's number stands in a row of the first.
+
+    Returns:
+        None for rows about one model, about other checkpoints, or about a pair of layers; and for
+        pairs that no claim is about: different models of different seeds.
+    """
+    other = row.other or {}
+    second = (other.get("model"), other.get("seed"))
+    whole = row.step is None and (row.layer is None or other.get("layer") is None)
+    if not whole or row.model is None or row.seed is None or None in second:
+        return None
+    own, partner = (row.model, row.seed), (str(second[0]), int(str(second[1])))
+    layer, condition = row.layer, row.condition
+    if condition == OF_OTHER:
+        own, partner, condition = partner, own, None
+        layer = other.get("layer")
+    if own[0] != partner[0] and own[1] != partner[1]:
+        return None
+    about = Rows(row.name, row.metric, row.slice, condition, row.site, layer, partner[0])
+    return own, about
+
+
+def _pair_means(rows: Iterable[MetricRow]) -> dict[Key, dict[Trained, list[float]]]:
+    """Return the mean over a model's partners of one name, by trained model."""
+    found: dict[Key, dict[Trained, list[float]]] = {}
+    for row in rows:
+        pair = read_pair(row) if row.value is not None else None
+        if pair is not None and row.value is not None:
+            who, about = pair
+            found.setdefault(_key(about), {}).setdefault(who, []).append(row.value)
+    return {
+        key: {who: [statistics.fmean(values)] for who, values in cells.items()}
+        for key, cells in found.items()
+    }
 
 
 def _task_means(rows: Iterable[MetricRow]) -> dict[Key, dict[Trained, list[float]]]:

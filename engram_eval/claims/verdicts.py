@@ -19,8 +19,9 @@ A list of objects, in the order in which the claims are declared:
 - ``test``: in words; ``score``: in words, which rows it is made of
 - ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``, ``ci_high``
 - ``shape``: where the claim is about a curve, see ``shapes.describe_shape``; else null
-- ``rows``: list of ``weight``, ``name``, ``metric``, ``slice``, ``condition``, ``site``, ``layer``:
-  the metric rows of each arm and seed; ``values``: arm -> seed -> the score made of them
+- ``rows``: list of ``weight``, ``name``, ``metric``, ``slice``, ``condition``, ``site``, ``layer``,
+  ``other`` (see ``claim.Rows``): the metric rows of each arm and seed; ``values``: arm -> seed ->
+  the score made of them
 """
 
 import json
@@ -172,6 +173,7 @@ def describe(score: Score) -> str:
     for weight, rows in score.terms:
         labels = "".join(f" {value}" for value in rows.slice.values())
         name = f"{rows.name}{labels} {rows.metric}"
+        name += f" in {rows.other}" if rows.other else ""
         factor = "" if abs(weight) == 1 else f"{abs(weight):g} "
         parts.append(f"{'-' if weight < 0 else '+'} {factor}{'ln ' if score.log else ''}{name}")
     return " ".join(parts).removeprefix("+ ")

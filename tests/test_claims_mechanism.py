@@ -1,0 +1,156 @@
+"""Claims of ``mechanism``: each finds what is planted in its rows, and nothing where nothing is."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engram_eval.claims.claim import Claim, Rows, Score
+from engram_eval.claims.collect import Table, read_table
+from engram_eval.claims.judge import judge
+from engram_eval.claims.mechanism import MECHANISM
+from engram_eval.claims.registry import CLAIMS
+from engram_eval.claims.stored import read_verdicts
+from engram_eval.claims.verdicts import write_verdicts
+from engram_eval.config import to_dict
+from engram_eval.publish import kept_rows
+from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
+from engram_eval.studies.registry import find_study
+
+STUDY = find_study("mechanism", "tiny")
+ORDER = [model.name for model in STUDY.models]
+SEEDS = 5
+SHIFT = Rows("cka", "aligned_shift_layers", site="resid_post")
+
+
+def rows_of(arm: str, rows: Rows, values: np.ndarray) -> Iterator[MetricRow]:
+    """Yield rows from which one number per seed is read, as the probes write them."""
+    for seed, value in enumerate(values):
+        if rows.other is None:
+            yield MetricRow(rows.name, rows.metric, float(value), model=arm, seed=seed,
+                            slice=rows.slice, condition=rows.condition, site=rows.site,
+                            layer=rows.layer)  # fmt: skip
+        elif rows.other != arm:
+            yield pair(arm, seed, rows.other, seed, value, rows)
+        else:
+            others = [other for other in range(SEEDS) if other != seed]
+            # Whose mean is the value.
+            yield from (pair(arm, seed, arm, o, value + o - np.mean(others), rows) for o in others)
+
+
+def pair(arm: str, seed: int, other: str, its: int, value: float, rows: Rows = SHIFT) -> MetricRow:
+    """Return a number of ``arm`` in its row, or in that of the other where that one comes first."""
+    turned = (ORDER.index(other), its) < (ORDER.index(arm), seed)
+    (first, a), (second, b) = ((other, its), (arm, seed)) if turned else ((arm, seed), (other, its))
+    return MetricRow(rows.name, rows.metric, float(value), model=first, seed=a, slice=rows.slice,
+                     condition="of_other" if turned else None, site=rows.site,
+                     other={"model": second, "seed": b, "site": rows.site})  # fmt: skip
+
+
+def planted(claim: Claim, effect: float, rng: np.random.Generator) -> list[MetricRow]:
+    """Make a claim's rows, with the effect in those arms that it puts first."""
+    ahead = {arm for part in claim.contrasts.values() for arm, weight in part.items() if weight > 0}
+    level = rng.normal(0, 1, SEEDS)
+    made: list[MetricRow] = []
+    for arm in claim.arms:
+        for number, (weight, rows) in enumerate(claim.score.terms):
+            noise = rng.normal(0, claim.smallest_effect / 20, SEEDS)
+            gain = effect * (arm in ahead) / weight if number == 0 else 0.0
+            made += rows_of(arm, rows, level + noise + gain)
+    return made
+
+
+def judged(claim: Claim, rows: list[MetricRow], folder: Path) -> str:
+    write_json(folder / "study.json", to_dict(STUDY))
+    write_jsonl(folder / "metrics.jsonl", [row_to_dict(row) for row in rows])
+    write_verdicts(folder)
+    (found,) = (entry for entry in read_verdicts(folder) if entry["id"] == claim.id)
+    return str(found["verdict"])
+
+
+@pytest.mark.parametrize("claim", MECHANISM, ids=lambda claim: claim.id.partition(".")[2])
+def test_what_is_planted_is_found(claim: Claim, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for effect, word in ((3.0, "supported"), (0.0, "no_difference"), (-3.0, "reversed")):
+        rows = planted(claim, effect * claim.smallest_effect, rng)
+        assert judged(claim, rows, tmp_path) == word
+        kept = kept_rows([row_to_dict(row) for row in rows], read_verdicts(tmp_path))
+        assert len(kept) == len(rows), "what a verdict rests on is published"
+
+
+def read(table: Table, other: str) -> dict[str, dict[int, float]]:
+    return table.values(Score(((1.0, SHIFT._replace(other=other)),)))
+
+
+def test_pairs_are_read_from_both_ends() -> None:
+    """By hand: two seeds each; a model's own other seeds are the null of its arm."""
+    rows = [
+        *(pair("moe", 0, "moe", 1, 1.0), pair("moe", 1, "moe", 0, 2.0)),
+        *(pair("moe", 0, "moe", 2, 4.0), pair("engram", 0, "moe", 0, 8.0)),
+        *(pair("moe", 0, "engram", 0, 16.0), pair("engram", 1, "moe", 1, 32.0)),
+    ]
+    assert rows[1].model == "moe" and rows[1].seed == 0 and rows[1].condition == "of_other"
+    table = read_table(rows)
+    assert read(table, "moe") == {"engram": {0: 8.0, 1: 32.0}, "moe": {0: 2.5, 1: 2.0}}
+    assert read(table, "engram") == {"moe": {0: 16.0}}
+    early = next(row for row in rows if row.condition is None)
+    assert read(table, "moe") == read(
+        read_table([*rows, dataclasses.replace(early, step=4)]), "moe"
+    )
+
+
+def test_pairs_of_layers_and_of_other_seeds_are_no_numbers_of_a_model() -> None:
+    cross = pair("engram", 0, "moe", 1, 1.0)
+    layers = pair("engram", 0, "moe", 0, 1.0)
+    layers = dataclasses.replace(layers, layer=1, other={**(layers.other or {}), "layer": 2})
+    assert read_table([cross, layers]).cells == read_table([]).cells
+
+
+CKA = [CLAIMS[f"mechanism.{name}"] for name in ("cka_deeper", "cka_other_way")]
+
+
+def simulated(rng: np.random.Generator, deeper: float) -> list[MetricRow]:
+    """Draw shifts of all pairs: how deep each model lies in others, others in it, and noise.
+
+    The two directions of a pair share half of their noise, as one similarity gives both.
+    """
+    models = [(arm, seed) for arm in ("moe", "engram") for seed in range(SEEDS)]
+    asked, answered = (
+        dict(zip(models, rng.normal(0, 0.2, len(models)), strict=True)) for _ in range(2)
+    )
+    rows = []
+    for i, a in enumerate(models):
+        for b in models[i + 1 :]:
+            if a[0] == b[0] or a[1] == b[1]:
+                shared = rng.normal(0, 0.1)
+                for one, other in ((a, b), (b, a)):
+                    gain = deeper * (one[0] == "engram") * (other[0] == "moe")
+                    value = asked[one] + answered[other] + shared + rng.normal(0, 0.1) + gain
+                    rows.append(pair(*one, *other, value))
+    return rows
+
+
+def test_alike_arms_are_seldom_told_apart() -> None:
+    """Seeds that share their null: over 1,000 studies false verdicts stay near 5 %."""
+    rng = np.random.default_rng(1)
+    false = dict.fromkeys((claim.id for claim in CKA), 0)
+    for _ in range(1000):
+        table = read_table(simulated(rng, 0.0))
+        for claim in CKA:
+            (found,) = judge([(claim, table.values(claim.score, claim.arms))])
+            false[claim.id] += found.verdict in ("supported", "reversed")
+    assert max(false.values()) <= 50 + 3 * np.sqrt(1000 * 0.05 * 0.95), false
+
+
+def test_a_planted_shift_is_found_against_its_null() -> None:
+    rng = np.random.default_rng(2)
+    found = {claim.id: 0 for claim in CKA}
+    for _ in range(20):
+        table = read_table(simulated(rng, 1.5))
+        for claim in CKA:
+            (told,) = judge([(claim, table.values(claim.score, claim.arms))])
+            found[claim.id] += told.verdict == "supported"
+    assert found["mechanism.cka_deeper"] >= 18
+    assert found["mechanism.cka_other_way"] <= 3, "a plateau is no shift"
