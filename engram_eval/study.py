@@ -144,7 +144,7 @@ def graph(study: StudyConfig) -> list[Node]:
     text = _text(study.corpus, None)
     own = _own_texts(study)
     shared = _scored_text(study, text)
-    data = _data_salt(study)
+    data = {**_data_salt(study), **_items_salt(study)}
     # Seed by seed: what is compared is paired by seeds, and a study may be cut short.
     trains = [
         _model(m, seed, study, own.get(m.name, text).corpus)
@@ -216,10 +216,7 @@ def _scored_text(study: StudyConfig, text: Text) -> dict[str, Node]:
     Benchmarks of trained models depend on neither.
     """
     generated = resolve("engram_eval.evaluation.table:has_generated_items")
-    expand, parse = (
-        resolve(f"engram_eval.evaluation.suites:{f}") for f in ("expand", "parse_request")
-    )
-    if any(generated(parse(task).name) for task in expand(study.evaluate.tasks)):
+    if any(map(generated, _task_names(study))):
         return text._asdict()
     if study.evaluate.heldout or study.baselines:
         return {"corpus": text.corpus}
@@ -232,6 +229,22 @@ def _data_salt(study: StudyConfig) -> dict[str, Any]:
         return {}
     opened: Any = resolve("engram_eval.evaluation.mirror:open_mirror")(Path(study.evaluate.mirror))
     return {"mirror": opened.sha256}
+
+
+def _items_salt(study: StudyConfig) -> dict[str, Any]:
+    """Return which items a limit takes of long contexts, where a study asks for some of them."""
+    long, version = (
+        resolve(f"engram_eval.evaluation.table:{f}") for f in ("has_long_contexts", "LIMITED_LONG")
+    )
+    asked = study.evaluate.limit and any(map(long, _task_names(study)))
+    return {"limited_long": version} if asked else {}
+
+
+def _task_names(study: StudyConfig) -> list[str]:
+    expand, parse = (
+        resolve(f"engram_eval.evaluation.suites:{f}") for f in ("expand", "parse_request")
+    )
+    return [parse(task).name for task in expand(study.evaluate.tasks)]
 
 
 def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Node:

@@ -124,6 +124,29 @@ def test_seeds_of_one_model_first_seeds_and_matched_seeds_are_paired(smoke: Stud
     assert "dense seed 1 with engram seed 1" not in pairs
 
 
+@pytest.mark.parametrize(
+    ("task", "limit", "again"),
+    [
+        *(("long_context", 12, True), ("context", 12, True), ("needle_single", 12, True)),
+        *(("context", 0, False), ("pocket", 12, False), ("small", 12, False)),
+    ],
+)
+def test_what_a_limit_takes_of_long_contexts_is_part_of_the_key(
+    smoke: StudyConfig, monkeypatch: pytest.MonkeyPatch, task: str, limit: int, again: bool
+) -> None:
+    scores = dataclasses.replace(smoke.evaluate, tasks=(task,), limit=limit)
+    asked = dataclasses.replace(smoke, evaluate=scores, baselines=("ngram",))
+
+    def keys() -> dict[str, str]:
+        return {node.label: node.key for node in graph(asked)}
+
+    before = keys()
+    monkeypatch.setattr("engram_eval.evaluation.table.LIMITED_LONG", 99)
+    changed = {label for label, key in keys().items() if before[label] != key}
+    scored = {label for label in before if label.startswith(("evaluate ", "baseline "))}
+    assert scored and changed == (scored if again else set())
+
+
 def test_a_probe_of_a_new_version_runs_again_alone(
     smoke: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

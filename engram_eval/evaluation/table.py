@@ -8,6 +8,9 @@ import yaml
 
 from engram_eval.paths import tasks_dir
 
+LIMITED_LONG = 2
+"""Version of what a limit takes of a task with long contexts: since 2 some items of each length."""
+
 
 class _Loader(yaml.SafeLoader):
     """Reads lm-eval's ``!function`` as the name that follows it."""
@@ -61,11 +64,14 @@ def has_generated_items(task: str) -> bool:
 
     Long contexts are made when they are asked, of the corpus' fragments and by its tokenizer.
     """
-    for path in tasks_dir().rglob(f"{task}.yaml"):
-        made = (path.parent / name for name in ("generate.py", "_long_yaml"))
-        if path.parent == tasks_dir() or any(each.exists() for each in made):
-            return True
-    return False
+    found = list(tasks_dir().rglob(f"{task}.yaml"))
+    made = any((path.parent / "generate.py").exists() for path in found)
+    return made or has_long_contexts(task) or any(path.parent == tasks_dir() for path in found)
+
+
+def has_long_contexts(task: str) -> bool:
+    """Tell whether a task or group of ours asks items whose contexts have a chosen length."""
+    return any((path.parent / "_long_yaml").exists() for path in tasks_dir().rglob(f"{task}.yaml"))
 
 
 def _included(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
