@@ -51,6 +51,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Block | Table]
         dict(early, value=1.35, step=256, other=other),
         {**first, **met},
         {**cka, **shift, "layer": None, "slice": {}},
+        {**cka, **shift, "layer": None, "slice": {}, "condition": "of_other", "value": -0.5},
         {**cka, "slice": {"static_in": "name_end"}},
         {
             **early,
@@ -114,7 +115,8 @@ def cells(table: Table, row: int) -> list[str]:
 
 def test_cka_quotes_its_shifts(blocks: dict[str, Block | Table]) -> None:
     assert [view.label for view in blocks["cka"].views] == ["all tokens", "last tokens of names"]
-    assert cells(blocks["cka-shifts"], 0)[1:] == ["+1.50", "+1.00 to +2.00"]
+    assert cells(blocks["cka-shifts"], 0)[1:3] == ["+1.50", "+1.00 to +2.00"]
+    assert cells(blocks["cka-shifts"], 0)[3:] == ["\N{MINUS SIGN}0.50", "+1.00 to +2.00"]
 
 
 def test_probes_quote_accuracy_and_depth(blocks: dict[str, Block | Table]) -> None:

@@ -32,7 +32,7 @@ def cka_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
         views,
         flat_rows([*kept, *pick(rows, metric="aligned_layer")]),
     )
-    shifts = pick(named(pick(rows, metric="aligned_shift_layers"), ""), condition=None)
+    shifts = named(pick(rows, metric="aligned_shift_layers"), "")
     return [block, *([shift_table(shifts)] if shifts else [])]
 
 
@@ -75,24 +75,38 @@ def _seeds(row: MetricRow) -> tuple[int, int]:
 def shift_table(rows: Sequence[MetricRow]) -> Table:
     """List how much deeper a block's counterparts lie in the other model, the yardsticks first."""
     ranked = sorted(rows, key=lambda row: not same_model(pair_title(row)))
+    back = {pair_title(row): row for row in pick(ranked, condition="of_other")}
     body = [
         [
             Cell(pair_title(row) + _yardstick(pair_title(row))),
-            Cell(fixed(value_of(row), 2, sign=True), value_of(row)),
-            Cell(_interval(row), row.ci_low),
+            *_shift_cells(row),
+            *_shift_cells(back.get(pair_title(row))),
         ]
-        for row in ranked
+        for row in pick(ranked, condition=None)
     ]
-    columns = [Column("Pair", numeric=False), Column("Blocks deeper"), Column("95 % interval")]
+    columns = [
+        Column("Pair", numeric=False),
+        *(Column("Blocks deeper"), Column("95 % interval")),
+        *(Column("The other way round"), Column("95 % interval")),
+    ]
     return Table(
         "How many blocks deeper a block of the first model has its counterpart in the second",
         columns,
         body,
         ident="cka-shifts",
         note="The mean over blocks; intervals over text, not over seeds. A shift counts where it "
-        "is outside what two seeds of one model show.",
+        "is outside what two seeds of one model show; a shift in depth is seen from both sides.",
         data=flat_rows(ranked),
     )
+
+
+def _shift_cells(row: MetricRow | None) -> list[Cell]:
+    if row is None:
+        return [Cell(MISSING), Cell(MISSING)]
+    return [
+        Cell(fixed(value_of(row), 2, sign=True), value_of(row)),
+        Cell(_interval(row), row.ci_low),
+    ]
 
 
 def _interval(row: MetricRow) -> str:
