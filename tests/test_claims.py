@@ -547,6 +547,18 @@ def test_a_claim_on_a_benchmark_is_made_where_it_is_asked(
     assert all(told[name]["effect"] == pytest.approx(0.5) for name in asked)
 
 
+def test_claims_about_arms_that_a_study_leaves_out_are_not_made(tmp_path: Path) -> None:
+    study = find_study("mechanism", "smoke", arms=("moe", "engram"))
+    write_json(tmp_path / "study.json", to_dict(study))
+    losses = {model.name: {seed: 1.0 + seed for seed in range(3)} for model in study.models}
+    write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows_of(losses)])
+    write_verdicts(tmp_path)
+    told = {entry["id"] for entry in read_verdicts(tmp_path)}
+    asked = [c for c in claims_of("mechanism") if set(c.arms) <= {"moe", "engram"}]
+    assert told == {claim.id for claim in asked} and "mechanism.early_lens" in told
+    assert "mechanism.early_lens_beyond_bigram" not in told
+
+
 def test_claims_on_domains_are_made_of_own_text_only_where_it_has_them(tmp_path: Path) -> None:
     study = find_study("main", "smoke")
     own = dataclasses.replace(study.corpus, paths=("mine.jsonl",))

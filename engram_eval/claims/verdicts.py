@@ -73,10 +73,14 @@ def write_verdicts(study_dir: Path) -> Path:
 
 
 def _applies(claim: Claim, study: Mapping[str, Any], table: Table) -> bool:
-    """Tell whether a study scores what a claim is about.
+    """Tell whether a study has the arms of a claim and scores what it is about.
 
-    One on a benchmark must ask it, and a text that somebody brought has domains of its own.
+    One on a benchmark must ask it, and a text that somebody brought has domains of its own. Arms
+    can be left out of a study (``--arms``).
     """
+    trained = {model["name"] for model in study.get("models", [])}
+    if trained and not set(claim.arms) <= {*trained, *study.get("baselines", [])}:
+        return False
     parts = [rows for _, rows in claim.score.terms if rows.name == "heldout" and rows.slice]
     if study.get("corpus", {}).get("paths") and not all(table.has(rows) for rows in parts):
         return False
