@@ -86,7 +86,7 @@ def test_bias_update_by_hand() -> None:
     layer = make_moe()
     layer.gate.e_score_correction_bias.zero_()
     layer.last_expert_counts = torch.tensor([4, 0, 2, 2, 3, 1])
-    update_router_bias(layer, 0.5)
+    update_router_bias([layer], 0.5)
     assert layer.gate.e_score_correction_bias.tolist() == [-0.5, 0.5, 0.0, 0.0, -0.5, 0.5]
 
 
@@ -100,7 +100,7 @@ def test_bias_updates_even_out_the_load() -> None:
 
     before = fullest()
     for _ in range(300):
-        update_router_bias(layer, 0.02)
+        update_router_bias([layer], 0.02)
         after = fullest()
     assert before > 2.9
     assert after < 1.15
@@ -109,9 +109,9 @@ def test_bias_updates_even_out_the_load() -> None:
 def test_bias_update_needs_a_forward_pass() -> None:
     model = full()
     with pytest.raises(ValueError, match="forward pass first"):
-        update_router_bias(model, 0.1)
+        update_router_bias(model.modules(), 0.1)
     model(tokens(1, 5))
-    update_router_bias(model, 0.1)
+    update_router_bias(model.modules(), 0.1)
     assert model.model.layers[1].mlp.gate.e_score_correction_bias.abs().max() > 0.09
 
 

@@ -18,6 +18,7 @@ from engram_eval.training.optim import (
     learning_rate,
     parameter_groups,
     set_learning_rate,
+    trained,
 )
 
 
@@ -158,7 +159,7 @@ def test_clipping_equals_torch(max_norm: float) -> None:
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         b.grad = None if a.grad is None else a.grad.clone()
     table = float(ours.memory["table"].weight.grad.norm())  # type: ignore[union-attr, operator]
-    total, backbone, of_table = clip_gradients(ours, max_norm)
+    total, backbone, of_table = clip_gradients(trained(ours), max_norm)
     truth = torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
     assert total == pytest.approx(float(truth), rel=1e-6)
     assert of_table == pytest.approx(table, rel=1e-6)
@@ -171,4 +172,4 @@ def test_clipping_equals_torch(max_norm: float) -> None:
 def test_clipping_reports_a_non_finite_norm() -> None:
     model = with_gradients()
     model.proj.weight.grad[0, 0] = float("nan")  # type: ignore[index]
-    assert math.isnan(clip_gradients(model, 1.0)[0])
+    assert math.isnan(clip_gradients(trained(model), 1.0)[0])

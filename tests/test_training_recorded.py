@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -28,7 +29,6 @@ POISON = 299
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENGRAM_EVAL_KERNELS", "off")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", replay.Graph)
     monkeypatch.setattr(torch.cuda, "graph", replay.record)
     monkeypatch.setattr(step, "can_be_recorded", lambda model: True)
@@ -66,7 +66,8 @@ def steps(keys: dict[str, Any], compiled: bool, device: str) -> Iterator[dict[st
     take = stepper(model, optimizer, settings, watch.see)
     for number, batch in enumerate(prefetched(model, Batches(text(), 32, 4, 0), 0, STEPS)):
         set_learning_rate(optimizer, 0.01 * (1 + number))
-        outcome = take(batch)
+        with replay.Operations() if device == "cpu" else nullcontext():
+            outcome = take(batch)
         shown = {"loss": outcome.loss, "each": outcome.each, **outcome.norms._asdict()}
         yield {k: v.clone() for k, v in (shown | dict(outcome.shown)).items()}
         if number == PLAIN + 1:

@@ -4,7 +4,7 @@ As long as all tokens look alike to the routers one expert gets every token; in 
 bias that moves by the customary thousandth a step ends this late (LOG.md).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -62,15 +62,19 @@ def _one(layer: Routing) -> Tensor:
 
 
 @torch.no_grad()
-def update_router_bias(model: nn.Module, rate: float | Tensor) -> None:
+def update_router_bias(modules: Iterable[nn.Module], rate: float | Tensor) -> None:
     """Raise the bias of experts below the mean load by ``rate``, lower the others'.
 
     Uses the last forward pass; call it after each optimiser step (arXiv:2408.15664 algorithm 1).
 
+    Args:
+        modules: those that are MoE layers are looked at.
+        rate: see above.
+
     Raises:
         ValueError: a MoE layer has not run yet.
     """
-    for module in model.modules():
+    for module in modules:
         if isinstance(module, MoE):
             if module.last_expert_counts is None:
                 raise ValueError("update_router_bias needs a forward pass first")

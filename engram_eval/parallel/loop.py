@@ -146,7 +146,7 @@ def _step(parts: Parts, step: int, batch: Batch) -> dict[str, Any]:
         for module in run.model.modules():
             if isinstance(module, MoE) and module.last_expert_counts is not None:
                 module.last_expert_counts = ranks.sum(module.last_expert_counts)
-        update_router_bias(run.model, settings.router_bias_rate)
+        update_router_bias(run.model.modules(), settings.router_bias_rate)
     return {
         "step": step + 1,
         "tokens": (step + 1) * settings.batch_size * settings.seq_len,

@@ -4,7 +4,7 @@ The memory's table has its own rate and weight decay (arXiv:2601.07372 App. A: A
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -135,15 +135,35 @@ class Norms(NamedTuple):
     table: Tensor
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> Norms:
+class Trained(NamedTuple):
+    """What has gradients: to look for it in every module at every step takes a CPU milliseconds.
+
+    Attributes:
+        parameters: by name.
+        tables: that do not lie on the device, by name.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    tables: dict[str, HostTable]
+
+
+def trained(model: nn.Module) -> Trained:
+    """Return what has gradients in training."""
+    return Trained(dict(model.named_parameters()), trained_tables(model))
+
+
+def clip_gradients(parts: Trained, max_norm: float) -> Norms:
     """Scale all gradients down to a global norm; return the norms before it.
 
     The CPU does not wait for a GPU to learn them.
     """
-    named = list(_gradients(model))
+    named = list(_gradients(parts))
     grads = [grad for _, grad in named]
-    total = _norm(grads)
-    of_tables = [grad for name, grad in named if name.endswith(TABLE_SUFFIX)]
+    each = torch._foreach_norm(grads)
+    total = _norm(each)
+    of_tables = [
+        norm for (name, _), norm in zip(named, each, strict=True) if name.endswith(TABLE_SUFFIX)
+    ]
     table = _norm(of_tables).to(total.device) if of_tables else torch.zeros_like(total)
     if not is_known(total):
         torch._foreach_mul_(grads, (max_norm / (total + 1e-6)).clamp(max=1).float())
@@ -183,18 +203,17 @@ def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
         del kernel.grad_scale, kernel.found_inf
 
 
-def _gradients(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+def _gradients(parts: Trained) -> Iterable[tuple[str, Tensor]]:
     """Yield names and gradients, also of the rows that were read from tables elsewhere."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in parts.parameters.items():
         if parameter.grad is not None:
             yield name, parameter.grad
-    for name, table in trained_tables(model).items():
+    for name, table in parts.tables.items():
         for used in table.merge_used():
             if used.values.grad is not None:
                 yield f"{name}.weight", used.values.grad
 
 
-def _norm(grads: list[Tensor]) -> Tensor:
-    if not grads:
-        return torch.zeros((), dtype=torch.float64)
-    return torch.stack(torch._foreach_norm(grads)).norm().double()
+def _norm(norms: Sequence[Tensor]) -> Tensor:
+    """Return the norm of what has these ``norms``."""
+    return torch.stack(tuple(norms)).norm().double()

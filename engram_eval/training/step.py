@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from engram_eval.config import TrainConfig
 from engram_eval.models.balance import update_router_bias
 from engram_eval.models.loss import Losses, losses_by_token
+from engram_eval.models.moe import MoE
 from engram_eval.training.accumulate import accumulate, objective
 from engram_eval.training.data import Batch
-from engram_eval.training.optim import Norms, clip_gradients, step_where
+from engram_eval.training.optim import Norms, Trained, clip_gradients, step_where, trained
 from engram_eval.training.recorded import Recorded, can_be_recorded
 
 Show = Callable[[Batch], Mapping[str, Tensor]]
@@ -76,12 +77,14 @@ def stepper(
         config: of the run.
         show: called after each forward and backward pass.
     """
-    work: Callable[[Batch], Outcome] = partial(_gradients, model, optimizer, config, show)
+    parts = _Parts(trained(model), [m for m in model.modules() if isinstance(m, MoE)])
+    work: Callable[[Batch], Outcome] = partial(_gradients, model, parts, optimizer, config, show)
     if config.compile and can_be_recorded(model):
         work = Recorded(work)
 
     def step(batch: Batch) -> Outcome:
-        model.train()
+        if not model.training:
+            model.train()
         outcome = work(batch)
         step_where(optimizer, outcome.finite)
         return outcome
@@ -89,8 +92,16 @@ def stepper(
     return step
 
 
+class _Parts(NamedTuple):
+    """Parts of a model, found once."""
+
+    trained: Trained
+    mixtures: list[MoE]
+
+
 def _gradients(
     model: PreTrainedModel,
+    parts: _Parts,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     show: Show,
@@ -108,8 +119,8 @@ def _gradients(
         batch,
         config.accumulate,
     )
-    norms = clip_gradients(model, config.clip_norm)
+    norms = clip_gradients(parts.trained, config.clip_norm)
     finite = losses.mean.isfinite() & norms.total.isfinite()
     if config.router_bias_rate:
-        update_router_bias(model, config.router_bias_rate * finite.float())
+        update_router_bias(parts.mixtures, config.router_bias_rate * finite.float())
     return Outcome(losses.mean, losses.each, norms, finite, show(batch))
