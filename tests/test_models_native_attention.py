@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from engram_eval.models import native_attention, native_linear
 from engram_eval.models.attention import EngramAttention
-from engram_eval.models.causal_attention import rotary_causal_attention
+from engram_eval.models.causal_attention import joined_projections, rotary_causal_attention
 from engram_eval.models.configuration_engram import EngramConfig
-from engram_eval.models.native_attention import NativeAttention, attention_for
+from engram_eval.models.native_attention import NativeAttention, Sizes, attention_for
 
 pytestmark = native_tools.needed
 
@@ -130,3 +130,19 @@ def test_a_whole_layer_against_double_precision(monkeypatch: pytest.MonkeyPatch)
         assert ours.dtype == torchs.dtype
         native_tools.assert_near(ours, true, 0.02)
         native_tools.assert_near(torchs, true, 0.02)
+
+
+@pytest.mark.parametrize(("kv_heads", "groups", "width", "depth"), [(2, 3, 8, 40), (1, 1, 32, 17)])
+def test_weights_are_joined_and_gradients_separated(
+    attention: NativeAttention, kv_heads: int, groups: int, width: int, depth: int
+) -> None:
+    sizes, scaling = Sizes(1, 1, kv_heads, groups, width), 0.3
+    rows = (kv_heads * groups * width, kv_heads * width, kv_heads * width)
+    weights = [torch.randn(count, depth, requires_grad=True) for count in rows]
+    expected = joined_projections(*weights, width, scaling)
+    with torch.no_grad():
+        assert torch.equal(attention.join(*weights, scaling, sizes), expected)
+    grad = torch.randn_like(expected)
+    by_torch = torch.autograd.grad(expected, weights, grad)
+    for ours, theirs in zip(attention.separate(grad, scaling, sizes), by_torch, strict=True):
+        assert torch.equal(ours, theirs)

@@ -322,7 +322,49 @@ void for_each_key_head(const Sizes& s, int threads, Do what) {
 }
 }  // namespace
 
+// Calls what(separate, i, joined, j) for rows of queries and keys, each `heads` heads: there numbers i
+// and i + width / 2 of a head are rotated together, and lie side by side in the joined weight.
+template <typename What>
+void for_each_pair(long heads, long width, What what) {
+  for (long head = 0; head < heads; ++head)
+    for (long i = 0; i < width; ++i)
+      what(head * width + i, head * width + i % (width / 2) * 2 + i / (width / 2));
+}
+
+void scale_row(const float* from, float by, float* to, long depth) {
+  along(depth, [&](long i, auto part) { store(to + i, load(from + i, part) * by, part); });
+}
+
 extern "C" {
+
+// joined ((heads + 2 kv_heads) width, depth): queries, scaled, keys, both with rotated numbers side by
+// side, and values.
+void join_projections(const float* query, const float* key, const float* value, float* joined, Sizes s,
+                      long depth, float scaling, int) {
+  for_each_pair(s.heads(), s.width, [&](long row, long place) {
+    scale_row(query + row * depth, scaling, joined + place * depth, depth);
+  });
+  joined += s.heads() * s.width * depth;
+  const long rows = s.kv_heads * s.width;
+  for_each_pair(s.kv_heads, s.width, [&](long row, long place) {
+    std::memcpy(joined + place * depth, key + row * depth, depth * sizeof(float));
+  });
+  std::memcpy(joined + rows * depth, value, rows * depth * sizeof(float));
+}
+
+// The gradients of all three weights, given that of the joined one.
+void separate_projections(const float* joined, float* query, float* key, float* value, Sizes s,
+                          long depth, float scaling, int) {
+  for_each_pair(s.heads(), s.width, [&](long row, long place) {
+    scale_row(joined + place * depth, scaling, query + row * depth, depth);
+  });
+  joined += s.heads() * s.width * depth;
+  const long rows = s.kv_heads * s.width;
+  for_each_pair(s.kv_heads, s.width, [&](long row, long place) {
+    std::memcpy(key + row * depth, joined + place * depth, depth * sizeof(float));
+  });
+  std::memcpy(value, joined + rows * depth, rows * depth * sizeof(float));
+}
 
 // projected -> output (batch, length, heads, width), and the logarithms of the normalisers (batch,
 // heads, rows()) that backward takes. The turns of the next sequence lie `turns_step` numbers on.

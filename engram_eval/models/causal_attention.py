@@ -100,14 +100,6 @@ def _turns(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.complex(cos[..., :half].to(wide), sin[..., half:].to(wide))
 
 
-def _separated(joined: Tensor, rows: tuple[int, int], manner: Manner) -> tuple[Tensor, ...]:
-    """Return the gradients of all three weights, given that of ``joined_projections``."""
-    both = sum(rows)
-    pairs = joined[:both].unflatten(0, (-1, manner.head_dim // 2, 2))
-    query, key = pairs.transpose(1, 2).flatten(0, 2).split(rows)
-    return query * manner.scaling, key, joined[both:]
-
-
 class _RotaryCausalAttention(torch.autograd.Function):
     """Inside, heads come first: (N, d) matrices for each of kv_heads * B, groups of G queries."""
 
@@ -212,12 +204,11 @@ class _LayerByKernel(torch.autograd.Function):
     ) -> Tensor:
         heads, kv_heads, head_dim, scaling = manner
         sizes = Sizes(len(x), x.shape[1], kv_heads, heads // kv_heads, head_dim)
-        joined = joined_projections(query, key, value, head_dim, scaling)
+        joined = attention.join(query, key, value, scaling, sizes)
         turns, projected = turns.contiguous(), products.multiply(x, joined)
         made = attention.forward(projected, turns, sizes)
         ctx.save_for_backward(x, joined, output, projected, turns, *made)
-        ctx.kernels, ctx.sizes, ctx.manner = (products, attention), sizes, manner
-        ctx.rows = len(query), len(key)
+        ctx.kernels, ctx.sizes, ctx.scaling = (products, attention), sizes, scaling
         return products.multiply(made.output, output)
 
     @staticmethod
@@ -228,7 +219,8 @@ class _LayerByKernel(torch.autograd.Function):
         made, grad = Attended(*saved), grad.contiguous()
         grad_heads = products.multiply(grad, output, turned=False)
         grad_projected = attention.backward(grad_heads, projected, turns, made, ctx.sizes)
-        grads = _separated(products.outer_product(grad_projected, x), ctx.rows, ctx.manner)
+        grad_joined = products.outer_product(grad_projected, x)
+        grads = attention.separate(grad_joined, ctx.scaling, ctx.sizes)
         grad_x = products.multiply(grad_projected, joined, turned=False)
         grad_output = products.outer_product(grad, made.output)
         return grad_x, *grads, grad_output, None, None, None, None

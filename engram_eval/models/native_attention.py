@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, BLOCK, SIZE, Functions, in_reach, library
+from .native import ADDRESS, BLOCK, FLOAT, SIZE, Functions, in_reach, library
 
 
 class Sizes(ctypes.Structure):
@@ -24,6 +24,8 @@ class Sizes(ctypes.Structure):
 ARGUMENTS = {
     "attention": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 2, Sizes),
     "attention_backward": (*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, Sizes),
+    "join_projections": (*[ADDRESS] * 4, Sizes, SIZE, FLOAT),
+    "separate_projections": (*[ADDRESS] * 4, Sizes, SIZE, FLOAT),
 }
 """Of the functions of ``attention_kernels.cpp``."""
 
@@ -69,6 +71,25 @@ class NativeAttention:
         given = grad, projected, turns, _step(turns), *made
         self._call("attention_backward", *given, grad_projected, sizes)
         return grad_projected
+
+    def join(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sizes: Sizes
+    ) -> Tensor:
+        """Return ``causal_attention.joined_projections`` of three float32 weights (rows, D)."""
+        depth = query.shape[1]
+        rows = (sizes.groups + 2) * sizes.kv_heads * sizes.width
+        joined = query.new_empty(rows, depth)
+        given = query.contiguous(), key.contiguous(), value.contiguous(), joined
+        self._call("join_projections", *given, sizes, depth, scaling)
+        return joined
+
+    def separate(self, joined: Tensor, scaling: float, sizes: Sizes) -> tuple[Tensor, ...]:
+        """Return the gradients of the three weights, given that of what ``join`` returns."""
+        depth, rows = joined.shape[1], sizes.kv_heads * sizes.width
+        heights = sizes.groups * rows, rows, rows
+        grads = tuple(joined.new_empty(height, depth) for height in heights)
+        self._call("separate_projections", joined, *grads, sizes, depth, scaling)
+        return grads
 
 
 def _step(turns: Tensor) -> int:
