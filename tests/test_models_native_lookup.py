@@ -1,5 +1,7 @@
 """From ids to rows, compiled: against torch's own functions and plain Python."""
 
+import copy
+
 import native_tools
 import pytest
 import torch
@@ -171,3 +173,18 @@ def test_narrow_numbers_are_left_to_torch() -> None:
     assert torch.equal(history(ids.int(), 4), history(ids, 4))
     with torch.no_grad():
         assert torch.equal(table(ids.int().clamp_min(0)), table(ids.clamp_min(0)))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_changed_constants_are_noticed(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        index = NgramHash((1, 2), (7, 11, 13, 17), (3, 5))
+        history = torch.randint(50, (2, 3, 8), generator=torch.Generator().manual_seed(0))
+        index(history)
+        index.primes.copy_(torch.tensor([5, 3, 19, 23]))
+        mixes = index.mixes(history).repeat_interleave(2, dim=-1)
+        assert torch.equal(index.hash_ids(history), mixes % index.primes)
+        index.multipliers = torch.tensor([9, 1])
+        mixes = index.mixes(history).repeat_interleave(2, dim=-1)
+        assert torch.equal(index.hash_ids(history), mixes % index.primes)
+        assert torch.equal(copy.deepcopy(index)(history), index(history))

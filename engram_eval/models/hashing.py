@@ -5,6 +5,7 @@ order, whose heads differ by their prime moduli only.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -88,6 +89,7 @@ class NgramHash(nn.Module):
         self.constants = {"primes": tuple(primes), "multipliers": tuple(multipliers)}
         for name, values in self.constants.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64))
+        self._kept: dict[bool, _Kept] = {}
 
     def mixes(self, history: torch.Tensor) -> torch.Tensor:
         """Mix ``history`` (N, B, T), where [k] is the id k places back.
@@ -117,15 +119,41 @@ class NgramHash(nn.Module):
         return self._remainders(history, offset=True)
 
     def _remainders(self, history: torch.Tensor, offset: bool) -> torch.Tensor:
-        lookup = lookup_for(history, self.primes, self.multipliers)
-        if lookup is not None:
-            primes, multipliers = (tuple(x.tolist()) for x in (self.primes, self.multipliers))
-            if max(primes) <= native_lookup.LARGEST:
-                constants = native_lookup.hashing(self.orders, primes, multipliers, offset)
-                return lookup.hash_history(history, constants)
+        primes, multipliers = self.primes, self.multipliers
+        lookup = lookup_for(history, primes, multipliers)
+        constants = None if lookup is None else self._prepared(primes, multipliers, offset)
+        if lookup is not None and constants is not None:
+            return lookup.hash_history(history, constants)
         heads = len(self.primes) // len(self.orders)
         found = self.mixes(history).repeat_interleave(heads, dim=-1) % self.primes
         return found + (self.primes.cumsum(0) - self.primes) if offset else found
+
+    def _prepared(
+        self, primes: torch.Tensor, multipliers: torch.Tensor, offset: bool
+    ) -> native_lookup.Hashing | None:
+        """Return the constants for compiled functions, made anew where a buffer has changed."""
+        kept = self._kept.get(offset)
+        same = kept is not None and kept.primes is primes and kept.multipliers is multipliers
+        if kept is not None and same and kept.versions == (primes._version, multipliers._version):
+            return kept.constants
+        moduli, factors = tuple(primes.tolist()), tuple(multipliers.tolist())
+        constants = None
+        if max(moduli) <= native_lookup.LARGEST:
+            constants = native_lookup.hashing(self.orders, moduli, factors, offset)
+        # Tensors made for inference do not count their changes.
+        if not (primes.is_inference() or multipliers.is_inference()):
+            versions = primes._version, multipliers._version
+            self._kept[offset] = _Kept(primes, multipliers, versions, constants)
+        return constants
+
+
+class _Kept(NamedTuple):
+    """Constants for compiled functions, and the buffers in the state that they were made from."""
+
+    primes: torch.Tensor
+    multipliers: torch.Tensor
+    versions: tuple[int, int]
+    constants: native_lookup.Hashing | None
 
 
 class TokenHistory(nn.Module):
@@ -162,7 +190,9 @@ class TokenHistory(nn.Module):
 
     def check(self) -> None:
         """Raise ``ValueError`` while the compression map is missing."""
-        if not self.checked and int(self.compressed_ids[0]) < 0:
+        if self.checked:
+            return
+        if int(self.compressed_ids[0]) < 0:
             raise ValueError(
                 "engram_compression=True, but the model has no compression map yet: "
                 "call model.set_tokenizer(tokenizer) first, or set engram_compression=False"
@@ -176,10 +206,11 @@ class TokenHistory(nn.Module):
             (N, B, new) compressed ids; [k] is the id k places back.
         """
         self.check()
-        lookup = lookup_for(ids, self.compressed_ids)
+        compressed = self.compressed_ids
+        lookup = lookup_for(ids, compressed)
         if lookup is not None:
             special = self.pad_id, -1 if self.boundary_id is None else self.boundary_id
-            return lookup.look_back(ids, self.compressed_ids, *special, new, self.length)
+            return lookup.look_back(ids, compressed, *special, new, self.length)
         reach = self.length - 1
         ids = ids[:, -(new + reach) :]
         ids = nn.functional.pad(ids, (new + reach - ids.shape[1], 0), value=-1)

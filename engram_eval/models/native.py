@@ -175,16 +175,20 @@ class Functions:
         suffix: str = "",
         returns: Any = None,
     ) -> None:
-        self._functions = {}
+        self._functions: dict[str, tuple[Any, list[int]]] = {}
         for name, kinds in arguments.items():
             function = getattr(library, name + suffix)
             function.argtypes, function.restype = (*kinds, ctypes.c_int), returns
-            self._functions[name] = function
+            places = [number for number, kind in enumerate(kinds) if kind is ADDRESS]
+            self._functions[name] = function, places
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        """Call one; tensors must lie in memory as it expects them."""
-        given = (each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
-        return self._functions[name](*given, torch.get_num_threads())
+        """Call one; tensors must lie in memory as it expects them, None is no tensor."""
+        (function, places), given = self._functions[name], list(arguments)
+        for place in places:
+            if given[place] is not None:
+                given[place] = given[place].data_ptr()
+        return function(*given, torch.get_num_threads())
 
 
 def in_reach(*tensors: Tensor) -> bool:
@@ -195,4 +199,8 @@ def in_reach(*tensors: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return False
-    return all(type(each) in (Tensor, torch.nn.Parameter) and each.is_cpu for each in tensors)
+    for each in tensors:
+        kind = type(each)
+        if (kind is not Tensor and kind is not torch.nn.Parameter) or not each.is_cpu:
+            return False
+    return True

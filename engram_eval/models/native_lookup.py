@@ -70,8 +70,8 @@ class NativeLookup:
             IndexError: an id is not below V.
         """
         ids = ids.contiguous()
-        history = ids.new_empty(longest, len(ids), new)
-        given = ids, compressed, len(compressed), pad, boundary
+        history = ids.new_empty(longest, ids.shape[0], new)
+        given = ids, compressed, compressed.shape[0], pad, boundary
         wrong = self._call("look_back", *given, history, *ids.shape, new, longest)
         if wrong >= 0:
             raise IndexError(f"token id {wrong} of a vocabulary of {len(compressed)}")
@@ -79,9 +79,9 @@ class NativeLookup:
 
     def hash_history(self, history: Tensor, hashing: Hashing) -> Tensor:
         """Return the rows (B, T, orders * heads) of ``history`` (longest, B, T)."""
-        history, heads = history.contiguous(), len(hashing.heads)
+        history, heads = history.contiguous(), hashing.heads.shape[0]
         _, batch, length = history.shape
-        rows, orders = history.new_empty(batch, length, heads), len(hashing.lengths)
+        rows, orders = history.new_empty(batch, length, heads), hashing.lengths.shape[0]
         given = history, hashing.multipliers, hashing.lengths, orders, hashing.heads
         self._call("hash_history", *given, rows, batch * length, heads // orders)
         return rows
@@ -93,8 +93,9 @@ class NativeLookup:
             IndexError: there is no such row.
         """
         rows = rows.contiguous()
-        output = table.new_empty(*rows.shape, table.shape[1])
-        given = table, len(table), table.shape[1] * table.element_size(), rows
+        height, width = table.shape
+        output = table.new_empty(*rows.shape, width)
+        given = table, height, width * table.element_size(), rows
         wrong = self._call("gather", *given, output, rows.numel())
         if wrong >= 0:
             raise IndexError(f"row {int(rows.flatten()[wrong])} of a table of {len(table)}")
