@@ -17,3 +17,12 @@ def arm_corpus(study: StudyConfig, model: ModelSpec) -> CorpusConfig:
         both = isinstance(value, Mapping) and isinstance(part, Mapping)
         settings[key] = {**part, **value} if both else value
     return from_dict(CorpusConfig, settings, f"models.{model.name}.corpus")
+
+
+def told_apart(study: StudyConfig) -> frozenset[str]:
+    """Return the arms with a text of their own that are there to be told changed facts.
+
+    They are scored on these and on their own text; the study's is none of theirs.
+    """
+    told = {way.rpartition("+")[0] for way in study.update.ways}
+    return frozenset(model.name for model in study.models if model.corpus and model.name in told)

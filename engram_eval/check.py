@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from engram_eval.arm_corpus import arm_corpus
+from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.config import (
     StudyConfig,
     TrainConfig,
@@ -55,6 +55,7 @@ def _check_names(study: StudyConfig) -> None:
                 raise unknown(kind, name, allowed)
     names = [model.name for model in study.models]
     resolve("engram_eval.baselines.registry:check_listed")(study.baselines, names)
+    resolve("engram_eval.updates.registry:check_update")(study.update, names)
 
 
 def _check_training(train: TrainConfig) -> None:
@@ -70,7 +71,10 @@ def _check_training(train: TrainConfig) -> None:
 
 
 def _check_own_texts(study: StudyConfig) -> None:
-    """Refuse to compare, text by text, arms that read different texts."""
+    """Refuse to compare, text by text, arms that read different texts.
+
+    Arms that are told changed facts are not scored on the study's text.
+    """
     own = [model.name for model in study.models if model.corpus]
     if not own:
         return
@@ -85,8 +89,10 @@ def _check_own_texts(study: StudyConfig) -> None:
         "scores_at_equal_loss": study.scores_at_equal_loss,
         "probe.probes": [name for name in study.probe.probes if kinds[name].kind == "pair"],
     }
+    apart = told_apart(study)
+    scored = ("evaluate.tasks", "evaluate.heldout", "baselines")
     for name, value in compared.items():
-        if value:
+        if value and (name not in scored or set(own) - apart):
             raise UserError(
                 f"{name}={value if isinstance(value, bool) else list(value)}: arms with a text of "
                 f"their own ({', '.join(own)}) cannot be compared on it"

@@ -250,6 +250,28 @@ TUNED = TuneConfig(
 
 
 @dataclass(frozen=True)
+class UpdateConfig:
+    """Facts that change after training, and how models are told; none without ``ways``.
+
+    Attributes:
+        ways: ``MODEL+way`` each; ways are keys of ``updates.registry``.
+        people: most that are asked about; half of them change, half of either choose the rate.
+        changes: facts that change of each of the former.
+        steps: of gradient descent, each on ``batch_size`` passages.
+        weight_rates: tried for all weights, over the peak rate of the model's own training.
+        row_rates: tried for rows alone, over the table's.
+    """
+
+    ways: tuple[str, ...] = ()
+    people: int = 40
+    changes: int = 2
+    steps: int = 60
+    batch_size: int = 16
+    weight_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    row_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """A whole study: corpus x models x seeds x tasks x probes. Saved as ``study.json``.
 
@@ -262,6 +284,7 @@ class StudyConfig:
         baseline_tokens: training tokens that they may read, for models that are trained on less
             than the whole text (0: all).
         offload: storages of the table that are timed with the scale's untrained model.
+        update: facts that change after training.
     """
 
     name: str
@@ -277,6 +300,7 @@ class StudyConfig:
     baseline_tokens: int = 0
     scores_at_equal_loss: bool = False
     offload: OffloadConfig = field(default_factory=OffloadConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
 
 
 def arm_training(study: StudyConfig, model: ModelSpec) -> TrainConfig:

@@ -12,6 +12,7 @@ LISTS: dict[str, str] = {
     "probes": "probes.registry:PROBES",
     "variants": "engram_eval.variants:VARIANTS",
     "baselines": "engram_eval.baselines.registry:BASELINES",
+    "updates": "engram_eval.updates.registry:WAYS",
     "claims": "engram_eval.claims.registry:CLAIMS",
 }
 

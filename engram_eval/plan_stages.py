@@ -38,7 +38,7 @@ def other_seconds(
     probed = pace * study.probe.tokens / ProbeConfig().tokens
     much: Mapping[str, float] = {
         **dict.fromkeys(OF_TEXT, study.corpus.train_bytes / QUICK.corpus.train_bytes or 1.0),
-        **dict.fromkeys(("evaluate", "score_equal_loss", "baseline"), scored),
+        **dict.fromkeys(("evaluate", "score_equal_loss", "baseline", "update"), scored),
         **dict.fromkeys(("sample", "probe", "probe_pair"), probed),
         "offload": study.offload.seconds / TYPICAL["offload"],
     }

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engram_eval.config import KEYED_IF_SET, EvalConfig, ProbeConfig, TrainConfig, TuneConfig
+from engram_eval.config import (
+    KEYED_IF_SET,
+    EvalConfig,
+    ProbeConfig,
+    TrainConfig,
+    TuneConfig,
+    UpdateConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -102,3 +109,20 @@ class OffloadStage:
     scale: str
     tables: tuple[int, ...]
     seconds: float
+
+
+@dataclass(frozen=True)
+class UpdateStage:
+    """Configuration of telling a trained model changed facts in one way.
+
+    Attributes:
+        way: a key of ``updates.registry``.
+        options: which facts, how many steps, which rates; its ``ways`` are no part of it.
+        evaluate: how held-out text is scored.
+        train: how the model was trained, whose optimiser goes on.
+    """
+
+    way: str
+    options: UpdateConfig
+    evaluate: EvalConfig
+    train: TrainConfig

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engram_eval.arm_corpus import arm_corpus
+from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.config import (
     CorpusConfig,
     ModelSpec,
@@ -32,6 +32,7 @@ from engram_eval.stage_config import (
     ProbeStage,
     TrainStage,
     TuneStage,
+    UpdateStage,
 )
 from engram_eval.stages import STAGES, resolve
 
@@ -159,11 +160,13 @@ def graph(study: StudyConfig) -> list[Node]:
     ]
     alone = [node for node in beside if "train" not in node.inputs]
     around = [node for node in beside if "train" in node.inputs]
-    scored = trains if study.evaluate.tasks or study.evaluate.heldout else []
+    scored = study.evaluate.tasks or study.evaluate.heldout
     scores = [
         Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed, data)
-        for t in scored
+        for t in trains
+        if scored and t.model not in told_apart(study)
     ]
+    updates = [_update(way, study, own, text, t) for way, t in _told(study, trains)]
     tunes = {t.inputs["tune"].key: t.inputs["tune"] for t in trains if "tune" in t.inputs}
     met = _equal_loss(study, trains)
     again = _scores_at_equal_loss(study, shared, met, data)
@@ -171,7 +174,7 @@ def graph(study: StudyConfig) -> list[Node]:
     chosen = met.chosen if again or probes else []
     read = [node for each in (text, *own.values()) for node in each]
     samples = [node.inputs["sample"] for node in probes]
-    nodes = [*alone, *tunes.values(), *trains, *around, *scores, *chosen, *again, *probes]
+    nodes = [*alone, *tunes.values(), *trains, *around, *scores, *updates, *chosen, *again, *probes]
     # A GPU trains meanwhile: what only a processor does must not wait for it.
     texts = [*_read_by(nodes, read), *{node.key: node for node in samples}.values()]
     return [*texts, *nodes, *_offload(study)]
@@ -273,6 +276,21 @@ def _baselines(
         for train in trains
         if train.model == model
     ]
+
+
+def _told(study: StudyConfig, trains: list[Node]) -> list[tuple[str, Node]]:
+    """Return each way of telling changed facts, ``MODEL+way``, with every seed of its model."""
+    return [(w, t) for w in study.update.ways for t in trains if t.model == w.rpartition("+")[0]]
+
+
+def _update(
+    listed: str, study: StudyConfig, own: Mapping[str, Text], text: Text, train: Node
+) -> Node:
+    (model,) = [each for each in study.models if each.name == train.model]
+    options, way = dataclasses.replace(study.update, ways=()), listed.rpartition("+")[2]
+    stage = UpdateStage(way, options, study.evaluate, arm_training(study, model))
+    inputs = {"corpus": own.get(model.name, text).corpus, "train": train}
+    return Node("update", stage, inputs, listed, train.seed)
 
 
 def _scores_at_equal_loss(

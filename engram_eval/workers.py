@@ -31,6 +31,7 @@ TYPICAL: Mapping[str, float] = {
     **{"corpus": 19.0, "items": 11.0, "tune": 1800.0, "train": 450.0, "load": 5.0},
     **{"equal_loss": 0.1, "evaluate": 39.0, "score_equal_loss": 39.0, "baseline": 14.0},
     **{"sample": 11.0, "probe": 19.0, "probe_pair": 11.0, "offload": 60.0},
+    **{"update": 60.0},
 }
 """Seconds that a stage of each kind takes in the quick study; only their ratios count."""
 

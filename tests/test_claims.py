@@ -319,7 +319,8 @@ def test_every_claim_is_whole_and_about_arms_of_its_study(name: str) -> None:
     assert all((found.sentence, found.source, found.published, found.score.unit))
     study = find_study(found.study, "tiny")
     timed = {arm_name(each.name) for each in STORAGES} if study.offload.repeats else set()
-    assert set(found.arms) <= {model.name for model in study.models} | set(study.baselines) | timed
+    beside = {*study.baselines, *study.update.ways}
+    assert set(found.arms) <= {model.name for model in study.models} | beside | timed
     differs = sum(weight for weight, _ in found.score.terms) == 0
     for weights in found.contrasts.values():
         assert sum(weights.values()) == pytest.approx(0) or (differs and found.test == "paired")

@@ -9,7 +9,8 @@ from engram_eval.verbs.verb import Verb
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "what", help="studies, scales, variants, suites, tasks, probes, baselines or claims"
+        "what",
+        help="studies, scales, variants, suites, tasks, probes, baselines, updates or claims",
     )
     parser.add_argument("--json", action="store_true", help="machine-readable")
 

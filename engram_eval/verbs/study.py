@@ -18,7 +18,7 @@ STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
 
 STAGE_VERBS = {
     "train": ("tune", "train", "load"),
-    "evaluate": ("evaluate", "equal_loss", "score_equal_loss", "baseline"),
+    "evaluate": ("evaluate", "equal_loss", "score_equal_loss", "baseline", "update"),
     "probe": ("equal_loss", "sample", "probe", "probe_pair"),
     "analyze": ("analyze",),
     "report": ("analyze", "report"),

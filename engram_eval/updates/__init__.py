@@ -1,0 +1,1 @@
+"""Facts that change after training, and each way of telling a model."""

@@ -1,0 +1,72 @@
+"""Each way of telling a trained model what has changed. A new one is a file, and a line here."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from engram_eval.config import UpdateConfig
+from engram_eval.errors import UserError, unknown
+
+AROUND = "+"
+
+
+class Way(NamedTuple):
+    """A way of telling changed facts.
+
+    Attributes:
+        function: ``module:function``; takes a ``updates.told.Told`` and returns metric rows.
+        about: one line.
+    """
+
+    function: str
+    about: str
+
+
+def _index(memory: str, about: str) -> dict[str, Way]:
+    """Return both ways of bringing a memory's text up to date."""
+    return {
+        f"{memory}_{state}": Way(f"engram_eval.updates.index:{memory}_{state}", f"{about}, {what}")
+        for state, what in (("added", "old ones kept"), ("replaced", "old ones taken out"))
+    }
+
+
+WAYS: dict[str, Way] = {
+    "finetune": Way("engram_eval.updates.weights:finetune", "all weights, by gradient descent"),
+    "rows": Way(
+        "engram_eval.updates.weights:rows",
+        "rows of the memory's table alone, by gradient descent",
+    ),
+    **_index("ngram", "an n-gram model beside it counts the new passages"),
+    **_index("knn", "the new passages' states join those of a kNN-LM"),
+    **_index("rag", "the new passages join those that are retrieved before the prompt"),
+}
+
+
+def find_way(name: str) -> Way:
+    """Look a way up; an unknown name raises ``UserError`` with the nearest match."""
+    if name not in WAYS:
+        raise unknown("way of updating", name, WAYS)
+    return WAYS[name]
+
+
+def check_update(update: UpdateConfig, models: Sequence[str]) -> None:
+    """Check what a study asks for.
+
+    Raises:
+        UserError: an unknown way or model, the same one twice, or an impossible number.
+    """
+    for listed in update.ways:
+        model, sign, name = listed.rpartition(AROUND)
+        if not sign:
+            raise UserError(f"update.ways: {listed!r} names no model: write MODEL{AROUND}{name}")
+        find_way(name)
+        if model not in models:
+            raise unknown("model", model, models)
+    if len(set(update.ways)) < len(update.ways):
+        raise UserError(f"update.ways: one is listed twice: {', '.join(update.ways)}")
+    for field, least in (("people", 4), ("changes", 1), ("steps", 1), ("batch_size", 1)):
+        if getattr(update, field) < least:
+            raise UserError(f"update.{field}={getattr(update, field)}: at least {least} is needed")
+    for field in ("weight_rates", "row_rates"):
+        rates = getattr(update, field)
+        if not rates or min(rates) <= 0:
+            raise UserError(f"update.{field}={list(rates)}: at least one, each above 0")

@@ -1,0 +1,70 @@
+"""The stage that tells a trained model changed facts in one way, and asks before and after."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from engram_eval.allocator import keep_freed_memory
+from engram_eval.corpus.excerpt import excerpt
+from engram_eval.corpus.store import load_corpus
+from engram_eval.errors import UserError
+from engram_eval.evaluation.heldout import scored_tokens
+from engram_eval.evaluation.heldout_stage import check
+from engram_eval.progress import Reporter
+from engram_eval.records import MetricRow
+from engram_eval.stage_config import UpdateStage
+from engram_eval.stages import resolve
+from engram_eval.updates.changes import draw_changes
+from engram_eval.updates.registry import find_way
+from engram_eval.updates.told import Told
+
+
+def update(
+    inputs: Mapping[str, Path],
+    config: UpdateStage,
+    seed: int | None,
+    out: Path,
+    report: Reporter,
+) -> list[MetricRow]:
+    """Tell a model what has changed; no rows for text without generated people.
+
+    Args:
+        inputs: ``corpus``, the text that the model read, and ``train`` with the folder ``model``.
+        config: which way, and how.
+        seed: of the training run, which draws what changes.
+        out: the folder to fill.
+        report: where progress goes.
+
+    Returns:
+        Rows named ``update``: those of ``told.measure`` before (condition ``before_update``) and
+        after, ``update_seconds`` and ``update_bytes`` (of an index: to build it anew), and of ways
+        that choose a rate ``update_rate``.
+
+    Raises:
+        UserError: an unknown way, one that the model does not allow, or an impossible setting.
+    """
+    if seed is None:
+        raise UserError("what changes is drawn by a seed")
+    check(config.evaluate)
+    keep_freed_memory()
+    corpus = load_corpus(inputs["corpus"])
+    changes = draw_changes(corpus, config.options, seed)
+    if changes is None:
+        return []
+    told = Told(
+        model=inputs["train"] / "model",
+        corpus=excerpt(corpus, config.train.tokens),
+        changes=changes,
+        options=config.options,
+        train=config.train,
+        # Memories beside a model are tuned on held-out text, scored or not.
+        evaluate=dataclasses.replace(config.evaluate, heldout=True),
+        val=scored_tokens(
+            corpus, "val", config.evaluate.seq_len, config.evaluate.heldout_sequences
+        ),
+        folder=out,
+        seed=seed,
+        report=report,
+    )
+    rows: list[MetricRow] = resolve(find_way(config.way).function)(told)
+    return rows
