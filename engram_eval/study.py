@@ -6,7 +6,7 @@ the version of its code. Results live in ``<runs>/store/<key>``, so studies shar
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,8 @@ from engram_eval.stages import STAGES, resolve
 
 # Configurations whose ``other`` is a name of this study's, and so no part of what is computed.
 NAMING = (EqualLossScores, EqualLossStage, PairStage, ProbeStage)
+
+READ_LISTED = "engram_eval.baselines.registry:read_listed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +168,7 @@ def graph(study: StudyConfig) -> list[Node]:
         for t in trains
         if scored and t.model not in told_apart(study)
     ]
-    updates = [_update(way, study, own, text, t) for way, t in _told(study, trains)]
+    updates = list(_updates(study, own, text, trains))
     tunes = {t.inputs["tune"].key: t.inputs["tune"] for t in trains if "tune" in t.inputs}
     met = _equal_loss(study, trains)
     again = _scores_at_equal_loss(study, shared, met, data)
@@ -267,7 +269,7 @@ def _baselines(
     listed: str, study: StudyConfig, shared: Mapping[str, Node], trains: list[Node]
 ) -> list[Node]:
     """Return a baseline alone, or around every seed of the model that is named with it."""
-    name, model = resolve("engram_eval.baselines.registry:read_listed")(listed)
+    name, model = resolve(READ_LISTED)(listed)
     stage = BaselineStage(name, study.evaluate, study.baseline_tokens)
     if model is None:
         return [Node("baseline", stage, shared, listed)]
@@ -278,19 +280,25 @@ def _baselines(
     ]
 
 
-def _told(study: StudyConfig, trains: list[Node]) -> list[tuple[str, Node]]:
-    """Return each way of telling changed facts, ``MODEL+way``, with every seed of its model."""
-    return [(w, t) for w in study.update.ways for t in trains if t.model == w.rpartition("+")[0]]
+def _updates(
+    study: StudyConfig, own: Mapping[str, Text], text: Text, trains: list[Node]
+) -> Iterator[Node]:
+    """Yield each way of telling changed facts, with every seed of its model.
 
-
-def _update(
-    listed: str, study: StudyConfig, own: Mapping[str, Text], text: Text, train: Node
-) -> Node:
-    (model,) = [each for each in study.models if each.name == train.model]
-    options, way = dataclasses.replace(study.update, ways=()), listed.rpartition("+")[2]
-    stage = UpdateStage(way, options, study.evaluate, arm_training(study, model))
-    inputs = {"corpus": own.get(model.name, text).corpus, "train": train}
-    return Node("update", stage, inputs, listed, train.seed)
+    What stands alone takes text and seeds of the first model that is told.
+    """
+    listed = [(way, *resolve(READ_LISTED)(way)) for way in study.update.ways]
+    first = next((model for _, _, model in listed if model), None)
+    settings = {model.name: arm_training(study, model) for model in study.models}
+    options = dataclasses.replace(study.update, ways=())
+    for label, way, model in listed:
+        for train in trains:
+            if train.model == (model or first):
+                name = str(train.model)
+                corpus = {"corpus": own.get(name, text).corpus}
+                stage = UpdateStage(way, options, study.evaluate, settings[name])
+                inputs = {**corpus, "train": train} if model else corpus
+                yield Node("update", stage, inputs, label, train.seed)
 
 
 def _scores_at_equal_loss(

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from engram_eval.config import ModelSpec, StudyConfig, UpdateConfig
-from engram_eval.scales import OWN_TEXT, Scale
+from engram_eval.scales import Scale
 from engram_eval.studies.arms import BASELINE, FIVE_SEEDS, THREE_SEEDS, arm, no_probes
 from engram_eval.studies.capacity import BIOGRAPHY_TOKENS, EXPOSURES
 
@@ -20,6 +20,9 @@ TOLD_MOE, TOLD_ENGRAM = "moe_people", "engram_people"
 INDEXES = tuple(f"{memory}_{state}" for memory in ("ngram", *SEARCHED) for state in STATES)
 WAYS = {TOLD_MOE: ("finetune", *INDEXES), TOLD_ENGRAM: ("finetune", "rows")}
 """How changed facts are told to each of the models that know some."""
+
+ALONE = tuple(f"{memory}_{state}" for memory in ("ngram", "rag") for state in STATES)
+"""Memories of the same text that are told without a model."""
 
 TOLD_SEEDS = (1, 2, 3, 4, 5)
 """Of these models: with seed 0 the ways were tried out before anything was claimed of them."""
@@ -37,14 +40,14 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
     as the models do.
 
     A second pair reads text in which some people are told of so often that their facts are known,
-    and is told then what has changed, in each way. It needs the pocket corpus.
+    and is told then what has changed, in each way; a study of the user's own text leaves it out.
     """
     pair = tuple(arm(name, scale, FIVE_SEEDS) for name in ("moe", "engram"))
     around = [f"{model.name}+{memory}" for memory in (*BESIDE, *SEARCHED) for model in pair]
     narrow = [
         _narrow(model, kind, keys) for kind, keys in attention(scale).items() for model in pair
     ]
-    people = () if scale_name in OWN_TEXT else _people(scale)
+    people = _people(scale)
     ways = [f"{model.name}+{way}" for model in people for way in WAYS[model.name]]
     return StudyConfig(
         name="memory-systems",
@@ -57,7 +60,7 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
         probe=no_probes(scale),
         baselines=(*BESIDE, *around),
         baseline_tokens=scale.train.tokens,
-        update=UpdateConfig(ways=tuple(ways)),
+        update=UpdateConfig(ways=(*ways, *ALONE)),
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engram_eval.config import TUNED, StudyConfig, from_dict, to_dict
+from engram_eval.arm_corpus import told_apart
+from engram_eval.config import TUNED, StudyConfig, UpdateConfig, from_dict, to_dict
 from engram_eval.errors import UserError, unknown
 from engram_eval.overrides import override
 from engram_eval.records import content_hash
@@ -105,9 +106,7 @@ def find_study(
     if arms:
         study = _only(study, arms)
     if corpus:
-        study = dataclasses.replace(
-            study, corpus=dataclasses.replace(study.corpus, paths=tuple(corpus), train_bytes=0)
-        )
+        study = _on_own_text(study, corpus)
     if n_seeds is not None:
         if n_seeds < 1:
             raise UserError(f"--seeds {n_seeds}: at least 1 is needed")
@@ -121,7 +120,7 @@ def find_study(
 
 
 def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:
-    """Leave out all other models, and the baselines around them."""
+    """Leave out all other models, the baselines around them, and what they are told."""
     names = [model.name for model in study.models]
     for arm in arms:
         if arm not in names:
@@ -129,7 +128,18 @@ def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:
     kept = tuple(model for model in study.models if model.name in arms)
     listed = resolve("engram_eval.baselines.registry:read_listed")
     beside = tuple(each for each in study.baselines if listed(each).model in (None, *arms))
-    return dataclasses.replace(study, models=kept, baselines=beside)
+    told = tuple(way for way in study.update.ways if listed(way).model in (None, *arms))
+    told = told if any(listed(way).model for way in told) else ()
+    update = dataclasses.replace(study.update, ways=told)
+    return dataclasses.replace(study, models=kept, baselines=beside, update=update)
+
+
+def _on_own_text(study: StudyConfig, paths: Sequence[str]) -> StudyConfig:
+    """Return a study of the user's text; facts change only of the pocket corpus's people."""
+    text = dataclasses.replace(study.corpus, paths=tuple(paths), train_bytes=0)
+    apart = told_apart(study)
+    models = tuple(model for model in study.models if model.name not in apart)
+    return dataclasses.replace(study, corpus=text, models=models, update=UpdateConfig())
 
 
 def _base(name: str, scale: str | None) -> StudyConfig:

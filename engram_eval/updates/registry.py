@@ -1,12 +1,15 @@
-"""Each way of telling a trained model what has changed. A new one is a file, and a line here."""
+"""Each way of telling what has changed. A new one is a file, and a line here.
+
+A study lists ``MODEL+way``, or a memory's way alone: the memory then stands by itself, on the text
+of the models that are told.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from engram_eval.baselines.registry import BASELINES, read_listed
 from engram_eval.config import UpdateConfig
 from engram_eval.errors import UserError, unknown
-
-AROUND = "+"
 
 
 class Way(NamedTuple):
@@ -15,16 +18,21 @@ class Way(NamedTuple):
     Attributes:
         function: ``module:function``; takes a ``updates.told.Told`` and returns metric rows.
         about: one line.
+        alone: whether it needs no model.
     """
 
     function: str
     about: str
+    alone: bool = False
 
 
 def _index(memory: str, about: str) -> dict[str, Way]:
     """Return both ways of bringing a memory's text up to date."""
+    alone = BASELINES[memory].alone is not None
     return {
-        f"{memory}_{state}": Way(f"engram_eval.updates.index:{memory}_{state}", f"{about}, {what}")
+        f"{memory}_{state}": Way(
+            f"engram_eval.updates.index:{memory}_{state}", f"{about}, {what}", alone
+        )
         for state, what in (("added", "old ones kept"), ("replaced", "old ones taken out"))
     }
 
@@ -35,9 +43,9 @@ WAYS: dict[str, Way] = {
         "engram_eval.updates.weights:rows",
         "rows of the memory's table alone, by gradient descent",
     ),
-    **_index("ngram", "an n-gram model beside it counts the new passages"),
+    **_index("ngram", "an n-gram model counts the new passages"),
     **_index("knn", "the new passages' states join those of a kNN-LM"),
-    **_index("rag", "the new passages join those that are retrieved before the prompt"),
+    **_index("rag", "the new passages are retrieved before the prompt; alone, a cache reads them"),
 }
 
 
@@ -52,15 +60,16 @@ def check_update(update: UpdateConfig, models: Sequence[str]) -> None:
     """Check what a study asks for.
 
     Raises:
-        UserError: an unknown way or model, the same one twice, or an impossible number.
+        UserError: an unknown way or model, none, the same one twice, or an impossible number.
     """
     for listed in update.ways:
-        model, sign, name = listed.rpartition(AROUND)
-        if not sign:
-            raise UserError(f"update.ways: {listed!r} names no model: write MODEL{AROUND}{name}")
-        find_way(name)
-        if model not in models:
+        name, model = read_listed(listed)
+        if not find_way(name).alone and model is None:
+            raise UserError(f"update.ways: {name!r} needs a model: write MODEL+{name}")
+        if model is not None and model not in models:
             raise unknown("model", model, models)
+    if update.ways and not any(read_listed(listed).model for listed in update.ways):
+        raise UserError("update.ways: none has a model, whose text and seeds the others take")
     if len(set(update.ways)) < len(update.ways):
         raise UserError(f"update.ways: one is listed twice: {', '.join(update.ways)}")
     for field, least in (("people", 4), ("changes", 1), ("steps", 1), ("batch_size", 1)):

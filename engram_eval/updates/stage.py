@@ -29,7 +29,8 @@ def update(
     """Tell a model what has changed; no rows for text without generated people.
 
     Args:
-        inputs: ``corpus``, the text that the model read, and ``train`` with the folder ``model``.
+        inputs: ``corpus``, the text that was read, and ``train`` with the folder ``model``; without
+            it, a memory stands alone.
         config: which way, and how.
         seed: of the training run, which draws what changes.
         out: the folder to fill.
@@ -52,7 +53,7 @@ def update(
     if changes is None:
         return []
     told = Told(
-        model=inputs["train"] / "model",
+        model=inputs["train"] / "model" if "train" in inputs else None,
         corpus=excerpt(corpus, config.train.tokens),
         changes=changes,
         options=config.options,

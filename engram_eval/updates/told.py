@@ -26,7 +26,7 @@ class Told:
     """What a way of updating works on.
 
     Attributes:
-        model: folder of the trained model.
+        model: folder of the trained model; None for a memory that stands alone.
         corpus: the text that it has read.
         changes: what is new.
         options: steps and rates.
@@ -38,7 +38,7 @@ class Told:
         report: where progress goes.
     """
 
-    model: Path
+    model: Path | None
     corpus: Corpus
     changes: Changes
     options: UpdateConfig

@@ -54,6 +54,7 @@ def rows(told: Told) -> list[MetricRow]:
 
 
 def _by_gradients(told: Told, rows_alone: bool) -> list[MetricRow]:
+    assert told.model is not None
     model = load_model(told.model).to(compute_device())
     movable(model, rows_alone)
     lm = fast_lm(model, told.corpus.tokenizer(), told.evaluate.batch_size)
