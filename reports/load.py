@@ -9,6 +9,9 @@ from typing import Any
 from engram_eval.records import SCHEMA, MetricRow
 from reports.decode import Problem, decode, metric_row, read_json, read_lines
 
+TOLD = "update"
+"""Name of the rows about models that were told what has changed."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -213,7 +216,9 @@ class Study:
     @cached_property
     def _references(self) -> tuple[str, ...]:
         known = {model.name for model in self.models}
-        return tuple(sorted({r.model for r in self.rows if r.model is not None} - known))
+        # A model that was told something is neither another model nor a reference.
+        named = {r.model for r in self.rows if r.model is not None and r.name != TOLD}
+        return tuple(sorted(named - known))
 
     def baselines(self) -> list[str]:
         """Return the names that have rows but no line in the ledger, such as ``ngram``."""

@@ -1,4 +1,4 @@
-"""Reports of studies without held-out text: what is stored, and where tables lie."""
+"""Reports of what is no score on text: stored facts, where tables lie, facts that change."""
 
 import json
 import re
@@ -95,3 +95,36 @@ def test_storages_stand_in_a_table_with_what_they_lose(tmp_path: Path) -> None:
     assert "Nothing was trained here." in text and "No model is recorded" not in text
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["answer"]["text"].startswith("With a table of 250x")
+
+
+def told(way: str, seed: int, before: float, after: float) -> list[MetricRow]:
+    who, rows = {"model": way, "seed": seed}, []
+    for facts, wording in (("changed", "told"), ("changed", "untold"), ("unchanged", None)):
+        labels = {"facts": facts, **({"wording": wording} if wording else {})}
+        for value, condition in ((before, "before_update"), (after, None)):
+            value += {"told": 0.0, "untold": -0.1, None: 0.05}[wording]
+            fields = {"slice": labels, "condition": condition, **who}
+            rows.append(MetricRow("update", "exact_match", value, **fields))
+    for value, condition in ((2.0, "before_update"), (2.125, None)):
+        rows.append(MetricRow("update", "bits_per_byte", value, condition=condition, **who))
+    costs = (("update_seconds", 1.5), ("update_bytes", 2e6), ("update_rate", 0.03))
+    return rows + [MetricRow("update", metric, value, **who) for metric, value in costs]
+
+
+def test_facts_that_change_stand_beside_what_was_before(tmp_path: Path) -> None:
+    rows = []
+    for seed in range(3):
+        rows += told("engram_people+rows", seed, 0.125, 0.5 + seed / 10)
+        rows += told("ngram_added", seed, 0.125, 0.25)
+    html = page(tmp_path, "memory-systems", rows)
+    text = words(html)
+    assert (
+        "Changed facts answered as told and in other words, middle seed: engram_people+rows 60.0 "
+        "and 50.0 %; ngram_added 25.0 and 15.0 %."
+    ) in text
+    assert 'id="update"' in html and 'id="update-costs"' in html
+    # Before and after, the spread of the seeds, what it adds to the loss, time, bytes, rate.
+    assert "12.5 \u2192 60.0 50.0 to 70.0" in text and "17.5 \u2192 65.0" in text
+    assert "2.125 +0.125 1.50 2.00 0.03" in text
+    # What a model was told makes it no other model: the text was scored of the models alone.
+    assert "against-reference" not in html

@@ -10,11 +10,12 @@ from reports.sections.columns import comparison_row, difference_note, effect_cel
 from reports.sections.heldout import heldout_items
 from reports.sections.offload import offload_tables
 from reports.sections.scores import DOMAINS, task_items, uninformative_items
+from reports.sections.updates import update_items
 from reports.theme import looks
 
 
 def section(study: Study) -> Section:
-    """Build the summary over all models, then tasks, held-out text, and where tables lie."""
+    """Build the summary over all models, then tasks, held-out text, storages, changed facts."""
     return Section(
         "benchmarks",
         "Benchmarks",
@@ -26,6 +27,7 @@ def section(study: Study) -> Section:
             *task_items(study),
             *heldout_items(study),
             *offload_tables(study),
+            *update_items(study),
             *uninformative_items(study),
         ],
     )
