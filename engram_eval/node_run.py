@@ -13,10 +13,10 @@ from engram_eval import environment
 from engram_eval.allocator import give_back_freed_memory
 from engram_eval.config import to_dict
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import SCHEMA, MetricRow, StageRecord, write_record
 from engram_eval.stages import STAGES, resolve
-from engram_eval.study import Node
 
 
 def run_node(node: Node, store: Path, report: Reporter) -> str | None:

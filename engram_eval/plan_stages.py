@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from engram_eval.config import EvalConfig, ProbeConfig, StudyConfig
+from engram_eval.node import Node
 from engram_eval.scales import SCALES
-from engram_eval.study import Node
 from engram_eval.workers import TYPICAL
 
 QUICK = SCALES["quick"]

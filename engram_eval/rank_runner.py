@@ -7,12 +7,13 @@ from pathlib import Path
 from engram_eval.check import check_study
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.node_run import run_node
 from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
 from engram_eval.runner import run_study, selected
 from engram_eval.stages import STAGES, resolve
-from engram_eval.study import Node, graph, solve
+from engram_eval.study import graph, solve
 
 
 def run_in_ranks(

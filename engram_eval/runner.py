@@ -10,9 +10,10 @@ from pathlib import Path
 from engram_eval.check import check_study
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
-from engram_eval.study import Node, graph, solve
+from engram_eval.study import graph, solve
 from engram_eval.study_folder import write_study_folder
 from engram_eval.workers import Launcher, run_nodes
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.config import StudyConfig, arm_training, to_dict
+from engram_eval.node import NAMING, Node
 from engram_eval.records import (
     StageRecord,
     read_record,
@@ -20,7 +21,6 @@ from engram_eval.records import (
 )
 from engram_eval.stage_config import LoadStage, TrainStage
 from engram_eval.stages import STAGES, resolve
-from engram_eval.study import NAMING, Node
 
 
 def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, out: Path) -> None:

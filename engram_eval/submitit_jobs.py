@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.node_run import run_node
 from engram_eval.progress import Board, Reporter
-from engram_eval.study import Node
 from engram_eval.workers import FOUNDATIONS, Plan
 
 POLL_S = 1.0

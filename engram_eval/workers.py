@@ -16,9 +16,9 @@ from typing import Any
 from engram_eval.allocator import kept_out_of_collections
 from engram_eval.environment import gpus, take_gpu
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.node_run import run_node
 from engram_eval.progress import Board, RemoteReporter, Reporter
-from engram_eval.study import Node
 
 FOUNDATIONS = ("corpus", "load")
 """Stages whose mistakes end the study; elsewhere they are recorded and the rest goes on."""

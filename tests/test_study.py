@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engram_eval import node_run, runner, stages, study
+from engram_eval import node as node_module
+from engram_eval import node_run, runner, stages
 from engram_eval import study_folder as study_folder_module
 from engram_eval.adapters.stage import load
 from engram_eval.config import ModelSpec, StudyConfig
@@ -48,7 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module.report = lambda out, file: file.write_text("report")
     monkeypatch.setitem(sys.modules, "fake_stages", module)
     fakes = {name: stages.Stage(f"fake_stages:{name}", 1) for name in stages.STAGES}
-    for where in (node_run, runner, study, study_folder_module):
+    for where in (node_module, node_run, runner, study_folder_module):
         monkeypatch.setattr(where, "STAGES", fakes)
     # A collection of all that a test process has gathered takes half a second, after every stage.
     monkeypatch.setattr(node_run, "give_back_freed_memory", lambda: True)
@@ -175,7 +176,7 @@ def test_a_new_stage_version_is_a_new_key(
 ) -> None:
     before = {node.label: node.key for node in graph(solve(smoke))}
     bumped = dict(stages.STAGES, train=stages.STAGES["train"]._replace(version=99))
-    monkeypatch.setattr(study, "STAGES", bumped)
+    monkeypatch.setattr(node_module, "STAGES", bumped)
     after = {node.label: node.key for node in graph(solve(smoke))}
     assert after["train moe seed 0"] != before["train moe seed 0"]
     assert after["corpus"] == before["corpus"]
@@ -202,8 +203,8 @@ def test_a_stage_of_another_version_runs_again_and_says_so(
     out, said = tmp_path / "smoke", io.StringIO()
     run_study(brief, out, QUIET)
     calls.clear()
-    older = study.STAGES["evaluate"]
-    monkeypatch.setitem(study.STAGES, "evaluate", older._replace(version=99))
+    older = node_module.STAGES["evaluate"]
+    monkeypatch.setitem(node_module.STAGES, "evaluate", older._replace(version=99))
     run_study(brief, out, Reporter(out=said))
     assert calls.count("evaluate") == 5 and "train" not in calls
     assert f"evaluate: version {older.version} has become 99" in said.getvalue()

@@ -11,9 +11,9 @@ from engram_eval import stages
 from engram_eval.cli import main
 from engram_eval.config import EvalConfig
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import read_record
-from engram_eval.study import Node
 from engram_eval.submitit_jobs import read_parameters, run_as_jobs
 from engram_eval.workers import run_nodes
 
@@ -47,7 +47,7 @@ def job_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(stages, "STAGES", dict(stages.STAGES))
-    for module in ("engram_eval.study", "engram_eval.node_run"):
+    for module in ("engram_eval.node", "engram_eval.node_run"):
         monkeypatch.setattr(sys.modules[module], "STAGES", stages.STAGES)
     monkeypatch.delitem(sys.modules, "job_stages", raising=False)
     __import__("job_stages")

@@ -14,9 +14,9 @@ from engram_eval import stages
 from engram_eval import workers as runner_module
 from engram_eval.config import EvalConfig
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import read_record
-from engram_eval.study import Node
 from engram_eval.workers import TRAININGS_PER_GPU, run_nodes
 
 SLOW_STAGES = """
@@ -62,7 +62,8 @@ def slow_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow_stages.py").write_text(textwrap.dedent(SLOW_STAGES))
     # sitecustomize makes the fresh processes know the stages before they unpickle a node.
     (tmp_path / "sitecustomize.py").write_text("import slow_stages\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parent.parent)])
+    monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.syspath_prepend(str(tmp_path))
     before = dict(stages.STAGES)
     __import__("slow_stages")
