@@ -8,6 +8,7 @@ import pytest
 
 from engram_eval.arm_corpus import told_apart
 from engram_eval.check import check_study
+from engram_eval.cli import main
 from engram_eval.config import UpdateConfig
 from engram_eval.corpus.entities import ATTRIBUTES, held_out_template, make_people
 from engram_eval.corpus.ngrams import NGramModel
@@ -15,6 +16,7 @@ from engram_eval.corpus.revised import revise
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.scales import SCALES
+from engram_eval.studies.memory_systems import ALONE
 from engram_eval.studies.registry import find_study
 from engram_eval.study import graph, solve
 from engram_eval.updates.changes import (
@@ -194,3 +196,15 @@ def test_models_that_are_told_are_scored_on_their_own_text_alone(tmp_path: Path)
 def test_a_users_own_text_has_no_facts_that_change(tmp_path: Path) -> None:
     study = find_study("memory-systems", "smoke", corpus=["mine.txt"])
     assert not study.update.ways and "moe_people" not in {model.name for model in study.models}
+
+
+def test_what_is_left_out_of_a_study_is_told_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """What stands alone goes with the last model whose text and seeds it takes."""
+    asked = ["plan", "memory-systems", "--scale", "smoke", "--json"]
+    assert main([*asked, "--arms", "moe", "moe_people"]) == 0
+    planned = capsys.readouterr().out
+    assert "moe_people" in planned and "engram_people" not in planned
+    both = find_study("memory-systems", "smoke", arms=["moe", "engram_people"])
+    ways = ("engram_people+finetune", "engram_people+rows", *ALONE)
+    assert both.update.ways == ways
+    assert not find_study("memory-systems", "smoke", arms=["moe"]).update.ways

@@ -30,6 +30,7 @@ from engram_eval.training.optim import (
     build_optimizer,
     clip_gradients,
     set_learning_rate,
+    trained,
 )
 from engram_eval.updates.changes import passages
 from engram_eval.updates.told import BEFORE, NAME, Told, answered, cost_rows, groups, measure
@@ -164,6 +165,7 @@ def tell(model: nn.Module, texts: Sequence[Sequence[int]], told: Told, rate: flo
     config = dataclasses.replace(told.train, table_weight_decay=0.0, lr=told.train.lr * rate)
     optimizer = build_optimizer(model, config)
     set_learning_rate(optimizer, config.lr)
+    parts = trained(model)
     device = next(model.parameters()).device
     batches = _batches(len(texts), told.options.batch_size, told.seed)
     for _ in range(told.options.steps):
@@ -172,7 +174,7 @@ def tell(model: nn.Module, texts: Sequence[Sequence[int]], told: Told, rate: flo
         loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.to(device).flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        clip_gradients(model, config.clip_norm)
+        clip_gradients(parts, config.clip_norm)
         optimizer.step()
 
 
