@@ -117,7 +117,7 @@ class UpdateStage:
 
     Attributes:
         way: a key of ``updates.registry``.
-        options: which facts, how many steps, which rates; its ``ways`` are no part of it.
+        options: which facts and, of gradient descent, how many steps and which rates.
         evaluate: how held-out text is scored.
         train: how the model was trained, whose optimiser goes on.
     """

@@ -222,13 +222,15 @@ def _updates(
     listed = [(way, *resolve(READ_LISTED)(way)) for way in study.update.ways]
     first = next((model for _, _, model in listed if model), None)
     settings = {model.name: arm_training(study, model) for model in study.models}
-    options = dataclasses.replace(study.update, ways=())
+    options_for = resolve("engram_eval.updates.registry:options_for")
     for label, way, model in listed:
         for train in trains:
             if train.model == (model or first):
                 name = str(train.model)
                 corpus = {"corpus": own.get(name, text).corpus}
-                stage = UpdateStage(way, options, study.evaluate, settings[name])
+                stage = UpdateStage(
+                    way, options_for(way, study.update), study.evaluate, settings[name]
+                )
                 inputs = {**corpus, "train": train} if model else corpus
                 yield Node("update", stage, inputs, label, train.seed)
 

@@ -26,7 +26,7 @@ from engram_eval.updates.changes import (
     passages,
     questions,
 )
-from engram_eval.updates.registry import check_update
+from engram_eval.updates.registry import WAYS, check_update
 from engram_eval.updates.told import groups
 from tests.updates_fixture import DIALS, TEXT, told_corpus
 
@@ -208,3 +208,24 @@ def test_what_is_left_out_of_a_study_is_told_nothing(capsys: pytest.CaptureFixtu
     ways = ("engram_people+finetune", "engram_people+rows", *ALONE)
     assert both.update.ways == ways
     assert not find_study("memory-systems", "smoke", arms=["moe"]).update.ways
+
+
+def test_a_way_depends_on_what_it_looks_at_alone() -> None:
+    def keys(**changes: object) -> dict[str, str]:
+        study = find_study("memory-systems", "smoke", n_seeds=1)
+        update = dataclasses.replace(study.update, **changes)
+        study = solve(dataclasses.replace(study, update=update))
+        return {str(n.model): n.key for n in graph(study) if n.stage == "update"}
+
+    before = keys()
+    for changes, kinds in (
+        ({"weight_rates": (0.5,)}, {"finetune"}),
+        ({"row_rates": (0.5,)}, {"rows"}),
+        ({"steps": 3}, {"finetune", "rows"}),
+        ({"batch_size": 3}, {"finetune", "rows"}),
+        ({"people": 5}, set(WAYS)),
+        ({"changes": 3}, set(WAYS)),
+    ):
+        after = keys(**changes)
+        changed = {way.rpartition("+")[2] for way in before if after[way] != before[way]}
+        assert changed == kinds, changes

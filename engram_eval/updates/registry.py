@@ -19,11 +19,13 @@ class Way(NamedTuple):
         function: ``module:function``; takes a ``updates.told.Told`` and returns metric rows.
         about: one line.
         alone: whether it needs no model.
+        rates: which field of ``UpdateConfig`` it chooses a rate of gradient descent from, if any.
     """
 
     function: str
     about: str
     alone: bool = False
+    rates: str = ""
 
 
 def _index(memory: str, about: str) -> dict[str, Way]:
@@ -38,10 +40,15 @@ def _index(memory: str, about: str) -> dict[str, Way]:
 
 
 WAYS: dict[str, Way] = {
-    "finetune": Way("engram_eval.updates.weights:finetune", "all weights, by gradient descent"),
+    "finetune": Way(
+        "engram_eval.updates.weights:finetune",
+        "all weights, by gradient descent",
+        rates="weight_rates",
+    ),
     "rows": Way(
         "engram_eval.updates.weights:rows",
         "rows of the memory's table alone, by gradient descent",
+        rates="row_rates",
     ),
     **_index("ngram", "an n-gram model counts the new passages"),
     **_index("knn", "the new passages' states join those of a kNN-LM"),
@@ -54,6 +61,13 @@ def find_way(name: str) -> Way:
     if name not in WAYS:
         raise unknown("way of updating", name, WAYS)
     return WAYS[name]
+
+
+def options_for(way: str, update: UpdateConfig) -> UpdateConfig:
+    """Return of a study's options those that a way depends on; all others as they are by default."""
+    rates = find_way(way).rates
+    used = ("people", "changes", *(("steps", "batch_size", rates) if rates else ()))
+    return UpdateConfig(**{name: getattr(update, name) for name in used})
 
 
 def check_update(update: UpdateConfig, models: Sequence[str]) -> None:
