@@ -64,7 +64,7 @@ def find_way(name: str) -> Way:
 
 
 def options_for(way: str, update: UpdateConfig) -> UpdateConfig:
-    """Return of a study's options those that a way depends on; all others as they are by default."""
+    """Return the options that a way depends on, all others as they are by default."""
     rates = find_way(way).rates
     used = ("people", "changes", *(("steps", "batch_size", rates) if rates else ()))
     return UpdateConfig(**{name: getattr(update, name) for name in used})
