@@ -79,7 +79,8 @@ def _applies(claim: Claim, study: Mapping[str, Any], table: Table) -> bool:
     can be left out of a study (``--arms``).
     """
     trained = {model["name"] for model in study.get("models", [])}
-    if trained and not set(claim.arms) <= {*trained, *study.get("baselines", [])}:
+    beside = (*study.get("baselines", []), *study.get("update", {}).get("ways", []))
+    if trained and not set(claim.arms) <= {*trained, *beside}:
         return False
     parts = [rows for _, rows in claim.score.terms if rows.name == "heldout" and rows.slice]
     if study.get("corpus", {}).get("paths") and not all(table.has(rows) for rows in parts):
