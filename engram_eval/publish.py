@@ -12,16 +12,24 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engram_eval.arm_corpus import told_apart
 from engram_eval.claims.collect import read_pair
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.config import StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError
-from engram_eval.records import EQUAL_LOSS, read_jsonl, row_from_dict, write_json, write_jsonl
+from engram_eval.records import (
+    EQUAL_LOSS,
+    canonical_json,
+    read_jsonl,
+    row_from_dict,
+    write_json,
+    write_jsonl,
+)
 from engram_eval.stages import REPORT, resolve
 from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.study import solve
@@ -33,6 +41,16 @@ MOST_COMPARISONS = 500
 
 KEPT = ("capacity", "equal_loss", "offload", "tune")
 """Names of the few rows that tell all of an analysis."""
+
+OF_THE_TEXT = ("entropy_absent_bits", "entropy_perfect_bits")
+"""Analytic bounds of a text's answers."""
+
+LABELS: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("train", "load"), frozenset()),
+    **dict.fromkeys(("evaluate", "baseline"), frozenset({"domain"})),
+    "update": frozenset({"facts", "wording"}),
+}
+"""Stages that are about whole models, and what of them a row may be about."""
 
 NEEDED = (
     "study.json",
@@ -65,14 +83,16 @@ def publish(study_dir: Path, out: Path) -> Path:
     (out / "study.json").write_bytes(without(text, local))
     write_verdicts(study_dir)
     verdicts = read_verdicts(study_dir)
-    rows = kept_rows(read_jsonl(study_dir / "metrics.jsonl"), verdicts)
+    apart = told_apart(from_dict(StudyConfig, json.loads(text)))
+    rows = kept_rows(read_jsonl(study_dir / "metrics.jsonl"), verdicts, apart)
     write_jsonl(out / "metrics.jsonl", map(slim, rows))
     found = kept_comparisons(read_jsonl(study_dir / "comparisons.jsonl"))
     write_jsonl(out / "comparisons.jsonl", map(slim, found))
     write_json(out / "provenance.json", provenance(study_dir))
     (out / "verdicts.json").unlink(missing_ok=True)
     if any(entry["effect"] is not None for entry in verdicts):
-        shutil.copyfile(study_dir / "verdicts.json", out / "verdicts.json")
+        # From rows of ten digits, as whoever checks them has them.
+        write_verdicts(out)
     _draw_report(study_dir, out, local)
     return out
 
@@ -100,24 +120,38 @@ def slim(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept_rows(
-    rows: Iterable[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
+    rows: Iterable[Mapping[str, Any]],
+    verdicts: Sequence[Mapping[str, Any]],
+    apart: Collection[str] = (),
 ) -> list[Mapping[str, Any]]:
     """Return the rows that verdicts rest on, and those about whole models at the end.
 
-    The validation at the end of training stands in for all where one's evaluation is missing.
+    The validation at the end of training stands in for all where one's evaluation is missing, but
+    for models ``apart``, which have none.
     """
     selectors = [selector for entry in verdicts for selector in entry["rows"]]
     every = list(rows)
     scored = {(r["model"], r["seed"]) for r in every if _evaluated(r)}
     ends = _last_steps(every)
-    ends = {} if set(ends) <= scored else ends
-    return [
+    ends = {} if {who for who in ends if who[0] not in apart} <= scored else ends
+    kept = (
         row
         for row in every
         if _about_whole_models(row)
         or _validates(row) == ends.get((row["model"], row["seed"]))
         or any(_fits(row, s) for s in selectors)
-    ]
+    )
+    return list(_bounds_once(kept))
+
+
+def _bounds_once(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Leave out what is the text's own and the same of every model, but for the first."""
+    seen = set()
+    for row in rows:
+        about = (row["metric"], canonical_json(row["slice"]), row["value"])
+        if row["metric"] not in OF_THE_TEXT or about not in seen:
+            yield row
+        seen.add(about)
 
 
 def _evaluated(row: Mapping[str, Any]) -> bool:
@@ -146,9 +180,9 @@ def _about_whole_models(row: Mapping[str, Any]) -> bool:
     if row["name"] in KEPT:
         return True
     whole = row["layer"] is None and row["site"] is None and row["step"] is None
-    parts = {"domain"} if row["stage"] in ("evaluate", "baseline") else set()
-    kind = row["stage"] in ("train", "load", "evaluate", "baseline")
-    return kind and whole and row["condition"] is None and set(row["slice"]) <= parts
+    labels = LABELS.get(row["stage"])
+    told = labels is not None and set(row["slice"]) <= labels
+    return told and whole and row["condition"] is None
 
 
 def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:

@@ -72,7 +72,23 @@ def scored_in_training_alone(study: Study) -> bool:
         return False
     rows = pick(study.rows, name="heldout", metric="bits_per_byte", condition=None)
     scored = {(row.model, row.seed) for row in rows}
-    return any((row.model, row.seed) not in scored for row in _last_validation(study))
+    apart = told_apart(study)
+    return any(
+        (row.model, row.seed) not in scored
+        for row in _last_validation(study)
+        if row.model not in apart
+    )
+
+
+def told_apart(study: Study) -> set[str]:
+    """Return the models with a text of their own that are there to be told changed facts.
+
+    They are scored on these, and not on the study's text.
+    """
+    told = {str(way).rpartition("+")[0] for way in asked(study, "update", "ways", ())}
+    models = study.config.get("models")
+    listed = [each for each in models if isinstance(each, Mapping)] if models else []
+    return {str(each.get("name")) for each in listed if each.get("corpus")} & told
 
 
 def _last_validation(study: Study) -> list[MetricRow]:

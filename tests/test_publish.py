@@ -99,6 +99,23 @@ def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
     assert kept_rows([early, met, loss], asked) == [met, loss], "and which loss was met"
 
 
+def test_what_was_told_stays_and_whoever_was_told_needs_no_other_score() -> None:
+    told = {**ROW, "name": "update", "metric": "exact_match", "stage": "update"}
+    told |= {"model": "moe_people+rows", "slice": {"facts": "changed", "wording": "told"}}
+    before = {**told, "condition": "before_update"}
+    end = {**ROW, "model": "moe_people", "stage": "train", "split": "val", "step": 16}
+    rows = [ROW, told, before, end]
+    assert kept_rows(rows, [], ["moe_people"]) == [ROW, told]
+    assert kept_rows(rows, []) == [ROW, told, end]
+
+
+def test_the_bounds_of_a_text_are_kept_once() -> None:
+    bound = {**ROW, "metric": "entropy_absent_bits", "slice": {"domain": "math"}}
+    rows = [ROW, bound, {**ROW, "model": "engram"}, {**bound, "model": "engram"}]
+    other = [{**bound, "slice": {"domain": "code"}}, {**bound, "value": 2.0}]
+    assert kept_rows([*rows, *other], []) == [*rows[:3], *other]
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     folder = tmp_path / "placement-tiny"

@@ -14,6 +14,8 @@ from engram_eval.studies.registry import find_study
 from engram_eval.study import solve
 from engram_eval.study_folder import study_ledger
 from reports.build import build_report
+from reports.load import load_study
+from reports.query import heldout, told_apart
 
 
 def page(folder: Path, study: str, rows: list[MetricRow]) -> str:
@@ -119,8 +121,9 @@ def test_facts_that_change_stand_beside_what_was_before(tmp_path: Path) -> None:
     html = page(tmp_path, "memory-systems", rows)
     text = words(html)
     assert (
-        "Changed facts answered as told and in other words, middle seed: engram_people+rows 60.0 "
-        "and 50.0 %; ngram_added 25.0 and 15.0 %."
+        "Changed facts are answered most as told by engram_people+rows (60.0 %) and most in other "
+        "words by engram_people+rows (50.0 %); facts of other people go from 17.5 to "
+        "30.0 % by ngram_added (middle seeds)."
     ) in text
     assert 'id="update"' in html and 'id="update-costs"' in html
     # Before and after, the spread of the seeds, what it adds to the loss, time, bytes, rate.
@@ -128,3 +131,20 @@ def test_facts_that_change_stand_beside_what_was_before(tmp_path: Path) -> None:
     assert "2.125 +0.125 1.50 2.00 0.03" in text
     # What a model was told makes it no other model: the text was scored of the models alone.
     assert "against-reference" not in html
+
+
+def test_models_that_are_told_lack_no_score_on_the_text_of_others(tmp_path: Path) -> None:
+    rows, study = [], find_study("memory-systems", "smoke")
+    for model in study.models:
+        for seed in model.seeds:
+            who = {"metric": "bits_per_byte", "model": model.name, "seed": seed, "split": "val"}
+            rows.append(MetricRow(name="train", step=16, value=3.0, **who))
+            if not model.corpus:
+                rows.append(MetricRow(name="heldout", value=2.0, **who))
+    page(tmp_path, "memory-systems", rows)
+    read = load_study(tmp_path)
+    assert told_apart(read) == {"moe_people", "engram_people"}
+    assert {row.value for row in heldout(read)} == {2.0}
+    lacking = [row for row in rows if (row.name, row.model) != ("heldout", "moe")]
+    page(tmp_path, "memory-systems", lacking)
+    assert {row.value for row in heldout(load_study(tmp_path))} == {3.0}

@@ -102,7 +102,7 @@ UPDATES = (
     ),
     _update(
         "rows_spare_text",
-        "It costs less on other text, too",
+        "Moving rows alone costs other text less than fine-tuning all weights",
         {"fine-tuning - rows": {f"{ENGRAM}+finetune": 1.0, f"{ENGRAM}+rows": -1.0}},
         SIDE_COST,
         smallest=SMALLEST,

@@ -17,6 +17,9 @@ from reports.theme import REFERENCE, Look, looks
 
 NAME, BEFORE = "update", "before_update"
 
+ALONE = REFERENCE._replace(marker="s")
+"""How a memory without a model is drawn: unlike the bar of a reference, a square can be hollow."""
+
 
 class Asked(NamedTuple):
     """What is asked before and after, by the labels of its rows, and what stands over it."""
@@ -51,7 +54,7 @@ def _ways(study: Study, rows: Sequence[MetricRow]) -> list[str]:
 
 
 def _block(study: Study, rows: Sequence[MetricRow], ways: Sequence[str]) -> Block:
-    look = {way: looks(study).get(way.rpartition("+")[0], REFERENCE) for way in ways}
+    look = {way: looks(study).get(way.rpartition("+")[0], ALONE) for way in ways}
     views = []
     for asked in ASKED:
         part = pick(rows, metric="exact_match", slice=dict(asked.slice))
@@ -61,12 +64,11 @@ def _block(study: Study, rows: Sequence[MetricRow], ways: Sequence[str]) -> Bloc
     if text:
         label = "bits per byte (lower is better)"
         views.append(View("other text", _panels(text, ways, look, label)))
-    told = pick(rows, metric="exact_match", slice=dict(ASKED[0].slice))
     before = any(row.condition == BEFORE for row in rows)
     return Block(
         NAME,
         "Facts that change after training",
-        finding(rows, ways) if told else "No changed fact was asked about.",
+        finding(rows, ways),
         views,
         flat_rows(rows),
         legend=[m for m in ordered(way.rpartition("+")[0] for way in ways) if m],
@@ -79,14 +81,28 @@ def _block(study: Study, rows: Sequence[MetricRow], ways: Sequence[str]) -> Bloc
 
 
 def finding(rows: Sequence[MetricRow], ways: Sequence[str]) -> str:
-    """Quote of each way the middle seed's share of changed facts, as told and in other words."""
-    told = []
-    for way in ways:
-        found = [values(_of(rows, way, "exact_match", asked.slice)) for asked in ASKED[:2]]
-        if all(found):
-            shares = " and ".join(percent(middle(each)) for each in found)
-            told.append(f"{way} {shares} %")
-    return f"Changed facts answered as told and in other words, middle seed: {'; '.join(told)}."
+    """Name the ways that answer most changed facts, and what is lost most elsewhere."""
+    parts = []
+    for asked in ASKED[:2]:
+        shares = _middles(rows, ways, asked)
+        best = max(shares, key=shares.__getitem__, default="")
+        parts += [f"most {asked.label} by {best} ({percent(shares[best])} %)"] if best else []
+    told = f"Changed facts are answered {' and '.join(parts)}"
+    before, after = (_middles(rows, ways, ASKED[-1], condition) for condition in (BEFORE, None))
+    lost = {way: before[way] - after[way] for way in after if way in before}
+    worst = max(lost, key=lost.__getitem__, default="")
+    if worst:
+        fall = f"{percent(before[worst])} to {percent(after[worst])} %"
+        told += f"; facts of other people go from {fall} by {worst}"
+    return f"{told} (middle seeds)."
+
+
+def _middles(
+    rows: Sequence[MetricRow], ways: Sequence[str], asked: Asked, condition: str | None = None
+) -> dict[str, float]:
+    """Return the middle seed's share of right answers by way, where it was asked."""
+    found = {way: values(_of(rows, way, "exact_match", asked.slice, condition)) for way in ways}
+    return {way: middle(shares) for way, shares in found.items() if shares}
 
 
 def _panels(
