@@ -1,7 +1,8 @@
 """A stand-in for CUDA graphs on a CPU: it replays torch's own operations, place for place.
 
-What a graph does and does not is kept: nothing may be read back while it is recorded, recording
-changes no number that was there before, and whatever Python decided meanwhile stays decided.
+What a graph does and does not is kept: while it is recorded nothing may be read back and no list
+brought over, recording changes no number that was there before, and whatever Python decided
+meanwhile stays decided.
 """
 
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ class _Recorder(TorchDispatchMode):
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(name in str(func) for name in READS):
+        brought = "lift_fresh" in str(func) and args[0].dim() > 0
+        if brought or any(name in str(func) for name in READS):
             raise RuntimeError(f"{func}: not permitted while a graph is recorded")
         kwargs = kwargs or {}
         for written in _written(func, args, kwargs):

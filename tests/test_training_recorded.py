@@ -9,6 +9,8 @@ import pytest
 import replay
 import torch
 import training_tools as tools
+from test_variants import build
+from test_variants import text as read
 
 from engram_eval.ledger import architecture_config
 from engram_eval.models import grouped_experts, loss, moe
@@ -21,6 +23,7 @@ from engram_eval.training.prefetch import prefetched
 from engram_eval.training.recorded import PLAIN, can_be_recorded
 from engram_eval.training.step import stepper
 from engram_eval.training.watch import Watch
+from engram_eval.variants import VARIANTS
 
 STEPS, BAD = 9, 6
 """The batch of one step has a token whose embedding is no number."""
@@ -51,12 +54,18 @@ def text() -> Any:
 
 
 def steps(keys: dict[str, Any], compiled: bool, device: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Train, and yield copies of what each step shows; the last is the model."""
+    """Build and train; see ``steps_of``."""
     torch.manual_seed(0)
     model = EngramForCausalLM(architecture_config(keys | {"engram_compression": False}))
     with torch.no_grad():
         model.model.embed_tokens.weight[POISON] = float("nan")
-    model.to(device)
+    yield from steps_of(model.to(device), text(), compiled, device)
+
+
+def steps_of(
+    model: EngramForCausalLM, tokens: Any, compiled: bool, device: str
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Train, and yield copies of what each step shows; the last is the model."""
     settings = dataclasses.replace(
         tools.SETTINGS, compile=compiled, autocast_bf16=False, accumulate=2
     )
@@ -64,7 +73,7 @@ def steps(keys: dict[str, Any], compiled: bool, device: str) -> Iterator[dict[st
         compile_blocks(model)
     optimizer, watch = build_optimizer(model, settings), Watch(model)
     take = stepper(model, optimizer, settings, watch.see)
-    for number, batch in enumerate(prefetched(model, Batches(text(), 32, 4, 0), 0, STEPS)):
+    for number, batch in enumerate(prefetched(model, Batches(tokens, 32, 4, 0), 0, STEPS)):
         set_learning_rate(optimizer, 0.01 * (1 + number))
         with replay.Operations() if device == "cpu" else nullcontext():
             outcome = take(batch)
@@ -89,6 +98,20 @@ def test_replayed_steps_are_the_plain_ones(name: str) -> None:
             assert torch.equal(value.nan_to_num(9e9), replayed[key].nan_to_num(9e9)), (number, key)
         if number < STEPS:
             assert bool(plain["loss"].isfinite()) == (number != BAD)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_replayed(name: str) -> None:
+    tokens = read(4 * STEPS + 1).flatten().numpy()
+    taken = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        taken.append(steps_of(build(name), tokens, compiled, "cpu"))
+    for number, (plain, replayed) in enumerate(zip(*taken, strict=True)):
+        for key, value in plain.items():
+            assert torch.equal(value, replayed[key]), (number, key)
 
 
 @pytest.mark.usefixtures("stand_in")
