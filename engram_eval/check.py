@@ -56,6 +56,10 @@ def _check_names(study: StudyConfig) -> None:
     names = [model.name for model in study.models]
     resolve("engram_eval.baselines.registry:check_listed")(study.baselines, names)
     resolve("engram_eval.updates.registry:check_update")(study.update, names)
+    with_memory = {
+        m.name: bool(m.architecture.get("engram_layers")) for m in study.models if not m.path
+    }
+    resolve("engram_eval.updates.registry:check_rows")(study.update, with_memory)
 
 
 def _check_training(train: TrainConfig) -> None:

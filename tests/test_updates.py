@@ -173,6 +173,13 @@ def test_mistakes_are_named(changed: dict[str, object], message: str) -> None:
         check_update(dataclasses.replace(UpdateConfig(), **changed), ["moe"])
 
 
+def test_rows_are_asked_of_a_memory_alone() -> None:
+    fine, wrong = 'update.ways=["engram+rows"]', 'update.ways=["engram+rows","moe+rows"]'
+    check_study(find_study("brief", "smoke", assignments=[fine]))
+    with pytest.raises(UserError, match=r"'moe\+rows' moves rows .*, which moe has not.*: engram$"):
+        check_study(find_study("brief", "smoke", assignments=[wrong]))
+
+
 def test_models_that_are_told_are_scored_on_their_own_text_alone(tmp_path: Path) -> None:
     study = find_study("memory-systems", "smoke", n_seeds=1)
     check_study(study)

@@ -25,6 +25,7 @@ from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import scored_tokens
 from engram_eval.evaluation.stage import fast_lm
 from engram_eval.models import EngramForCausalLM
+from engram_eval.models.table import RowTable
 from engram_eval.records import MetricRow
 from engram_eval.stage_config import UpdateStage
 from engram_eval.updates import weights
@@ -202,6 +203,16 @@ def encoded(told: Told) -> list[list[int]]:
     return [[0, *tokenizer.encode(text), 0] for text in passages(told.changes)]
 
 
+def test_frozen_rows_are_not_moved(told: Told) -> None:
+    model = weights.load_model(told.model)
+    (table,) = [module for module in model.modules() if isinstance(module, RowTable)]
+    table.freeze()
+    weights.movable(model, rows_alone=False)
+    assert not table.weight.requires_grad and model.lm_head.weight.requires_grad
+    with pytest.raises(UserError, match="no table of rows that are trained"):
+        weights.movable(model, rows_alone=True)
+
+
 def test_rows_alone_leave_every_other_number_as_it_was(told: Told) -> None:
     model, texts = opened(told, True), encoded(told)
     old = {name: value.clone() for name, value in model.state_dict().items()}
@@ -339,7 +350,7 @@ def test_rows_need_a_table(told: Told, tmp_path: Path) -> None:
     path = tmp_path / "train" / "model"
     tiny_llama(told.corpus.vocab_size).save_pretrained(path)
     told.corpus.tokenizer().save_pretrained(path)
-    with pytest.raises(UserError, match="this model has no table"):
+    with pytest.raises(UserError, match="no table of rows that are trained"):
         weights.rows(dataclasses.replace(told, model=path))
 
 

@@ -4,7 +4,7 @@ A study lists ``MODEL+way``, or a memory's way alone: the memory then stands by 
 of the models that are told.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from engram_eval.baselines.registry import BASELINES, read_listed
@@ -20,12 +20,14 @@ class Way(NamedTuple):
         about: one line.
         alone: whether it needs no model.
         rates: which field of ``UpdateConfig`` it chooses a rate of gradient descent from, if any.
+        moves_rows: whether it needs a model with a table of rows.
     """
 
     function: str
     about: str
     alone: bool = False
     rates: str = ""
+    moves_rows: bool = False
 
 
 def _index(memory: str, about: str) -> dict[str, Way]:
@@ -49,6 +51,7 @@ WAYS: dict[str, Way] = {
         "engram_eval.updates.weights:rows",
         "rows of the memory's table alone, by gradient descent",
         rates="row_rates",
+        moves_rows=True,
     ),
     **_index("ngram", "an n-gram model counts the new passages"),
     **_index("knn", "the new passages' states join those of a kNN-LM"),
@@ -68,6 +71,26 @@ def options_for(way: str, update: UpdateConfig) -> UpdateConfig:
     rates = find_way(way).rates
     used = ("people", "changes", *(("steps", "batch_size", rates) if rates else ()))
     return UpdateConfig(**{name: getattr(update, name) for name in used})
+
+
+def check_rows(update: UpdateConfig, with_memory: Mapping[str, bool]) -> None:
+    """Check that ways which move rows are asked of models that have some.
+
+    Args:
+        update: names of models in it exist.
+        with_memory: of each model, as far as it is known before it is opened.
+
+    Raises:
+        UserError: a model has none.
+    """
+    for listed in update.ways:
+        name, model = read_listed(listed)
+        if find_way(name).moves_rows and not with_memory.get(str(model), True):
+            having = ", ".join(each for each, has in with_memory.items() if has) or "none"
+            raise UserError(
+                f"update.ways: {listed!r} moves rows of a memory, which {model} has not; "
+                f"models with one: {having}"
+            )
 
 
 def check_update(update: UpdateConfig, models: Sequence[str]) -> None:

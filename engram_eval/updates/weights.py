@@ -24,6 +24,7 @@ from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import token_bits
 from engram_eval.evaluation.heldout_stage import windows
 from engram_eval.evaluation.stage import fast_lm
+from engram_eval.models.table import RowTable
 from engram_eval.records import MetricRow
 from engram_eval.training.optim import (
     TABLE_SUFFIX,
@@ -124,10 +125,18 @@ def movable(model: nn.Module, rows_alone: bool) -> None:
     Raises:
         UserError: rows are asked for, and there is no trained table.
     """
+    frozen = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, RowTable) and module.frozen
+    }
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not rows_alone or name.endswith(TABLE_SUFFIX))
+        wanted = not rows_alone or name.endswith(TABLE_SUFFIX)
+        parameter.requires_grad_(wanted and name not in frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("way 'rows' moves a memory's rows; this model has no table of its own")
+        raise UserError(
+            "way 'rows' moves a memory's rows; this model has no table of rows that are trained"
+        )
 
 
 def state_of(model: nn.Module) -> State:
