@@ -14,6 +14,9 @@ from engram_eval.errors import UserError, unknown
 from engram_eval.scales import OWN_TEXT, SCALES
 from engram_eval.stages import resolve
 
+LEAST_PEOPLE = 4
+"""Of whom some choose rates and some are scored."""
+
 
 def check_study(study: StudyConfig) -> None:
     """Check names and numbers before anything runs.
@@ -56,10 +59,23 @@ def _check_names(study: StudyConfig) -> None:
     names = [model.name for model in study.models]
     resolve("engram_eval.baselines.registry:check_listed")(study.baselines, names)
     resolve("engram_eval.updates.registry:check_update")(study.update, names)
-    with_memory = {
-        m.name: bool(m.architecture.get("engram_layers")) for m in study.models if not m.path
-    }
-    resolve("engram_eval.updates.registry:check_rows")(study.update, with_memory)
+    known_models = {m.name: m.architecture for m in study.models if not m.path}
+    resolve("engram_eval.updates.registry:check_told")(study.update, known_models)
+    _check_people(study)
+
+
+def _check_people(study: StudyConfig) -> None:
+    """Refuse to tell changed facts about people whom a text does not have."""
+    read_listed = resolve("engram_eval.baselines.registry:read_listed")
+    told = {read_listed(way).model for way in study.update.ways}
+    for model in study.models:
+        text = arm_corpus(study, model)
+        if model.name in told and (text.paths or text.entities.n_entities < LEAST_PEOPLE):
+            raise UserError(
+                f"update.ways: facts change of generated people, {LEAST_PEOPLE} or more; "
+                f"the text of {model.name} has "
+                f"{'none' if text.paths else text.entities.n_entities}"
+            )
 
 
 def _check_training(train: TrainConfig) -> None:
@@ -94,7 +110,10 @@ def _check_own_texts(study: StudyConfig) -> None:
         "probe.probes": [name for name in study.probe.probes if kinds[name].kind == "pair"],
     }
     apart = told_apart(study)
-    scored = ("evaluate.tasks", "evaluate.heldout", "baselines")
+    read_listed = resolve("engram_eval.baselines.registry:read_listed")
+    scored = {"evaluate.tasks", "evaluate.heldout", "baselines"}
+    if any(read_listed(listed).model in own for listed in study.baselines):
+        scored.remove("baselines")
     for name, value in compared.items():
         if value and (name not in scored or set(own) - apart):
             raise UserError(

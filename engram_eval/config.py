@@ -267,7 +267,7 @@ class UpdateConfig:
     changes: int = 2
     steps: int = 60
     batch_size: int = 16
-    weight_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    weight_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     row_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
 
 

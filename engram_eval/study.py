@@ -231,7 +231,8 @@ def _updates(
                 stage = UpdateStage(
                     way, options_for(way, study.update), study.evaluate, settings[name]
                 )
-                inputs = {**corpus, "train": train} if model else corpus
+                tuned = {"tune": train.inputs["tune"]} if "tune" in train.inputs else {}
+                inputs = {**corpus, "train": train, **tuned} if model else corpus
                 yield Node("update", stage, inputs, label, train.seed)
 
 

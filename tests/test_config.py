@@ -150,3 +150,10 @@ def test_some_arms_of_a_study() -> None:
     assert {text.split("+")[0] for text in study.baselines} == {"ngram", "cache", "moe", "engram"}
     with pytest.raises(UserError, match=r"unknown model 'engrams'.*engram"):
         find_study("main", arms=["moe", "engrams"])
+    with pytest.raises(UserError, match="engram is matched to moe in cost; add moe"):
+        find_study("main", arms=["engram"])
+    with pytest.raises(UserError, match="study 'offload' has no models"):
+        find_study("offload", arms=["moe"])
+    with pytest.raises(UserError, match="leave --corpus out"):
+        people = ["moe_people", "engram_people"]
+        find_study("memory-systems", arms=people, corpus=["mine.txt"])

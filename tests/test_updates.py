@@ -178,6 +178,32 @@ def test_rows_are_asked_of_a_memory_alone() -> None:
     check_study(find_study("brief", "smoke", assignments=[fine]))
     with pytest.raises(UserError, match=r"'moe\+rows' moves rows .*, which moe has not.*: engram$"):
         check_study(find_study("brief", "smoke", assignments=[wrong]))
+    for key in ("engram_frozen_table=true", 'engram_storage="host"'):
+        with pytest.raises(UserError, match=r"'engram\+rows' moves"):
+            changed = [f"models.engram.architecture.{key}", fine]
+            check_study(find_study("brief", "smoke", assignments=changed))
+
+
+def test_people_are_wanted_before_anything_is_trained() -> None:
+    ways = 'update.ways=["engram+finetune"]'
+    with pytest.raises(UserError, match="4 or more; the text of engram has 3"):
+        few = ["corpus.entities.n_entities=3", ways]
+        check_study(find_study("brief", "smoke", assignments=few))
+    with pytest.raises(UserError, match="the text of engram has none"):
+        check_study(find_study("brief", "smoke", assignments=[ways], corpus=["mine.txt"]))
+
+
+def test_tuned_rates_are_those_that_updates_start_from() -> None:
+    study = solve(find_study("memory-systems", "smoke", n_seeds=1, tune=True))
+    told = [node for node in graph(study) if node.stage == "update" and "train" in node.inputs]
+    assert told and all(n.inputs["tune"] is n.inputs["train"].inputs["tune"] for n in told)
+
+
+def test_memories_around_models_of_another_text_are_refused() -> None:
+    study = find_study("memory-systems", "smoke", n_seeds=1)
+    others = tuple(model for model in study.models if model.name.endswith("_people"))
+    with pytest.raises(UserError, match=r"baselines.*cannot be compared on it"):
+        check_study(dataclasses.replace(study, models=others, baselines=("engram_people+ngram",)))
 
 
 def test_models_that_are_told_are_scored_on_their_own_text_alone(tmp_path: Path) -> None:
@@ -211,9 +237,8 @@ def test_what_is_left_out_of_a_study_is_told_nothing(capsys: pytest.CaptureFixtu
     assert main([*asked, "--arms", "moe", "moe_people"]) == 0
     planned = capsys.readouterr().out
     assert "moe_people" in planned and "engram_people" not in planned
-    both = find_study("memory-systems", "smoke", arms=["moe", "engram_people"])
-    ways = ("engram_people+finetune", "engram_people+rows", *ALONE)
-    assert both.update.ways == ways
+    both = find_study("memory-systems", "smoke", arms=["moe_people", "engram_people"])
+    assert {"engram_people+finetune", "engram_people+rows", *ALONE} <= set(both.update.ways)
     assert not find_study("memory-systems", "smoke", arms=["moe"]).update.ways
 
 

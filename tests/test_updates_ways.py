@@ -213,6 +213,13 @@ def test_frozen_rows_are_not_moved(told: Told) -> None:
         weights.movable(model, rows_alone=True)
 
 
+def test_a_table_elsewhere_is_refused(told: Told) -> None:
+    host = type(weights.load_model(told.model)).from_pretrained(told.model, engram_storage="host")
+    for rows_alone in (False, True):
+        with pytest.raises(UserError, match="table lies elsewhere"):
+            weights.movable(host, rows_alone)
+
+
 def test_rows_alone_leave_every_other_number_as_it_was(told: Told) -> None:
     model, texts = opened(told, True), encoded(told)
     old = {name: value.clone() for name, value in model.state_dict().items()}

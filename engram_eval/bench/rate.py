@@ -44,6 +44,8 @@ def seconds_per_token(architecture: Mapping[str, Any], train: TrainConfig) -> fl
         model = EngramForCausalLM(config)
     model.set_ngrams(torch.from_numpy(tokens))
     model.to(device)
+    # What compiling and recording save a GPU shows after more steps than these.
+    settings = dataclasses.replace(settings, compile=False)
     step = stepper(model, build_optimizer(model, settings), settings)
     batch = on_device(Batches(tokens, train.seq_len, sequences, 0).batch(0), device)
     times = []

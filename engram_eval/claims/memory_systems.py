@@ -6,7 +6,8 @@ models were trained on.
 
 ``engram_people+rows`` is a model that knows facts about people, after some of them have changed and
 it was told so in that way (``updates.registry``). Right answers are counted on people who took no
-part in choosing rates. Seed 0 served to try the ways out, and is none of those that decide.
+part in choosing rates. Seed 0 served to try the ways out, and is none of those that decide. What
+they decide was declared before; the rates offered for all weights were raised once after it.
 
 Where a memory stands beside a model, each seed's own contrast is tested (``paired``): it is one
 training with and without, and an n-gram model smooths away most of what seeds differ by.

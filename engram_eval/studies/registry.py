@@ -107,6 +107,11 @@ def find_study(
         study = _only(study, arms)
     if corpus:
         study = _on_own_text(study, corpus)
+        if arms and not study.models:
+            raise UserError(
+                f"--arms {' '.join(arms)}: facts change of the pocket corpus's people alone; "
+                "leave --corpus out"
+            )
     if n_seeds is not None:
         if n_seeds < 1:
             raise UserError(f"--seeds {n_seeds}: at least 1 is needed")
@@ -122,10 +127,18 @@ def find_study(
 def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:
     """Leave out all other models, the baselines around them, and what they are told."""
     names = [model.name for model in study.models]
+    if not names:
+        raise UserError(f"--arms {' '.join(arms)}: study {study.name!r} has no models")
     for arm in arms:
         if arm not in names:
             raise unknown("model", arm, names)
     kept = tuple(model for model in study.models if model.name in arms)
+    for model in kept:
+        if model.match is not None and model.match not in arms:
+            raise UserError(
+                f"--arms {' '.join(arms)}: {model.name} is matched to {model.match} in cost; "
+                f"add {model.match}"
+            )
     listed = resolve("engram_eval.baselines.registry:read_listed")
     beside = tuple(each for each in study.baselines if listed(each).model in (None, *arms))
     told = tuple(way for way in study.update.ways if listed(way).model in (None, *arms))

@@ -5,7 +5,7 @@ of the models that are told.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engram_eval.baselines.registry import BASELINES, read_listed
 from engram_eval.config import UpdateConfig
@@ -73,24 +73,38 @@ def options_for(way: str, update: UpdateConfig) -> UpdateConfig:
     return UpdateConfig(**{name: getattr(update, name) for name in used})
 
 
-def check_rows(update: UpdateConfig, with_memory: Mapping[str, bool]) -> None:
-    """Check that ways which move rows are asked of models that have some.
+def check_told(update: UpdateConfig, architectures: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that ways which move weights are asked of models that allow it.
 
     Args:
         update: names of models in it exist.
-        with_memory: of each model, as far as it is known before it is opened.
+        architectures: of the models, as far as they are known before one is opened.
 
     Raises:
-        UserError: a model has none.
+        UserError: rows of a model that has none or does not train them, or a table that does not
+            lie on the device.
     """
+    having = [name for name, keys in architectures.items() if _has_rows(keys)]
     for listed in update.ways:
         name, model = read_listed(listed)
-        if find_way(name).moves_rows and not with_memory.get(str(model), True):
-            having = ", ".join(each for each, has in with_memory.items() if has) or "none"
+        way, keys = find_way(name), architectures.get(str(model))
+        if keys is None or not way.rates:
+            continue
+        if way.moves_rows and not _has_rows(keys):
             raise UserError(
-                f"update.ways: {listed!r} moves rows of a memory, which {model} has not; "
-                f"models with one: {having}"
+                f"update.ways: {listed!r} moves rows that are trained, which {model} has not; "
+                f"models with some: {', '.join(having) or 'none'}"
             )
+        storage = keys.get("engram_storage", "device")
+        if storage != "device":
+            raise UserError(
+                f"update.ways: {listed!r} moves weights; engram_storage of {model} is {storage!r}, "
+                "and must be 'device' for it"
+            )
+
+
+def _has_rows(keys: Mapping[str, Any]) -> bool:
+    return bool(keys.get("engram_layers")) and not keys.get("engram_frozen_table", False)
 
 
 def check_update(update: UpdateConfig, models: Sequence[str]) -> None:

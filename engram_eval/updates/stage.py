@@ -14,6 +14,7 @@ from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from engram_eval.stage_config import UpdateStage
 from engram_eval.stages import resolve
+from engram_eval.training.stage import tuned
 from engram_eval.updates.changes import draw_changes
 from engram_eval.updates.registry import find_way
 from engram_eval.updates.told import Told
@@ -26,11 +27,11 @@ def update(
     out: Path,
     report: Reporter,
 ) -> list[MetricRow]:
-    """Tell a model what has changed; no rows for text without generated people.
+    """Tell a model what has changed.
 
     Args:
         inputs: ``corpus``, the text that was read, and ``train`` with the folder ``model``; without
-            it, a memory stands alone.
+            it, a memory stands alone. ``tune``, if the model's rates were tuned.
         config: which way, and how.
         seed: of the training run, which draws what changes.
         out: the folder to fill.
@@ -42,7 +43,8 @@ def update(
         that choose a rate ``update_rate``.
 
     Raises:
-        UserError: an unknown way, one that the model does not allow, or an impossible setting.
+        UserError: an unknown way, one that the model does not allow, an impossible setting, or text
+            without generated people.
     """
     if seed is None:
         raise UserError("what changes is drawn by a seed")
@@ -51,13 +53,14 @@ def update(
     corpus = load_corpus(inputs["corpus"])
     changes = draw_changes(corpus, config.options, seed)
     if changes is None:
-        return []
+        raise UserError("facts change of generated people only, and this text has none")
+    settings = tuned(config.train, inputs["tune"]) if "tune" in inputs else config.train
     told = Told(
         model=inputs["train"] / "model" if "train" in inputs else None,
         corpus=excerpt(corpus, config.train.tokens),
         changes=changes,
         options=config.options,
-        train=config.train,
+        train=settings,
         # Memories beside a model are tuned on held-out text, scored or not.
         evaluate=dataclasses.replace(config.evaluate, heldout=True),
         val=scored_tokens(

@@ -24,6 +24,7 @@ from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import token_bits
 from engram_eval.evaluation.heldout_stage import windows
 from engram_eval.evaluation.stage import fast_lm
+from engram_eval.models.offload import HostTable
 from engram_eval.models.table import RowTable
 from engram_eval.records import MetricRow
 from engram_eval.training.optim import (
@@ -123,8 +124,10 @@ def movable(model: nn.Module, rows_alone: bool) -> None:
     """Let gradients reach all weights, or rows of a table alone.
 
     Raises:
-        UserError: rows are asked for, and there is no trained table.
+        UserError: rows are asked for, and there is no trained table; or one lies elsewhere.
     """
+    if any(isinstance(module, HostTable) for module in model.modules()):
+        raise UserError("weights are moved on the device; this model's table lies elsewhere")
     frozen = {
         f"{name}.weight"
         for name, module in model.named_modules()
