@@ -32,7 +32,7 @@ def check_study(study: StudyConfig) -> None:
             raise UserError(
                 f"models.{model.name}.seeds={list(model.seeds)}: at least one is needed, each once"
             )
-    _check_names(study)
+    check_names(study)
     if study.scale in OWN_TEXT and not study.corpus.paths and not all(m.path for m in study.models):
         raise UserError(f"scale {study.scale} trains on your own text: give --corpus PATH")
     if study.evaluate.tasks:
@@ -47,7 +47,12 @@ def check_study(study: StudyConfig) -> None:
     _check_offload(study)
 
 
-def _check_names(study: StudyConfig) -> None:
+def check_names(study: StudyConfig) -> None:
+    """Check what a study asks for by name, and what its models are told.
+
+    Raises:
+        UserError: something unknown, or what a model does not allow.
+    """
     probes = (*study.probe.probes, *study.probe.equal_loss)
     known: dict[str, tuple[Sequence[str], Any]] = {
         "probe": (probes, resolve("probes.registry:PROBES")),

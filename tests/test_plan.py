@@ -73,3 +73,9 @@ def test_stages_side_by_side_and_nothing_unmeasured(monkeypatch: pytest.MonkeyPa
     planned["workers"] = 2
     assert "32 min, side by side on 2 cores 16 min; " in plan_table(planned)
     assert json.loads(json.dumps(planned)) == planned
+
+
+@pytest.mark.parametrize("named", ['update.ways=["engram+row"]', 'baselines=["ngrams"]'])
+def test_a_plan_knows_what_it_is_asked_for(named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "smoke", "--no-time", "--set", named]) == 2
+    assert "unknown" in capsys.readouterr().err

@@ -28,11 +28,7 @@ from engram_eval.updates.changes import (
 )
 from engram_eval.updates.registry import WAYS, check_update
 from engram_eval.updates.told import groups
-from tests.updates_fixture import DIALS, TEXT, told_corpus
-
-OPTIONS = UpdateConfig(
-    people=6, changes=1, steps=40, batch_size=8, weight_rates=(0.3, 1.0), row_rates=(1.0,)
-)
+from tests.updates_fixture import DIALS, OPTIONS, TEXT, told_corpus
 
 
 @pytest.fixture(scope="module")

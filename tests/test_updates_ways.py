@@ -17,7 +17,7 @@ from engram_eval.baselines.passages import Passages
 from engram_eval.baselines.rag import RagLM
 from engram_eval.baselines.registry import BASELINES
 from engram_eval.baselines.training_text import own_text
-from engram_eval.config import EvalConfig, TrainConfig, UpdateConfig
+from engram_eval.config import EvalConfig, TrainConfig
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.revised import revise
 from engram_eval.corpus.store import Corpus
@@ -41,11 +41,8 @@ from engram_eval.updates.stage import update
 from engram_eval.updates.told import BEFORE, Told, answered, measure
 from tests.evaluation_tools import QUIET, tiny_llama
 from tests.probes_fixture import engram
-from tests.updates_fixture import told_corpus
+from tests.updates_fixture import OPTIONS, told_corpus
 
-OPTIONS = UpdateConfig(
-    people=6, changes=1, steps=40, batch_size=8, weight_rates=(0.3, 1.0), row_rates=(1.0,)
-)
 TRAIN = TrainConfig(lr=1e-2, table_lr_multiplier=5.0, clip_norm=1.0)
 EVALUATE = EvalConfig(tasks=(), batch_size=32, seq_len=32, heldout_sequences=6)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engram_eval.config import CorpusConfig, EntityDials, Mix
+from engram_eval.config import CorpusConfig, EntityDials, Mix, UpdateConfig
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.progress import Reporter
@@ -14,6 +14,10 @@ TEXT = CorpusConfig(
     val_fraction=0.2,
     mix=Mix(code=0.0, docs=0.0, facts=0.0, math=1.0, recall=0.0),
     entities=DIALS,
+)
+
+OPTIONS = UpdateConfig(
+    people=6, changes=1, steps=40, batch_size=8, weight_rates=(0.3, 1.0), row_rates=(1.0,)
 )
 
 

@@ -35,7 +35,6 @@ class Hashing(NamedTuple):
     heads: Tensor
 
 
-@functools.lru_cache(maxsize=64)
 def hashing(
     lengths: tuple[int, ...], primes: tuple[int, ...], multipliers: tuple[int, ...], offset: bool
 ) -> Hashing:
