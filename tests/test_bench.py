@@ -4,7 +4,8 @@ import dataclasses
 import io
 import math
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,25 +90,46 @@ def test_turns_end_at_the_deadline_and_the_first_is_not_counted() -> None:
     assert task.done == pytest.approx(0.6, abs=0.5)
 
 
-def test_one_by_one_each_has_its_time_and_goes() -> None:
+def test_each_set_has_its_time_and_goes() -> None:
     made: list[str] = []
+    taken: list[str] = []
 
-    def contenders() -> Iterator[train.Contender]:
-        for name in ("first", "second"):
-            made.append(name)
-            yield train.Contender(name, name, None, lambda: time.sleep(0.002))
-            assert made == ["first", "second"][: len(made)], "made when its turn comes"
+    def contender(name: str) -> train.Contender:
+        made.append(name)
+
+        def step() -> None:
+            taken.append(name)
+            time.sleep(0.002)
+
+        return train.Contender(name, name, None, step)
+
+    def sets() -> Iterator[list[train.Contender]]:
+        yield [contender("first"), contender("second")]
+        assert not weak[0](), "given up before the next is made"
+        yield [contender("third")]
+
+    weak: list[weakref.ref[Callable[[], None]]] = []
+
+    def watched() -> Iterator[list[train.Contender]]:
+        for each in sets():
+            weak.append(weakref.ref(each[0].step))
+            assert len(made) == 2 * len(weak) - (len(weak) > 1), "made when its turn comes"
+            yield each
+            del each
 
     started = time.monotonic()
     told = io.StringIO()
-    done, times = train.one_by_one(
-        contenders(), 0.05 * train.GPU_CONTENDERS, Task("bench", 1.0), Reporter(out=told)
+    done, times = train.set_by_set(
+        watched(), 0.05 * train.GPU_CONTENDERS, Task("bench", 1.0), Reporter(out=told)
     )
     assert [line.split(":")[0] for line in told.getvalue().splitlines()] == [c.name for c in done]
-    assert [each.name for each in done] == ["first", "second"] == list(times.steps)
-    assert all(len(taken) >= 3 for taken in times.steps.values())
-    # Each has 0.05 s, but for a last step that would end too late.
-    assert 0.1 - sum(max(taken) for taken in times.steps.values()) < time.monotonic() - started < 5
+    assert [each.name for each in done] == ["first", "second", "third"] == list(times.steps)
+    assert all(len(counted) >= 3 for counted in times.steps.values())
+    # Each has 0.05 s, but for a last turn that would end too late.
+    late = sum(max(counted) for counted in times.steps.values())
+    assert 0.15 - late < time.monotonic() - started < 5
+    together = taken[: taken.index("third")]
+    assert together == ["first", "second"] * (len(together) // 2), "turn by turn"
     with pytest.raises(RuntimeError, match="given up"):
         done[0].step()
 

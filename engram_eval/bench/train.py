@@ -3,16 +3,18 @@
 All take the same batch, in bf16 autocast, with AdamW and clipping. They take turns, step by step,
 so that what else the machine does hits all of them, and after each step of ours its products alone;
 the first step of each is not counted. Of times and of ratios within a turn the median counts: the
-matrix unit of a processor that others use has more than one speed. On a GPU each also runs with its
-blocks compiled, and is waited for once in some steps: a training run asks for a step before it
-reads the one before.
+matrix unit of a processor that others use has more than one speed, and so has a GPU that draws all
+the power it may. There each also runs with its blocks compiled, and is waited for once in some
+steps, since a training run asks for a step before it reads the one before; ours take turns with
+each other, peers are measured after them.
 """
 
 import dataclasses
+import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -106,9 +108,9 @@ def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[
     started = time.monotonic()
     with report.task("bench train", seconds) as task:
         if device.type == "cuda":
-            contenders, times = one_by_one(_contenders(scale, device), seconds, task, report)
+            contenders, times = set_by_set(_gpu_sets(scale, device), seconds, task, report)
         else:
-            contenders = list(_contenders(scale, device))
+            contenders = [*_ours(scale, device), *_peers(scale, device)]
             times = take_turns(contenders, started + seconds, task)
     return _rows(contenders, times, settings, device)
 
@@ -147,13 +149,13 @@ def take_turns(contenders: list[Contender], deadline: float, task: Task) -> Time
     return times
 
 
-def one_by_one(
-    contenders: Iterator[Contender], seconds: float, task: Task, report: Reporter
+def set_by_set(
+    sets: Iterable[list[Contender]], seconds: float, task: Task, report: Reporter
 ) -> tuple[list[Contender], Times]:
-    """Measure each contender before the next one is made: a GPU has no room for all of them.
+    """Let each set of contenders take turns before the next is made: a GPU has no room for all.
 
     Args:
-        contenders: made as they are drawn.
+        sets: made as they are drawn.
         seconds: for all of them, if they are ``GPU_CONTENDERS``; what compiling takes comes on top.
         task: progress in seconds.
         report: told of each result, so that a bench that is cut off has said what it had.
@@ -163,15 +165,20 @@ def one_by_one(
     """
     done: list[Contender] = []
     times = Times({}, {})
-    for contender in contenders:
-        contender.step()
-        found = take_turns([contender], time.monotonic() + seconds / GPU_CONTENDERS, task)
+    for contenders in sets:
+        for contender in contenders:
+            contender.step()
+        share = seconds * len(contenders) / GPU_CONTENDERS
+        found = take_turns(contenders, time.monotonic() + share, task)
         times.steps.update(found.steps)
         times.alone.update(found.alone)
-        usual = 1000 * statistics.median(found.steps[contender.name]) / contender.steps
-        report.say(f"{contender.name}: {usual:.1f} ms a step")
-        done.append(contender._replace(step=_gone, alone=None))
+        for contender in contenders:
+            usual = 1000 * statistics.median(found.steps[contender.name]) / contender.steps
+            report.say(f"{contender.name}: {usual:.1f} ms a step")
+            done.append(contender._replace(step=_gone, alone=None))
+        contenders.clear()
         del contender
+        gc.collect()
         torch.cuda.empty_cache()
     return done, times
 
@@ -180,39 +187,64 @@ def _gone() -> None:
     raise RuntimeError("this contender's model has been given up")
 
 
-def _contenders(scale: str, device: torch.device) -> Iterator[Contender]:
+def _gpu_sets(scale: str, device: torch.device) -> Iterator[list[Contender]]:
+    for compiled in (False, True):
+        yield list(_ours(scale, device, compiled))
+    for contender in _peers(scale, device):
+        yield [contender]
+
+
+def _ours(scale: str, device: torch.device, compiled: bool = False) -> Iterator[Contender]:
+    settings = SCALES[scale].train
+    batch, steps = _batch(scale, device), _steps(device)
+    moe, memory = _architectures(scale)
+    ours = {
+        "dense": {**moe, "n_routed_experts": 0},
+        "moe": moe,
+        "engram": {**moe, **memory},
+    }
+    manner = dataclasses.replace(settings, compile=compiled)
+    for name, architecture in ours.items():
+        config = architecture_config(architecture)
+        model = _build(partial(EngramForCausalLM, config), device, compiled)
+        step = _waiting(_our_step(model, batch, manner), steps, device)
+        alone = _alone(config, settings, device)
+        yield Contender(_named(name, compiled), name, config, step, steps, alone)
+
+
+def _peers(scale: str, device: torch.device) -> Iterator[Contender]:
+    batch, steps = _batch(scale, device), _steps(device)
+    on_gpu = device.type == "cuda"
+    for peer in peers(*_architectures(scale), on_gpu):
+        for compiled in (False, True) if on_gpu else (False,):
+            model = _build(peer.build, device, compiled)
+            step = _waiting(peer_step(model, batch, SCALES[scale].train), steps, device)
+            yield Contender(_named(peer.name, compiled), peer.group, None, step, steps)
+
+
+def _steps(device: torch.device) -> int:
+    return GPU_STEPS if device.type == "cuda" else 1
+
+
+def _architectures(scale: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the MoE's keys of ``EngramConfig``, and those that make it an Engram model."""
+    sizes = SCALES[scale]
+    vocabulary = {"vocab_size": sizes.corpus.vocab_size, "engram_compression": False}
+    moe = {**sizes.backbone, **sizes.experts, **vocabulary}
+    return moe, {**sizes.memory, "n_routed_experts": sizes.engram_experts}
+
+
+def _batch(scale: str, device: torch.device) -> Batch:
+    """Return a batch of drawn tokens, the same each time."""
     sizes = SCALES[scale]
     settings = sizes.train
-    vocabulary = {"vocab_size": sizes.corpus.vocab_size, "engram_compression": False}
     tokens = torch.randint(
         sizes.corpus.vocab_size,
         (settings.batch_size * settings.seq_len * 4 + 1,),
         generator=torch.Generator().manual_seed(0),
     )
     batches = Batches(tokens.numpy(), settings.seq_len, settings.batch_size, 0)
-    batch = on_device(batches.batch(0), device)
-    on_gpu = device.type == "cuda"
-    steps = GPU_STEPS if on_gpu else 1
-    moe = {**sizes.backbone, **sizes.experts, **vocabulary}
-    memory = {**sizes.memory, "n_routed_experts": sizes.engram_experts}
-    ours = {
-        "dense": {**moe, "n_routed_experts": 0},
-        "moe": moe,
-        "engram": {**moe, **memory},
-    }
-    for name, architecture in ours.items():
-        config = architecture_config(architecture)
-        for compiled in (False, True) if on_gpu else (False,):
-            model = _build(partial(EngramForCausalLM, config), device, compiled)
-            manner = dataclasses.replace(settings, compile=compiled)
-            step = _waiting(_our_step(model, batch, manner), steps, device)
-            alone = _alone(config, settings, device)
-            yield Contender(_named(name, compiled), name, config, step, steps, alone)
-    for peer in peers(moe, memory, on_gpu):
-        for compiled in (False, True) if on_gpu else (False,):
-            model = _build(peer.build, device, compiled)
-            step = _waiting(peer_step(model, batch, settings), steps, device)
-            yield Contender(_named(peer.name, compiled), peer.group, None, step, steps)
+    return on_device(batches.batch(0), device)
 
 
 def _named(name: str, compiled: bool) -> str:
