@@ -1,5 +1,6 @@
 """RMSNorm and its closed-form gradient against torch's own."""
 
+import native_tools
 import pytest
 import torch
 from torch.nn.functional import rms_norm
@@ -44,17 +45,26 @@ def test_one_gain_per_stream() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_half_precision_is_normalised_in_single() -> None:
-    norm, x = make(64, torch.bfloat16), draw(10, 64, dtype=torch.bfloat16).requires_grad_()
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("gain", [torch.bfloat16, torch.float32])
+def test_half_precision_is_normalised_in_single(
+    gain: torch.dtype, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels:
+        native_tools.take_away(monkeypatch)
+    norm, x = make(64, gain), draw(10, 64, dtype=torch.bfloat16).requires_grad_()
     found = norm(x)
     assert found.dtype == torch.bfloat16
     wide, weight = x.detach().double().requires_grad_(), norm.weight.detach().double()
     expected = rms_norm(wide, (64,), weight.requires_grad_(), 1e-3)
     assert (found.double() - expected).abs().max() < 0.02 * expected.abs().max()
-    for ours, theirs in zip(
-        gradients(found, (x, norm.weight)), gradients(expected, (wide, weight)), strict=True
+    for ours, theirs, given in zip(
+        gradients(found, (x, norm.weight)),
+        gradients(expected, (wide, weight)),
+        (x, norm.weight),
+        strict=True,
     ):
-        assert ours.dtype == torch.bfloat16
+        assert ours.dtype == given.dtype
         assert (ours.double() - theirs).norm() < 0.02 * theirs.norm()
 
 

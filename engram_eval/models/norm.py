@@ -52,7 +52,7 @@ class _Normalise(torch.autograd.Function):
         scale = (_mean_square(wide) + eps).rsqrt()
         normed = wide * scale
         ctx.save_for_backward(normed, scale, weight)
-        return weight * normed.to(x.dtype)
+        return (weight * normed.to(x.dtype)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
