@@ -23,14 +23,16 @@ def test_the_largest_scores_are_chosen(rows: int, width: int, data: st.DataObjec
     assert torch.equal(top_k(scores, k), scores.topk(k).indices)
     assert torch.equal(top_k(scores.double(), k), scores.topk(k).indices)
     assert torch.equal(top_k(scores.T, min(k, rows)), scores.T.topk(min(k, rows)).indices)
+    assert torch.equal(native_routing._one_after_the_other(scores, k), scores.topk(k).indices)
 
 
 def test_of_equal_scores_the_first_is_chosen_and_none_twice() -> None:
     nan = float("nan")
     scores = torch.tensor([[1.0, 2, 2, 1], [0.0, 0, 0, 0], [nan, nan, nan, 1]])
-    chosen = top_k(scores, 3).tolist()
-    assert chosen[:2] == [[1, 2, 0], [0, 1, 2]]
-    assert len(set(chosen[2])) == 3
+    for choose in (top_k, native_routing._one_after_the_other):
+        chosen = choose(scores, 3).tolist()
+        assert chosen[:2] == [[1, 2, 0], [0, 1, 2]]
+        assert len(set(chosen[2])) == 3
 
 
 @given(st.integers(1, 30), st.integers(1, 3), st.integers(0, 5))

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach, library
 
+FEW = 8
+"""Passes over a row of scores that a GPU makes sooner than ``torch.topk`` sorts it."""
+
 
 class Sizes(ctypes.Structure):
     """The fields of ``struct Router`` in ``routing_kernels.cpp``."""
@@ -119,4 +122,18 @@ def _routing() -> NativeRouting | None:
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Return the numbers of the ``k`` largest of each row of ``scores`` (N, E): (N, k) int64."""
     routing = routing_for(scores) if scores.dtype == torch.float32 else None
-    return scores.topk(k, dim=-1).indices if routing is None else routing.top_k(scores, k)
+    if routing is not None:
+        return routing.top_k(scores, k)
+    if scores.is_cuda and k <= FEW:
+        return _one_after_the_other(scores, k)
+    return scores.topk(k, dim=-1).indices
+
+
+def _one_after_the_other(scores: Tensor, k: int) -> Tensor:
+    """Return what ``top_k`` does for rows with ``k`` scores above minus infinity."""
+    numbers = torch.arange(scores.shape[-1], device=scores.device)
+    found = [scores.argmax(-1, keepdim=True)]
+    for _ in range(k - 1):
+        scores = scores.masked_fill(numbers == found[-1], float("-inf"))
+        found.append(scores.argmax(-1, keepdim=True))
+    return torch.cat(found, dim=-1)
