@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from engram_eval.models.moe import MoE
 from engram_eval.models.offload import HostTable
 from engram_eval.training.data import Batch
 from engram_eval.training.lookup import Lookup
@@ -56,10 +57,20 @@ class Recorded(Generic[Result]):
         self._graph = graph
 
 
-def can_be_recorded(model: nn.Module) -> bool:
-    """Whether all that a training step needs lies on one GPU."""
+def can_be_recorded(model: nn.Module, bf16: bool) -> bool:
+    """Whether a training step, in bfloat16 autocast or not, is all on one GPU."""
     on_gpu = all(parameter.is_cuda for parameter in model.parameters())
-    return on_gpu and not any(isinstance(module, HostTable) for module in model.modules())
+    return on_gpu and not reads_back(model, bf16)
+
+
+def reads_back(model: nn.Module, bf16: bool) -> bool:
+    """Whether a training step on a GPU waits for numbers that only the GPU knows.
+
+    So do tables elsewhere, whose rows are fetched, and experts in single precision, which no kernel
+    multiplies without knowing their loads.
+    """
+    waits = HostTable if bf16 else (HostTable, MoE)
+    return any(isinstance(module, waits) for module in model.modules())
 
 
 def _copy(batch: Batch) -> Batch:

@@ -79,7 +79,7 @@ def stepper(
     """
     parts = _Parts(trained(model), [m for m in model.modules() if isinstance(m, MoE)])
     work: Callable[[Batch], Outcome] = partial(_gradients, model, parts, optimizer, config, show)
-    if config.compile and can_be_recorded(model):
+    if config.compile and can_be_recorded(model, config.autocast_bf16):
         work = Recorded(work)
 
     def step(batch: Batch) -> Outcome:
