@@ -27,7 +27,12 @@ NO_SPREAD = 1e-9
 
 
 class Estimate(NamedTuple):
-    """A contrast, its standard error, and the degrees of freedom of that error."""
+    """A contrast, its standard error, and the degrees of freedom of that error.
+
+    A standard error of 0 says that every seed gave this very value, of ``dof + 1`` seeds. Student's
+    t is then 0/0 or infinite, and would take few seeds for certain; the tests below go by signs
+    alone: that n seeds lie on one side of a bound has a chance of ``2^-n``, if half of all do.
+    """
 
     value: float
     stderr: float
@@ -107,11 +112,18 @@ def block_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
     return Estimate(value, math.sqrt(spread), float(design.dof))
 
 
-def seed_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
+def seed_contrast(values: Values, weights: Mapping[str, float], counted: bool = False) -> Estimate:
     """Estimate ``sum(weight x arm)`` from its value at each seed that all these arms have.
 
     No variance is shared between arms: for arms that are trained differently. With weights that do
     not add up to 0 it tests whether a value is 0, which makes sense for one that is a difference.
+
+    Args:
+        values: of these arms.
+        weights: of arms.
+        counted: the values count right answers, of which trainings can give as many in every seed;
+            the estimate then has no standard error. Bits never agree to the last digit, unless the
+            same numbers were read twice.
 
     Raises:
         UserError: an arm without values, fewer than two common seeds, or no spread over them.
@@ -125,7 +137,10 @@ def seed_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
     )
     stderr = float(each.std(ddof=1) / math.sqrt(each.size))
     if stderr <= NO_SPREAD:
-        raise UserError("contrast: no spread over seeds")
+        if not counted:
+            raise UserError("contrast: no spread over seeds")
+        # Thirds of questions do not add up to exactly 0, nor to the same number.
+        return Estimate(round(float(each.mean()), 9), 0.0, float(each.size - 1))
     return Estimate(float(each.mean()), stderr, float(each.size - 1))
 
 
@@ -143,14 +158,21 @@ def slope_weights(x: Mapping[str, float]) -> dict[str, float]:
     return {arm: float(c) / total for arm, c in zip(x, centred, strict=True)}
 
 
+def by_signs(found: Estimate) -> float:
+    """Return the chance that all seeds lie on one side of their median, of an even chance each."""
+    return 0.5 ** (found.dof + 1)
+
+
 def interval(found: Estimate) -> tuple[float, float]:
-    """Return Student's 95 % confidence interval of a contrast."""
+    """Return Student's 95 % confidence interval of a contrast; it needs a standard error."""
     half = float(scipy.special.stdtrit(found.dof, 0.975)) * found.stderr
     return found.value - half, found.value + half
 
 
 def p_greater(found: Estimate, bound: float = 0.0) -> float:
     """Return the one-sided p-value of "the contrast is at most ``bound``"."""
+    if found.stderr == 0:
+        return by_signs(found) if found.value > bound else 1.0
     return float(scipy.special.stdtr(found.dof, (bound - found.value) / found.stderr))
 
 
@@ -166,14 +188,19 @@ def p_equivalent(found: Estimate, bound: float) -> float:
 def power_of_difference(found: Estimate, effect: float, alpha: float = 0.05) -> float:
     """Return how likely the two-sided t-test finds a true effect of this size, on its side.
 
-    From the noncentral t distribution with the standard error at hand.
+    From the noncentral t distribution with the standard error at hand; without one, whether so many
+    seeds can find anything by their signs.
     """
+    if found.stderr == 0:
+        return float(2 * by_signs(found) < alpha)
     critical = float(scipy.special.stdtrit(found.dof, 1 - alpha / 2))
     return 1.0 - float(scipy.special.nctdtr(found.dof, abs(effect) / found.stderr, critical))
 
 
 def power_of_equivalence(found: Estimate, bound: float, alpha: float = 0.05) -> float:
     """Return how likely the equivalence test passes where the true contrast is 0."""
+    if found.stderr == 0:
+        return float(by_signs(found) < alpha)
     critical = float(scipy.special.stdtrit(found.dof, 1 - alpha))
     room = bound / found.stderr - critical
     return max(0.0, 2 * float(scipy.special.stdtr(found.dof, room)) - 1)

@@ -14,7 +14,7 @@ from engram_eval.bench.offload import STORAGES
 from engram_eval.bench.offload_stage import arm_name
 from engram_eval.claims.claim import Claim, Rows, Score, less_than
 from engram_eval.claims.collect import read_table
-from engram_eval.claims.judge import Verdict, judge
+from engram_eval.claims.judge import Verdict, bounds, judge
 from engram_eval.claims.registry import CLAIMS, claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import read_verdicts
@@ -262,10 +262,60 @@ def test_too_few_seeds_and_missing_rows_are_inconclusive() -> None:
     values = simulate(np.random.default_rng(7), 0.05, seeds=2)
     found = one(values)
     assert (found.verdict, found.seeds, found.power) == ("inconclusive", 2, 0.0)
-    assert found.reason == "2 seeds per arm, a test needs 3"
+    assert found.reason == "2 seeds per arm, a test needs 3; power 0%"
     del values["b"]
     found = one(values)
-    assert (found.verdict, found.reason, found.seeds) == ("inconclusive", "no rows of b", 0)
+    assert (found.verdict, found.reason) == ("inconclusive", "no rows of b; power 0%")
+    assert found.seeds == 0
+
+
+def right(gain: float, seeds: int) -> dict[str, dict[int, float]]:
+    """Return shares of right answers: seeds differ, and ``b`` has as many more in each of them."""
+    a = {seed: 0.1 * seed for seed in range(seeds)}
+    return {"a": a, "b": {seed: share + gain for seed, share in a.items()}}
+
+
+ANSWERS = Score(((1.0, Rows("update", "exact_match")),), unit="share")
+MORE = {"b - a": {"b": 1.0, "a": -1.0}}
+
+
+@pytest.mark.parametrize(
+    ("gain", "seeds", "prediction", "verdict", "power"),
+    [
+        # By hand: five equal signs have a chance of 1/32 on one side and 1/16 on either.
+        (0.0, 5, "greater", "no_difference", 0.0),
+        (0.0, 5, "equal", "supported", 1.0),
+        (0.0, 4, "equal", "inconclusive", 0.0),
+        (0.3, 5, "greater", "inconclusive", 0.0),
+        (0.3, 6, "greater", "supported", 1.0),
+        (-0.3, 6, "greater", "reversed", 1.0),
+        (0.3, 6, "equal", "reversed", 1.0),
+    ],
+)
+def test_what_is_the_same_in_every_seed_counts_by_its_signs(
+    gain, seeds, prediction, verdict, power
+) -> None:
+    asked = {"score": ANSWERS, "contrasts": MORE, "prediction": prediction, "test": "paired"}
+    found = one(right(gain, seeds), **asked)
+    assert (found.verdict, found.power) == (verdict, power)
+    assert found.tested is not None and bounds(found.tested.shown) == (None, None)
+    assert found.tested.shown.estimate.value == pytest.approx(gain)
+    if verdict == "inconclusive":
+        signs = f"{seeds} equal signs have p {0.5**seeds:.2g} uncorrected"
+        assert found.reason.startswith(f"the same in every seed: {signs}; neither")
+        assert found.reason.endswith("power 0%")
+
+
+def test_more_claims_need_more_equal_seeds() -> None:
+    asked = claim(score=ANSWERS, contrasts=MORE, test="paired")
+    for seeds, verdict in ((5, "inconclusive"), (6, "no_difference")):
+        told = judge([(asked, right(0.0, seeds))] * 3)
+        assert {found.verdict for found in told} == {verdict}
+
+
+def test_bits_that_are_the_same_in_every_seed_were_read_twice() -> None:
+    found = one(right(0.0, 5), contrasts=MORE, test="paired")
+    assert found.tested is None and found.reason == "contrast: no spread over seeds; power 0%"
 
 
 def test_a_shape_holds_only_if_all_its_parts_do() -> None:
@@ -502,8 +552,8 @@ def test_tasks_that_tell_nobody_apart_are_the_reason(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows_of(losses)])
     write_verdicts(tmp_path)
     told = {entry["id"]: entry["reason"] for entry in read_verdicts(tmp_path)}
-    assert told["main.tasks_code"] == "no task of its domain tells models apart"
-    assert told["main.loss"] == "contrast: no spread over seeds"
+    assert told["main.tasks_code"] == "no task of its domain tells models apart; power 0%"
+    assert told["main.loss"] == "contrast: no spread over seeds; power 0%"
 
 
 def test_a_row_without_a_value_is_no_missing_row(tmp_path: Path) -> None:
@@ -518,8 +568,8 @@ def test_a_row_without_a_value_is_no_missing_row(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows])
     write_verdicts(tmp_path)
     told = {entry["id"]: entry["reason"] for entry in read_verdicts(tmp_path)}
-    assert told[claim.id] == "engram: their rows have no value"
-    assert told["mechanism.early_lens"] == "no rows of moe, engram"
+    assert told[claim.id] == "engram: their rows have no value; power 0%"
+    assert told["mechanism.early_lens"] == "no rows of moe, engram; power 0%"
 
 
 @pytest.mark.parametrize(
@@ -558,6 +608,24 @@ def test_claims_about_arms_that_a_study_leaves_out_are_not_made(tmp_path: Path) 
     asked = [c for c in claims_of("mechanism") if set(c.arms) <= {"moe", "engram"}]
     assert told == {claim.id for claim in asked} and "mechanism.early_lens" in told
     assert "mechanism.early_lens_beyond_bigram" not in told
+
+
+def test_two_names_of_one_model_are_not_compared(tmp_path: Path) -> None:
+    study = find_study("main", "smoke")
+    moe = next(model for model in study.models if model.name == "moe")
+    models = tuple(
+        dataclasses.replace(
+            moe if model.name == "engram" else model, name=model.name, match="dense", solved=True
+        )
+        for model in study.models
+    )
+    write_json(tmp_path / "study.json", to_dict(dataclasses.replace(study, models=models)))
+    losses = {model.name: {seed: 1.0 + seed for seed in range(3)} for model in models}
+    write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows_of(losses)])
+    write_verdicts(tmp_path)
+    told = {entry["id"]: entry for entry in read_verdicts(tmp_path)}
+    assert told["main.loss"]["reason"] == "moe and engram are one and the same model; power 0%"
+    assert "one and the same" not in told["main.baseline"]["reason"]
 
 
 def test_claims_on_domains_are_made_of_own_text_only_where_it_has_them(tmp_path: Path) -> None:

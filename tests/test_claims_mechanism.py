@@ -80,6 +80,27 @@ def test_what_is_planted_is_found(claim: Claim, tmp_path: Path) -> None:
         assert len(kept) == len(rows), "what a verdict rests on is published"
 
 
+def test_what_no_seed_has_in_full_is_named(tmp_path: Path) -> None:
+    claim = CLAIMS["mechanism.knowledge_tasks_rely_on_memory"]
+    of = {rows.slice["domain"]: rows for _, rows in claim.score.terms}
+    rows = [
+        *list(rows_of("engram", of["knowledge"], np.ones(SEEDS)))[:2],
+        *list(rows_of("engram", of["context"], np.ones(SEEDS)))[2:3],
+    ]
+    write_json(tmp_path / "study.json", to_dict(STUDY))
+    for made, told in (
+        (rows, "context retained of seed 2, task_knockout knowledge retained of seeds 0, 1"),
+        (rows[:1], "context retained of none, task_knockout knowledge retained of seed 0"),
+    ):
+        write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in made])
+        write_verdicts(tmp_path)
+        (found,) = (e for e in read_verdicts(tmp_path) if e["id"] == claim.id)
+        assert found["reason"] == (
+            "no seed of engram has all rows (of tasks that a model answers better than by chance): "
+            f"task_knockout {told}; power 0%"
+        )
+
+
 def read(table: Table, other: str) -> dict[str, dict[int, float]]:
     return table.values(Score(((1.0, SHIFT._replace(other=other)),)))
 

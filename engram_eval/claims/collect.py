@@ -64,6 +64,10 @@ class Table(NamedTuple):
         """Return the models with a row of a score that has no value."""
         return {model for _, rows in score.terms for model in self.empty.get(_key(rows), ())}
 
+    def seeds(self, rows: Rows, model: str) -> list[int]:
+        """Return the seeds of a model that have a row with a value."""
+        return sorted(seed for name, seed in self.cells.get(_key(rows), {}) if name == model)
+
     def _column(self, rows: Rows) -> dict[Trained, float]:
         cells = self.cells.get(_key(rows), {})
         for (model, seed), values in cells.items():

@@ -1,6 +1,6 @@
 """From the values of a study's arms to verdicts: the tests, their correction, the power."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from engram_eval.claims.claim import Claim
@@ -8,6 +8,7 @@ from engram_eval.contrasts import (
     Estimate,
     Values,
     block_contrast,
+    by_signs,
     interval,
     p_equivalent,
     p_greater,
@@ -20,6 +21,9 @@ from engram_eval.stats import holm
 
 ALPHA = 0.05
 SEEDS_FOR_A_TEST = 3
+
+COUNTED = ("acc", "exact_match", "pass_at_1")
+"""Metrics that count right answers, of which different trainings can give exactly as many."""
 
 Word = Literal["supported", "no_difference", "reversed", "inconclusive"]
 
@@ -81,13 +85,21 @@ def test_claim(claim: Claim, values: Values) -> Tested | str:
         return f"no rows of {', '.join(absent)}"
     seeds = seeds_of(claim, values)
     if seeds < SEEDS_FOR_A_TEST:
-        return f"{seeds} seed{'s' if seeds > 1 else ''} per arm, a test needs {SEEDS_FOR_A_TEST}"
-    estimate = block_contrast if claim.test == "pooled" else seed_contrast
+        return f"{seeds} seed{'' if seeds == 1 else 's'} per arm, a test needs {SEEDS_FOR_A_TEST}"
     try:
-        parts = tuple(Part(label, estimate(values, w)) for label, w in claim.contrasts.items())
+        parts = tuple(
+            Part(label, _estimate(claim, values, w)) for label, w in claim.contrasts.items()
+        )
     except UserError as error:
         return str(error)
     return _combine(claim, parts, seeds)
+
+
+def _estimate(claim: Claim, values: Values, weights: Mapping[str, float]) -> Estimate:
+    if claim.test == "pooled":
+        return block_contrast(values, weights)
+    counted = all(rows.metric in COUNTED for _, rows in claim.score.terms)
+    return seed_contrast(values, weights, counted)
 
 
 def seeds_of(claim: Claim, values: Values) -> int:
@@ -139,7 +151,12 @@ def judge(claims: Sequence[tuple[Claim, Values]]) -> list[Verdict]:
 
 
 def _untested(claim: Claim, values: Values, reason: str) -> Verdict:
-    return Verdict(claim, "inconclusive", reason, seeds_of(claim, values))
+    return Verdict(claim, "inconclusive", untested(reason), seeds_of(claim, values))
+
+
+def untested(reason: str) -> str:
+    """Say why nothing could be tested, and what power that leaves."""
+    return f"{reason}; power 0%"
 
 
 def _decide(found: Tested, different: float, same: float, count: int) -> Verdict:
@@ -159,6 +176,12 @@ def _decide(found: Tested, different: float, same: float, count: int) -> Verdict
     else:
         word = "inconclusive"
         reason = f"neither differs from zero nor is smaller than {bound}; power {power:.0%}"
+        if found.shown.estimate.stderr == 0:
+            least = by_signs(found.shown.estimate)
+            told = (
+                f"the same in every seed: {found.seeds} equal signs have p {least:.2g} uncorrected"
+            )
+            reason = f"{told}; {reason}"
     return Verdict(claim, word, reason, found.seeds, found, different, same, power)
 
 
@@ -169,6 +192,6 @@ def _power(found: Tested, alpha: float) -> float:
     return min(test(part.estimate, bound, alpha) for part in found.parts)
 
 
-def bounds(part: Part) -> tuple[float, float]:
-    """Return the 95 % interval of a part, not corrected."""
-    return interval(part.estimate)
+def bounds(part: Part) -> tuple[float, float] | tuple[None, None]:
+    """Return the 95 % interval of a part, not corrected; none where no seed differs."""
+    return interval(part.estimate) if part.estimate.stderr else (None, None)

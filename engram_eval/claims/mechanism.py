@@ -318,7 +318,7 @@ DIRECT = (
     *(
         Claim(
             f"mechanism.worth_{name}",
-            f"The memory lowers the loss by more than {name.replace('_', ' ')} more of the MoE",
+            f"Engram's loss is below that of a MoE with {name.replace('_', ' more ')}",
             ARGUED,
             "layer 5 of Engram is like layer 12 of the MoE, of 30",
             less_than("engram", f"moe_plus{count}"),

@@ -69,5 +69,7 @@ def _lines(entry: Mapping[str, Any]) -> list[str]:
 def _effect(entry: Mapping[str, Any]) -> str:
     if entry["effect"] is None:
         return "not tested"
+    if entry["ci_low"] is None:
+        return f"{entry['effect']:+.4f} in every seed, {entry['unit']}"
     bounds = f"[{entry['ci_low']:+.4f}, {entry['ci_high']:+.4f}]"
     return f"{entry['effect']:+.4f} {bounds} {entry['unit']}"

@@ -10,7 +10,7 @@ A list of objects, in the order in which the claims are declared:
   or ``inconclusive``; ``reason`` says why
 - ``effect``, ``ci_low``, ``ci_high``, ``level``: of the contrast that decides, in ``unit``, turned
   so that positive is what the claim says; the interval is over seeds and not corrected; null
-  where nothing could be tested
+  where nothing could be tested, and the interval too where every seed gave the same
 - ``smallest_effect``: of interest, declared before the runs, in ``unit``
 - ``p_difference``, ``p_equivalence``: corrected by Holm over the study's claims
 - ``power``: to find ``smallest_effect`` with this spread; 0 where nothing could be tested
@@ -29,19 +29,27 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.claims.claim import MEAN_OF_TASKS, Claim, Score
+from engram_eval.claims.claim import MEAN_OF_TASKS, Claim, Rows, Score
 from engram_eval.claims.collect import NO_VALUE, Table, read_table
-from engram_eval.claims.judge import Part, Verdict, bounds, judge
+from engram_eval.claims.judge import Part, Verdict, bounds, judge, untested
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
 from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
 from engram_eval.evaluation.suites import BPB, expand
-from engram_eval.records import at_the_edge, read_jsonl, row_from_dict, write_json
+from engram_eval.records import (
+    at_the_edge,
+    canonical_json,
+    read_jsonl,
+    row_from_dict,
+    write_json,
+)
 
 SCHEMA = 1
 LEVEL = 0.95
+OF_TASKS = "task_knockout"
+"""The probe that cuts parts out only where a model answers a task better than by chance."""
 
 TESTS = {
     "pooled": "t-test over seeds within data order, variance pooled over the models of the study",
@@ -61,10 +69,11 @@ def write_verdicts(study_dir: Path) -> Path:
     lengths = study.get("evaluate", {}).get("lengths", [])
     declared = claims_of(study.get("name", ""), trained, lengths)
     asked = [claim for claim in declared if _applies(claim, study, table)]
-    read = [_values(claim, table, trained) for claim in asked]
+    twins = _twins(study)
+    read = [_values(claim, table, trained, twins) for claim in asked]
     verdicts = judge(list(zip(asked, (values for values, _ in read), strict=True)))
     told = [
-        (verdict._replace(reason=why or verdict.reason), values)
+        (verdict._replace(reason=untested(why) if why else verdict.reason), values)
         for verdict, (values, why) in zip(verdicts, read, strict=True)
     ]
     out = study_dir / FILE
@@ -91,8 +100,26 @@ def _applies(claim: Claim, study: Mapping[str, Any], table: Table) -> bool:
     return (bool(asked) or not of_tasks) and named <= set(asked)
 
 
-def _values(claim: Claim, table: Table, trained: Sequence[str]) -> tuple[Values, str]:
+def _twins(study: Mapping[str, Any]) -> list[set[str]]:
+    """Return groups of arms that differ in their names alone: they are one training, not two."""
+    groups: dict[str, set[str]] = {}
+    for model in study.get("models", []):
+        # What a model matches shapes it only until that is solved.
+        named = {"name", "seeds", *(("match",) if model.get("solved") else ())}
+        made = {key: value for key, value in model.items() if key not in named}
+        if not made.get("architecture"):
+            continue
+        groups.setdefault(canonical_json(made), set()).add(model["name"])
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _values(
+    claim: Claim, table: Table, trained: Sequence[str], twins: Sequence[Collection[str]]
+) -> tuple[Values, str]:
     """Return the score of each arm and seed, or why there is none."""
+    for group in twins:
+        if len(same := [arm for arm in claim.arms if arm in group]) > 1:
+            return {}, f"{' and '.join(same)} are one and the same model"
     # What other trained models scored counts where their spread is pooled, and where they are on a
     # curve. A model with a memory beside it is no training of its own: it would count twice.
     alone = claim.test == "paired" and claim.axis is None
@@ -104,7 +131,26 @@ def _values(claim: Claim, table: Table, trained: Sequence[str]) -> tuple[Values,
     if empty:
         return found, f"{', '.join(empty)}: {NO_VALUE}"
     of_tasks = any(rows.name == MEAN_OF_TASKS for _, rows in claim.score.terms)
-    return found, "" if found or not of_tasks else "no task of its domain tells models apart"
+    if of_tasks and not found:
+        return found, "no task of its domain tells models apart"
+    lacking = [arm for arm in claim.arms if arm not in found]
+    return found, _lacking(claim.score, table, lacking[0]) if lacking else ""
+
+
+def _lacking(score: Score, table: Table, arm: str) -> str:
+    """Say which rows an arm lacks, where it has some that a score needs, but in no seed all."""
+    had = {_describe_rows(rows): table.seeds(rows, arm) for _, rows in score.terms}
+    if len(had) < 2 or not any(had.values()):
+        return ""
+    told = [f"{name} of {_seeds(seeds)}" for name, seeds in had.items()]
+    chance = any(rows.name == OF_TASKS for _, rows in score.terms)
+    known = " (of tasks that a model answers better than by chance)" if chance else ""
+    return f"no seed of {arm} has all rows{known}: {', '.join(told)}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    noun = "seed" if len(seeds) == 1 else "seeds"
+    return f"{noun} {', '.join(map(str, seeds))}" if seeds else "none"
 
 
 def _entry(
@@ -176,9 +222,12 @@ def describe(score: Score) -> str:
     """Say which rows a score is made of."""
     parts = []
     for weight, rows in score.terms:
-        labels = "".join(f" {value}" for value in rows.slice.values())
-        name = f"{rows.name}{labels} {rows.metric}"
-        name += f" in {rows.other}" if rows.other else ""
         factor = "" if abs(weight) == 1 else f"{abs(weight):g} "
-        parts.append(f"{'-' if weight < 0 else '+'} {factor}{'ln ' if score.log else ''}{name}")
+        log = "ln " if score.log else ""
+        parts.append(f"{'-' if weight < 0 else '+'} {factor}{log}{_describe_rows(rows)}")
     return " ".join(parts).removeprefix("+ ")
+
+
+def _describe_rows(rows: Rows) -> str:
+    labels = "".join(f" {value}" for value in rows.slice.values())
+    return f"{rows.name}{labels} {rows.metric}" + (f" in {rows.other}" if rows.other else "")

@@ -160,7 +160,7 @@ def _row(v: Verdict) -> list[Cell]:
 def _effect(v: Verdict) -> str:
     if v.effect is None:
         return f"not tested: {v.reason or 'no reason is recorded'}"
-    interval = ""
+    interval = " in every seed,"
     if v.ci_low is not None and v.ci_high is not None:
         interval = f" [{fixed(v.ci_low, sign=True)}, {fixed(v.ci_high, sign=True)}]"
     edge = ", tuned to the edge of what was tried" if v.at_edge else ""
