@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.arm_corpus import told_apart
-from engram_eval.claims.collect import read_pair
+from engram_eval.claims.collect import read_early, read_pair
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.config import StudyConfig, from_dict, to_dict
@@ -187,10 +187,16 @@ def _about_whole_models(row: Mapping[str, Any]) -> bool:
 
 def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:
     keys = ("name", "metric", "slice", "condition", "site", "layer")
-    if selector.get("other"):
-        pair = read_pair(row_from_dict(row)) if row["name"] == selector["name"] else None
-        read = pair[1]._asdict() if pair else {}
-        return bool(read) and all(read[key] == selector[key] for key in (*keys, "other"))
+    pair = tuple(selector.get("equal_loss") or ())
+    if selector.get("other") or (pair and row["step"] is not None):
+        read = read_pair if selector.get("other") else read_early
+        found = read(row_from_dict(row)) if row["name"] == selector["name"] else None
+        about = found[1]._asdict() if found else {}
+        return (
+            bool(about)
+            and about["equal_loss"] in ((), pair)
+            and all(about[key] == selector[key] for key in (*keys, "other"))
+        )
     # What meets another model's loss is of an earlier step, and says so by its condition.
     wanted = row["step"] is None or row["condition"] == EQUAL_LOSS
     return wanted and all(row[key] == selector[key] for key in keys)

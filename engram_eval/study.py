@@ -328,8 +328,7 @@ def _equal_loss(study: StudyConfig, trains: list[Node]) -> EqualLoss:
             if a is not None and b is not None:
                 at_b, at_a = _chosen(a, b), _chosen(b, a)
                 chosen += [at_b, at_a]
-                if seed == model.seeds[0]:
-                    pairs += [(at_b, b), (a, at_a)]
+                pairs += [(at_b, b), (a, at_a)]
     return EqualLoss(chosen, pairs)
 
 

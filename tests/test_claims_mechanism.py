@@ -28,7 +28,9 @@ SHIFT = Rows("cka", "aligned_shift_layers", site="resid_post")
 def rows_of(arm: str, rows: Rows, values: np.ndarray) -> Iterator[MetricRow]:
     """Yield rows from which one number per seed is read, as the probes write them."""
     for seed, value in enumerate(values):
-        if rows.other is None:
+        if rows.equal_loss:
+            yield from at_equal_loss(arm, rows, seed, float(value))
+        elif rows.other is None:
             yield MetricRow(rows.name, rows.metric, float(value), model=arm, seed=seed,
                             slice=rows.slice, condition=rows.condition, site=rows.site,
                             layer=rows.layer)  # fmt: skip
@@ -38,6 +40,39 @@ def rows_of(arm: str, rows: Rows, values: np.ndarray) -> Iterator[MetricRow]:
             others = [other for other in range(SEEDS) if other != seed]
             # Whose mean is the value.
             yield from (pair(arm, seed, arm, o, value + o - np.mean(others), rows) for o in others)
+
+
+def at_equal_loss(arm: str, rows: Rows, seed: int, value: float) -> Iterator[MetricRow]:
+    """Yield a model's row at equal loss as the stages write it, and one that is not meant.
+
+    Engram is the better one in seeds 0 to 2 and is read early; in seed 3 the MoE is; in seed 4 both
+    are at their ends, whose losses are as near as they get.
+    """
+    (partner,) = set(rows.equal_loss) - {arm}
+    early = ("engram" if seed < 3 else "moe") if seed < 4 else ""
+    # Losses: 3 at half of the way, 2 at the end of the better one, 3 at that of the worse one.
+    end = {name: 2.0 if name == early or not early else 3.0 for name in (arm, partner)}
+    met = 3.0 if arm == early else end[arm]
+    yield MetricRow("equal_loss", "loss_nats", met, model=arm, seed=seed, split="val",
+                    baseline=end[partner], step=4 if arm == early else 8,
+                    other={"model": partner, "seed": seed})  # fmt: skip
+    plain = rows._replace(equal_loss=())
+    if rows.other == arm:
+        others = [other for other in range(SEEDS) if other != seed]
+        yield from (pair(arm, seed, arm, o, value + o - np.mean(others), plain) for o in others)
+        return
+    about = {"slice": rows.slice, "condition": rows.condition, "site": rows.site}
+    who = {"model": arm, "seed": seed, "layer": rows.layer, **about}
+    late = value if arm != early else value + 100
+    if rows.other is None:
+        yield MetricRow(rows.name, rows.metric, late, **who)
+        if arm == early:
+            loss_of = {"model": partner, "seed": seed}
+            yield MetricRow(rows.name, rows.metric, value, step=4, other=loss_of, **who)
+        return
+    yield pair(arm, seed, partner, seed, value + 100 if early else value, plain)
+    if early:
+        yield dataclasses.replace(pair(arm, seed, partner, seed, value, plain), step=4)
 
 
 def pair(arm: str, seed: int, other: str, its: int, value: float, rows: Rows = SHIFT) -> MetricRow:
@@ -78,6 +113,38 @@ def test_what_is_planted_is_found(claim: Claim, tmp_path: Path) -> None:
         assert judged(claim, rows, tmp_path) == word
         kept = kept_rows([row_to_dict(row) for row in rows], read_verdicts(tmp_path))
         assert len(kept) == len(rows), "what a verdict rests on is published"
+        (told,) = (e for e in read_verdicts(tmp_path) if e["id"] == claim.id)
+        assert all(len(told["values"][arm]) == SEEDS for arm in claim.arms)
+
+
+EARLY = Rows("logit_lens", "kl_bits", site="resid_post", layer=1, equal_loss=("engram", "moe"))
+
+
+def lens(model: str, seed: int, value: float, partner: str = "") -> MetricRow:
+    """Return a lens' number at the end, or at the checkpoint that meets a partner's loss."""
+    early = {"step": 4, "other": {"model": partner, "seed": seed}} if partner else {}
+    return MetricRow("logit_lens", "kl_bits", value, model=model, seed=seed, site="resid_post",
+                     layer=1, **early)  # fmt: skip
+
+
+def met(model: str, partner: str, value: float, goal: float) -> MetricRow:
+    return MetricRow("equal_loss", "loss_nats", value, model=model, seed=0, step=4, baseline=goal,
+                     other={"model": partner, "seed": 0})  # fmt: skip
+
+
+def test_a_model_is_read_where_its_loss_is_nearest() -> None:
+    """By hand: Engram ends at 2, the MoE at 3, which Engram had half-way, to 3.1."""
+    ends = [lens("engram", 0, 1.0), lens("moe", 0, 2.0), lens("bigram", 0, 9.0)]
+    rows = [*ends, lens("engram", 0, 4.0, "moe"), lens("engram", 0, 5.0, "dense")]
+    facts = [met("engram", "moe", 3.1, 3.0), met("moe", "engram", 3.0, 2.0)]
+    score = Score(((1.0, EARLY),))
+    assert read_table([*rows, *facts]).values(score) == {"engram": {0: 4.0}, "moe": {0: 2.0}}
+    # Without the early row there is none: what was found at the end does not stand in for it.
+    assert read_table([*ends, *facts]).values(score) == {"moe": {0: 2.0}}
+    # Nor is anything known without the losses that were met.
+    assert read_table([*rows, facts[0]]).values(score) == {}
+    plain = Score(((1.0, EARLY._replace(equal_loss=())),))
+    assert read_table([*rows, *facts]).values(plain)["engram"] == {0: 1.0}
 
 
 def test_what_no_seed_has_in_full_is_named(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_the_graph_meets_matched_models_both_ways() -> None:
     assert len(set(labels)) == len(labels)
     assert "probe logit_lens engram seed 1 at the loss of moe seed 1" in labels
     pairs = [node for node in nodes if getattr(node.config, "equal_loss", False) is True]
-    assert [{n.stage for n in (p.inputs["a"], p.inputs["b"])} for p in pairs] == 4 * [
+    assert [{n.stage for n in (p.inputs["a"], p.inputs["b"])} for p in pairs] == 6 * [
         {"train", "equal_loss"}
     ]
     off = dataclasses.replace(study, probe=dataclasses.replace(study.probe, equal_loss=()))

@@ -24,6 +24,9 @@ class Rows(NamedTuple):
         slice: the row's labels, exactly.
         other: the model that it is compared to, where the row is about two: to that model's same
             seed; for the model itself to its other seeds, of which the mean is taken.
+        equal_loss: two models, in the order of their names, which are looked at once more at equal
+            validation loss: the better one at the checkpoint whose loss is nearest to the last of
+            the other, which is at its end. Other models have no such row.
     """
 
     name: str = "heldout"
@@ -33,6 +36,7 @@ class Rows(NamedTuple):
     site: str | None = None
     layer: int | None = None
     other: str | None = None
+    equal_loss: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 from engram_eval.claims.claim import MEAN_OF_TASKS, Rows, Score
@@ -13,9 +14,11 @@ from engram_eval.records import EQUAL_LOSS, MetricRow, canonical_json
 NO_LOGARITHM = "no logarithm of a number that is not above 0"
 NO_VALUE = "their rows have no value"
 OF_OTHER = "of_other"
+OF_PARTNER = {"model", "seed"}
+"""All that is said of the model whose loss is met, by a row about one model."""
 
 Trained = tuple[str, int]
-Key = tuple[str, str, str, str | None, str | None, int | None, str | None]
+Key = tuple[str, str, str, str | None, str | None, int | None, str | None, tuple[str, ...]]
 
 
 class Table(NamedTuple):
@@ -25,14 +28,17 @@ class Table(NamedTuple):
         cells: values by (what the row is about) and (model, seed).
         empty: models that have a row of that key without a value: what was measured is not
             defined, as a share of a gain where nothing was gained.
+        last: whether a model's checkpoint that meets a partner's loss is the end of its training,
+            by (model, partner) and seed.
     """
 
     cells: Mapping[Key, Mapping[Trained, Sequence[float]]]
     empty: Mapping[Key, Collection[str]]
+    last: Mapping[tuple[str, str], Mapping[int, bool]]
 
     def has(self, rows: Rows) -> bool:
         """Tell whether any model has the row."""
-        return _key(rows) in self.cells
+        return bool(self._cells(rows))
 
     def values(
         self, score: Score, arms: Collection[str] | None = None
@@ -66,10 +72,28 @@ class Table(NamedTuple):
 
     def seeds(self, rows: Rows, model: str) -> list[int]:
         """Return the seeds of a model that have a row with a value."""
-        return sorted(seed for name, seed in self.cells.get(_key(rows), {}) if name == model)
+        return sorted(seed for name, seed in self._cells(rows) if name == model)
+
+    def _cells(self, rows: Rows) -> Mapping[Trained, Sequence[float]]:
+        cells = self.cells.get(_key(rows), {})
+        if not rows.equal_loss:
+            return cells
+        ends = self.cells.get(_key(rows._replace(equal_loss=())), {})
+        found = {}
+        for model, partner in permutations(rows.equal_loss):
+            for seed, last in self.last.get((model, partner), {}).items():
+                if rows.other == model:
+                    # Beside its own other seeds, for the null: all of them are at their end.
+                    last = True
+                elif rows.other == partner:
+                    last = last and self.last.get((partner, model), {}).get(seed, False)
+                chosen = ends if last else cells
+                if (model, seed) in chosen:
+                    found[model, seed] = chosen[model, seed]
+        return found
 
     def _column(self, rows: Rows) -> dict[Trained, float]:
-        cells = self.cells.get(_key(rows), {})
+        cells = self._cells(rows)
         for (model, seed), values in cells.items():
             if len(values) > 1:
                 raise UserError(f"{model} seed {seed}: {len(values)} rows fit {rows}")
@@ -85,43 +109,83 @@ def _key(rows: Rows) -> Key:
         rows.site,
         rows.layer,
         rows.other,
+        rows.equal_loss,
     )
 
 
 def read_table(rows: Sequence[MetricRow]) -> Table:
     """Index the rows that name a model and a seed, at the end of training.
 
-    Of other checkpoints those count that meet another model's loss, under that condition. Rows
-    about a pair of models are found by the partner's name (``Rows.other``).
+    Of other checkpoints those count that meet another model's loss: scores under that condition,
+    what probes found as ``Rows.equal_loss`` says. Rows about a pair of models are found by the
+    partner's name (``Rows.other``).
     """
     cells: dict[Key, dict[Trained, list[float]]] = {}
     empty: dict[Key, set[str]] = {}
     for row in rows:
         if row.model is None or row.seed is None:
             continue
+        about = Rows(row.name, row.metric, row.slice, row.condition, row.site, row.layer)
+        early = read_early(row)
         partial = row.step is not None or row.other is not None
-        if partial and row.condition != EQUAL_LOSS:
+        if early is None and partial and row.condition != EQUAL_LOSS:
             continue
-        key = _key(Rows(row.name, row.metric, row.slice, row.condition, row.site, row.layer))
+        key = _key(about if early is None else early[1])
         if row.value is None:
             empty.setdefault(key, set()).add(row.model)
         else:
             cells.setdefault(key, {}).setdefault((row.model, row.seed), []).append(row.value)
-    return Table({**cells, **_task_means(rows), **_pair_means(rows)}, empty)
+    return Table({**cells, **_task_means(rows), **_pair_means(rows)}, empty, _last(rows))
+
+
+def _last(rows: Iterable[MetricRow]) -> dict[tuple[str, str], dict[int, bool]]:
+    """Return which checkpoints of equal loss are the end of their training.
+
+    That is known by the loss: what a model ends with is what its partner had to meet.
+    """
+    met = {
+        (row.model, str((row.other or {}).get("model")), row.seed): row
+        for row in rows
+        if row.name == EQUAL_LOSS and row.model is not None and row.seed is not None
+    }
+    found: dict[tuple[str, str], dict[int, bool]] = {}
+    for (model, partner, seed), row in met.items():
+        wanted = met.get((partner, model, seed))
+        if wanted is not None:
+            found.setdefault((model, partner), {})[seed] = row.value == wanted.baseline
+    return found
+
+
+def read_early(row: MetricRow) -> tuple[Trained, Rows] | None:
+    """Return whose number an earlier checkpoint's row of a probe is, and as what a claim names it.
+
+    Returns:
+        None for rows from the end, about two models, or that no other model's loss belongs to.
+    """
+    other = row.other or {}
+    if row.step is None or row.condition == EQUAL_LOSS or row.name == EQUAL_LOSS:
+        return None
+    if row.model is None or row.seed is None or set(other) != OF_PARTNER:
+        return None
+    pair = tuple(sorted((row.model, str(other["model"]))))
+    about = Rows(row.name, row.metric, row.slice, row.condition, row.site, row.layer, None, pair)
+    return (row.model, row.seed), about
 
 
 def read_pair(row: MetricRow) -> tuple[Trained, Rows] | None:
     """Return whose number a row about two trained models is, and as what a claim names it.
 
-    Under the condition ``of_other`` the second model's number stands in a row of the first.
+    Under the condition ``of_other`` the second model's number stands in a row of the first. Where
+    one of the two is an earlier checkpoint, that meets the loss of the other.
 
     Returns:
-        None for rows about one model, about other checkpoints, or about a pair of layers; and for
-        pairs that no claim is about: different models of different seeds.
+        None for rows about one model, or about a pair of layers; and for pairs that no claim is
+        about: different models of different seeds.
     """
     other = row.other or {}
     second = (other.get("model"), other.get("seed"))
-    whole = row.step is None and (row.layer is None or other.get("layer") is None)
+    alone = row.step is not None and set(other) == OF_PARTNER
+    whole = not alone and (row.layer is None or other.get("layer") is None)
     if not whole or row.model is None or row.seed is None or None in second:
         return None
     own, partner = (row.model, row.seed), (str(second[0]), int(str(second[1])))
@@ -131,7 +195,8 @@ def read_pair(row: MetricRow) -> tuple[Trained, Rows] | None:
         layer = other.get("layer")
     if own[0] != partner[0] and own[1] != partner[1]:
         return None
-    about = Rows(row.name, row.metric, row.slice, condition, row.site, layer, partner[0])
+    met = () if row.step is None else tuple(sorted((own[0], partner[0])))
+    about = Rows(row.name, row.metric, row.slice, condition, row.site, layer, partner[0], met)
     return own, about
 
 

@@ -4,8 +4,15 @@ What is read "right after the memory" is read after block 1, in which the memory
 with and without one. CKA asks where in the MoE a model's layers have their like; another seed of
 the MoE, asked the same, is the null. (Engram's shift against that in its own other seeds would be
 tested too easily: all five share these seeds' places, and the spread over seeds does not show it.)
+
+A better model looks different in every lens because it is better. What is claimed of a lens, of
+CKA and of what is read out is therefore asked once more at equal validation loss (``AGAIN``). These
+five were declared when the lens and the linear probes had run at ``tiny`` and ``quick``, and CKA of
+the first seeds; CKA of the others had not. Whoever declared them had not read these numbers, but
+the lens' and CKA's stand in reports that were published before.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 from engram_eval.claims.claim import ALL_TEXT, Claim, Rows, Score, less_than
@@ -328,4 +335,35 @@ DIRECT = (
     ),
 )
 
-MECHANISM = (*LENSES, *SIMILARITY, *READ_OUT, *DIRECT)
+AGAIN = (
+    "early_lens",
+    "lens_after_memory",
+    "cka_deeper",
+    "ngram_decodable",
+    "entity_decodable",
+)
+"""One claim for each thing that is said of the pair from inside, for the probes that run again."""
+
+
+def _at_equal_loss(claim: Claim) -> Claim:
+    """Ask the same of the better model at the checkpoint that meets the other's loss.
+
+    Its spread is its own: it stopped earlier than all others.
+    """
+    pair = tuple(sorted(claim.arms))
+    terms = tuple((weight, rows._replace(equal_loss=pair)) for weight, rows in claim.score.terms)
+    return dataclasses.replace(
+        claim,
+        id=f"{claim.id}_at_equal_loss",
+        sentence=f"{claim.sentence}, at equal loss",
+        published=NONE if claim.published == NONE else f"at unequal loss: {claim.published}",
+        score=dataclasses.replace(claim.score, terms=terms),
+        test="paired",
+    )
+
+
+ONCE = (*LENSES, *SIMILARITY, *READ_OUT, *DIRECT)
+MECHANISM = (
+    *ONCE,
+    *(_at_equal_loss(c) for c in ONCE if c.id.partition(".")[2] in AGAIN),
+)

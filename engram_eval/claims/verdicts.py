@@ -20,8 +20,8 @@ A list of objects, in the order in which the claims are declared:
 - ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``, ``ci_high``
 - ``shape``: where the claim is about a curve, see ``shapes.describe_shape``; else null
 - ``rows``: list of ``weight``, ``name``, ``metric``, ``slice``, ``condition``, ``site``, ``layer``,
-  ``other`` (see ``claim.Rows``): the metric rows of each arm and seed; ``values``: arm -> seed ->
-  the score made of them
+  ``other``, ``equal_loss`` (see ``claim.Rows``): the metric rows of each arm and seed; ``values``:
+  arm -> seed -> the score made of them
 """
 
 import json
@@ -230,4 +230,5 @@ def describe(score: Score) -> str:
 
 def _describe_rows(rows: Rows) -> str:
     labels = "".join(f" {value}" for value in rows.slice.values())
-    return f"{rows.name}{labels} {rows.metric}" + (f" in {rows.other}" if rows.other else "")
+    told = f"{rows.name}{labels} {rows.metric}" + (f" in {rows.other}" if rows.other else "")
+    return told + (" at equal loss" if rows.equal_loss else "")
