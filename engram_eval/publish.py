@@ -1,9 +1,9 @@
 """Keeps what a finished study found: small, whole, and enough to check its verdicts.
 
 Of the metric rows those stay that a verdict rests on, those on stored bits and storages, and
-held-out text, tasks and costs at the end of training; of the comparisons those over all seeds. The
-verdicts follow from the kept rows. The report is drawn anew from all rows, by the code that
-publishes.
+held-out text, tasks and costs at the end of training, before and after an update; of the
+comparisons those over all seeds. The verdicts follow from the kept rows. The report is drawn anew
+from all rows, by the code that publishes.
 """
 
 import gzip
@@ -23,6 +23,7 @@ from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.config import StudyConfig, from_dict, to_dict
 from engram_eval.errors import UserError
 from engram_eval.records import (
+    BEFORE_UPDATE,
     EQUAL_LOSS,
     canonical_json,
     read_jsonl,
@@ -182,7 +183,9 @@ def _about_whole_models(row: Mapping[str, Any]) -> bool:
     whole = row["layer"] is None and row["site"] is None and row["step"] is None
     labels = LABELS.get(row["stage"])
     told = labels is not None and set(row["slice"]) <= labels
-    return told and whole and row["condition"] is None
+    # What an update changed can be told only beside what was there before.
+    before = row["stage"] == "update" and row["condition"] == BEFORE_UPDATE
+    return told and whole and (before or row["condition"] is None)
 
 
 def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:

@@ -23,6 +23,9 @@ SCHEMA = 1
 EQUAL_LOSS = "equal_loss"
 """Condition of scores of the checkpoint that meets another model's loss."""
 
+BEFORE_UPDATE = "before_update"
+"""Condition of what a model answered and scored before it was told what has changed."""
+
 EQUAL_LOSS_FACTS = "equal_loss.json"
 """Lies beside the weights of such a checkpoint: its step, its loss, whether it is the last one."""
 

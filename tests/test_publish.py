@@ -108,8 +108,10 @@ def test_what_was_told_stays_and_whoever_was_told_needs_no_other_score() -> None
     before = {**told, "condition": "before_update"}
     end = {**ROW, "model": "moe_people", "stage": "train", "split": "val", "step": 16}
     rows = [ROW, told, before, end]
-    assert kept_rows(rows, [], ["moe_people"]) == [ROW, told]
-    assert kept_rows(rows, []) == [ROW, told, end]
+    assert kept_rows(rows, [], ["moe_people"]) == [ROW, told, before], "what changed can be told"
+    assert kept_rows(rows, []) == [ROW, told, before, end]
+    other = {**before, "condition": "something_else"}
+    assert kept_rows([ROW, other], []) == [ROW]
 
 
 def test_the_bounds_of_a_text_are_kept_once() -> None:

@@ -16,6 +16,7 @@ training with and without, and an n-gram model smooths away most of what seeds d
 from collections.abc import Mapping
 
 from engram_eval.claims.claim import Claim, Prediction, Rows, Score, less_than
+from engram_eval.records import BEFORE_UPDATE
 
 SMALLEST = 0.01
 SMALLEST_SHARE, SMALLEST_KEPT = 0.05, 0.1
@@ -26,7 +27,7 @@ OURS = "this suite's control"
 
 def _answers(facts: str, wording: str = "", before: bool = False) -> Rows:
     labels = {"facts": facts, **({"wording": wording} if wording else {})}
-    return Rows("update", "exact_match", labels, "before_update" if before else None)
+    return Rows("update", "exact_match", labels, BEFORE_UPDATE if before else None)
 
 
 def _gain(facts: str, wording: str = "", log: bool = False) -> Score:
@@ -43,7 +44,7 @@ def _share(*wordings: str) -> Score:
 
 
 TEXT = Rows("update", "bits_per_byte")
-SIDE_COST = Score(((1.0, TEXT), (-1.0, TEXT._replace(condition="before_update"))))
+SIDE_COST = Score(((1.0, TEXT), (-1.0, TEXT._replace(condition=BEFORE_UPDATE))))
 
 
 def _update(

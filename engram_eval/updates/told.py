@@ -14,10 +14,10 @@ from engram_eval.corpus.store import Corpus
 from engram_eval.evaluation.heldout import per_document
 from engram_eval.evaluation.scores import ratio
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow
+from engram_eval.records import BEFORE_UPDATE, MetricRow
 from engram_eval.updates.changes import Changes, Question, questions
 
-NAME, BEFORE = "update", "before_update"
+NAME, BEFORE = "update", BEFORE_UPDATE
 PEOPLE_DOMAIN = "entities"
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from engram_eval.records import MetricRow
+from engram_eval.records import BEFORE_UPDATE, MetricRow
 from reports.blocks import Block, Cell, Column, Item, Panel, Table, View, flat_rows
 from reports.draw import HOLLOW, Canvas, Dot, dots
 from reports.load import Study
@@ -15,7 +15,7 @@ from reports.sections.columns import seeds_cell
 from reports.sections.overview import who
 from reports.theme import REFERENCE, Look, looks
 
-NAME, BEFORE = "update", "before_update"
+NAME, BEFORE = "update", BEFORE_UPDATE
 
 ALONE = REFERENCE._replace(marker="s")
 """How a memory without a model is drawn: unlike the bar of a reference, a square can be hollow."""
