@@ -232,13 +232,22 @@ def provenance(study_dir: Path) -> dict[str, Any]:
         "command": command(study),
         "machines": _distinct(stage["device"] for stage in done),
         "commits": _distinct(stage["commit"] for stage in done),
-        "versions": done[-1]["versions"] if done else {},
+        "versions": _versions([stage["versions"] for stage in done]),
         "started": min((stage["started"] for stage in done), default=None),
         "last_started": max((stage["started"] for stage in done), default=None),
         "seconds": round(sum(stage["seconds"] for stage in done)),
         "stages": dict(Counter(stage["status"] for stage in stages)),
         "unfinished": [stage["label"] for stage in stages if stage["status"] != "ok"],
     }
+
+
+def _versions(stages: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return what ran, by name; where stages differ, all that did and whether some do not say."""
+    told = {}
+    for name in sorted({name for versions in stages for name in versions}):
+        found = [versions.get(name, "not recorded") for versions in stages]
+        told[name] = "; ".join(_distinct(found))
+    return told
 
 
 def command(study: Mapping[str, Any]) -> str:

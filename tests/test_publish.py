@@ -134,8 +134,10 @@ def study(tmp_path: Path) -> Path:
     stage = {"stage": "train", "status": "ok", "label": "train moe seed 0",
              "device": "cpu: x", "commit": "abc",
              "versions": {"torch": "2"}, "started": "2026-01-02", "seconds": 2.4}  # fmt: skip
+    later = {**stage, "label": "evaluate moe seed 0", "seconds": 0.1,
+             "versions": {"torch": "2", "kernels": "compiled"}}  # fmt: skip
     failed = {**stage, "status": "failed", "label": "train moe seed 1", "started": "2026-01-03"}
-    write_json(folder / "stages.json", [stage, failed])
+    write_json(folder / "stages.json", [stage, later, failed])
     write_verdicts(folder)
     return folder
 
@@ -148,7 +150,8 @@ def test_publishing_keeps_findings_and_how_they_were_made(
     assert capsys.readouterr().out.strip() == str(out)
     facts = json.loads((out / "provenance.json").read_text())
     assert facts["command"] == "engram-eval run placement --scale tiny"
-    assert facts["stages"] == {"ok": 1, "failed": 1}
+    assert facts["stages"] == {"ok": 2, "failed": 1}
+    assert facts["versions"] == {"kernels": "not recorded; compiled", "torch": "2"}
     assert facts["unfinished"] == ["train moe seed 1"]
     assert (facts["seconds"], facts["machines"], facts["commits"]) == (2, ["cpu: x"], ["abc"])
     assert len((out / "comparisons.jsonl").read_text().splitlines()) == 1
@@ -220,9 +223,9 @@ def test_a_published_folder_is_drawn_as_what_it_is(
     assert main(["report", str(out), "--out", str(page)]) == 0
     text = page.read_text()
     assert "Not kept in this published folder" in text and "train moe seed 1" in text
-    assert "1 of 2 stages did not finish" in text and "stages.json" not in text
+    assert "1 of 3 stages did not finish" in text and "stages.json" not in text
     assert main(["report", str(out), str(study), "--out", str(page)]) == 0
-    assert page.read_text().count("unfinished: 1 failed of 2 stages") == 4
+    assert page.read_text().count("unfinished: 1 failed of 3 stages") == 4
     (out / "provenance.json").write_text('{"seconds": "long"}')
     assert main(["report", str(out), "--out", str(page)]) == 0
     assert "provenance.json</strong>: seconds: unexpected" in page.read_text()
