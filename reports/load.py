@@ -84,6 +84,8 @@ class Verdict:
         power: to find it with the spread that these seeds have.
         rows: which metric rows the effect is made of.
         values: model -> seed -> the score that is compared.
+        shape: of a claim about a curve: ``weights`` of evidence by its form, and where a parabola
+            is ``lowest`` (``low`` to ``high``, 95 %), None where it opens downwards.
     """
 
     id: str
@@ -110,6 +112,7 @@ class Verdict:
     score: str | None = None
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    shape: Mapping[str, Any] | None = None
     schema: int = SCHEMA
 
 

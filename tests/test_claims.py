@@ -18,7 +18,7 @@ from engram_eval.claims.judge import Verdict, bounds, judge
 from engram_eval.claims.registry import CLAIMS, claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import read_verdicts
-from engram_eval.claims.table import BRIEF
+from engram_eval.claims.table import BRIEF, table
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.cli import main
 from engram_eval.config import to_dict
@@ -692,6 +692,20 @@ def test_the_command_prints_them(folder: Path, capsys: pytest.CaptureFixture[str
     assert main(["claims", str(folder), "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert len(entries) == count and all(set(BRIEF) <= set(entry) for entry in entries)
+
+
+def test_the_command_prints_curves_and_effects_without_an_interval() -> None:
+    curves = {"flat": 0.005, "line": 0.2, "parabola": 0.795}
+    shape = {"weights": curves, "lowest": 0.58, "low": 0.4, "high": 0.7}
+    entry = {
+        "id": "x.b", "claim": "b", "source": "s", "published": "p", "verdict": "supported",
+        "effect": 0.0, "ci_low": None, "ci_high": None, "unit": "share", "seeds": 6,
+        "scale": "tiny", "tuned": True, "shape": shape,
+    }  # fmt: skip
+    text = table([entry, {**entry, "shape": {**shape, "lowest": None}}])
+    evidence = "weights of evidence: parabola 80%, line 20%"
+    assert f"{evidence}; a parabola is lowest at 0.58 (0.40 to 0.70) on the axis\n" in text
+    assert f"{evidence}\n" in text and text.count("+0.0000 in every seed, share") == 2
 
 
 def test_a_folder_without_verdicts_is_a_mistake(

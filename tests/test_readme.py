@@ -64,6 +64,30 @@ def test_the_results_are_the_published_ones() -> None:
     assert results(ROOT / "reports/published/quick") in TEXT
 
 
+def test_intervals_that_are_told_are_those_of_verdicts() -> None:
+    """Each `(0.073 to 0.176)` of the findings is the interval of a published claim."""
+    section = TEXT.partition("<!-- verdicts -->")[2].partition("<!-- /verdicts -->")[0]
+    told = re.findall(r"(-?\d+\.\d{2,3}) to\s+(-?\d+\.\d{2,3})", section)
+    entries = [
+        entry
+        for path in (ROOT / "reports/published").glob("*/verdicts.json")
+        for entry in read_verdicts(path.parent)
+        if entry["ci_low"] is not None
+    ]
+    known = {
+        tuple(f"{bound:.{digits}f}".replace("-0.000", "0.000") for bound in bounds)
+        for entry in entries
+        for bounds in (
+            (entry["ci_low"], entry["ci_high"]),
+            # What a claim says the other way round.
+            (-entry["ci_high"], -entry["ci_low"]),
+        )
+        for digits in (2, 3)
+    }
+    assert len(told) >= 20
+    assert not [bounds for bounds in told if bounds not in known]
+
+
 def test_the_verdicts_are_the_published_ones() -> None:
     """The table is what `engram-eval claims reports/published/* --markdown` prints."""
     folders = sorted(path.parent for path in (ROOT / "reports/published").glob("*/verdicts.json"))

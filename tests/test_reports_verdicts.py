@@ -41,6 +41,31 @@ def test_the_forest_shows_what_was_tested(html):
     assert sum(tip.startswith("Engram does better than the MoE on") for tip in tips) == 8
 
 
+def test_curves_and_what_is_the_same_in_every_seed_are_told(study, tmp_path):
+    kept = (study / "verdicts.json").read_text()
+    first, second, third, *rest = json.loads(kept)
+    curve = {"weights": {"flat": 0.024, "line": 0.976}, "best": "line"}
+    up = curve | {"lowest": 0.58, "low": 0.43, "high": 0.64}
+    down = curve | {"lowest": None, "low": None, "high": None}
+    same = third | {"effect": 0.0, "ci_low": None, "ci_high": None}
+    told = [first | {"shape": up}, second | {"shape": down}, same, *rest]
+    write_json(study / "verdicts.json", told)
+    try:
+        page = build_report(study, tmp_path / "report.html").read_text()
+    finally:
+        (study / "verdicts.json").write_text(kept)
+    (table,) = re.findall(r'<table id="curves".*?</table>', page, flags=re.S)
+    rows = [
+        [" ".join(re.sub("<[^>]+>", " ", cell).split()) for cell in re.split("<t[hd]", row)[1:]]
+        for row in re.findall(r"<tr.*?</tr>", table, flags=re.S)
+    ]
+    cells = [" ".join(row) for row in rows]
+    assert "2.4" in cells[1] and "97.6" in cells[1] and "0.58 [0.43, 0.64]" in cells[1]
+    assert "97.6" in cells[2] and "[" not in cells[2]
+    (claims,) = re.findall(r'<table id="claims".*?</table>', page, flags=re.S)
+    assert "0.000 in every seed, bit/byte" in claims
+
+
 def test_missing_verdicts_are_said(study, tmp_path):
     kept = (study / "verdicts.json").read_text()
     (study / "verdicts.json").unlink()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 BRIEF = ("id", "study", "verdict", "effect", "ci_low", "ci_high", "seeds", "scale")
+LEAST_WEIGHT = 0.01
 MORE = ("unit", "smallest_effect", "power", "tuned", "claim", "source", "published")
 
 
@@ -63,7 +64,18 @@ def _lines(entry: Mapping[str, Any]) -> list[str]:
         f"{word:13} {entry['id']:34} {_effect(entry):44} {scale}",
         f"{'':13} {entry['claim']} [{entry['source']}: {entry['published']}]",
         *([f"{'':13} {entry['reason']}"] if entry["verdict"] == "inconclusive" else []),
+        *([f"{'':13} {_curve(entry['shape'])}"] if entry.get("shape") else []),
     ]
+
+
+def _curve(shape: Mapping[str, Any]) -> str:
+    """Say which curves fit the arms along their axis, and where it is lowest."""
+    ranked = sorted(shape["weights"].items(), key=lambda curve: -curve[1])
+    told = ", ".join(f"{name} {weight:.0%}" for name, weight in ranked if weight >= LEAST_WEIGHT)
+    if shape["lowest"] is None:
+        return f"weights of evidence: {told}"
+    place = f"{shape['lowest']:.2f} ({shape['low']:.2f} to {shape['high']:.2f})"
+    return f"weights of evidence: {told}; a parabola is lowest at {place} on the axis"
 
 
 def _effect(entry: Mapping[str, Any]) -> str:

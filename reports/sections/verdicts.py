@@ -45,6 +45,7 @@ def section(study: Study) -> Section:
         blocks=[
             *([forest_block(tested, study.verdicts)] if tested else []),
             verdict_table(study.verdicts),
+            *curve_tables([v for v in study.verdicts if v.shape]),
         ],
         missing=[] if tested else [f"No claim could be tested: {reasons(study.verdicts)}."],
     )
@@ -138,6 +139,37 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         "interest with this spread. Supported or reversed: p < 0.05 after Holm's correction. No "
         "difference: smaller than the smallest effect of interest, by an equivalence test.",
     )
+
+
+def curve_tables(verdicts: Sequence[Verdict]) -> list[Table]:
+    """Say of claims about a curve which forms fit it, and where it is lowest; none without any."""
+    if not verdicts:
+        return []
+    forms = ordered(form for v in verdicts for form in (v.shape or {}).get("weights", {}))
+    columns = [
+        Column("Claim", numeric=False),
+        *(Column(f"{form}, %") for form in forms),
+        Column("Lowest at", numeric=False),
+    ]
+    return [
+        Table(
+            "Which curve the arms lie on",
+            columns,
+            [_curve(v, v.shape, forms) for v in verdicts if v.shape],
+            ident="curves",
+            note="Weights of evidence by AICc, all seeds at once. Lowest: of a parabola, on the "
+            "axis of the study, with its 95 % interval, cut off at the ends.",
+        )
+    ]
+
+
+def _curve(v: Verdict, shape: Mapping[str, Any], forms: Sequence[str]) -> list[Cell]:
+    weights, place = shape.get("weights", {}), MISSING
+    if shape.get("lowest") is not None:
+        lowest, low, high = (fixed(shape.get(key), 2) for key in ("lowest", "low", "high"))
+        place = f"{lowest} [{low}, {high}]"
+    told = [Cell(percent(weights.get(form)), weights.get(form)) for form in forms]
+    return [Cell(v.claim), *told, Cell(place, shape.get("lowest"))]
 
 
 def _row(v: Verdict) -> list[Cell]:
