@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from test_variants import text as read
 
 from engram_eval.ledger import architecture_config
 from engram_eval.models import grouped_experts, loss, moe
-from engram_eval.models.compiled import compile_blocks
+from engram_eval.models.compiled import compile_blocks, keep_variants
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.training import optim, step
 from engram_eval.training.data import Batches
@@ -54,18 +53,27 @@ def text() -> Any:
 
 
 def steps(
-    keys: dict[str, Any], compiled: bool, device: str, bf16: bool = False
+    keys: dict[str, Any],
+    compiled: bool,
+    device: str,
+    bf16: bool = False,
+    rate: float = 0.01,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Build and train; see ``steps_of``."""
     torch.manual_seed(0)
     model = EngramForCausalLM(architecture_config(keys | {"engram_compression": False}))
     with torch.no_grad():
         model.model.embed_tokens.weight[POISON] = float("nan")
-    yield from steps_of(model.to(device), text(), compiled, device, bf16)
+    yield from steps_of(model.to(device), text(), compiled, device, bf16, rate)
 
 
 def steps_of(
-    model: EngramForCausalLM, tokens: Any, compiled: bool, device: str, bf16: bool = False
+    model: EngramForCausalLM,
+    tokens: Any,
+    compiled: bool,
+    device: str,
+    bf16: bool = False,
+    rate: float = 0.01,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Train, and yield copies of what each step shows; the last is the model."""
     settings = dataclasses.replace(
@@ -76,8 +84,8 @@ def steps_of(
     optimizer, watch = build_optimizer(model, settings), Watch(model)
     take = stepper(model, optimizer, settings, watch.see)
     for number, batch in enumerate(prefetched(model, Batches(tokens, 32, 4, 0), 0, STEPS)):
-        set_learning_rate(optimizer, 0.01 * (1 + number))
-        with replay.Operations() if device == "cpu" else nullcontext():
+        set_learning_rate(optimizer, rate * (1 + number))
+        with replay.Operations() if device == "cpu" else keep_variants():
             outcome = take(batch)
         shown = {"loss": outcome.loss, "each": outcome.each, **outcome.norms._asdict()}
         yield {k: v.clone() for k, v in (shown | dict(outcome.shown)).items()}
@@ -143,10 +151,11 @@ def test_what_is_read_back_while_a_step_runs() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("name", tools.ARCHITECTURES)
-@pytest.mark.parametrize(("bf16", "close"), [(False, 2e-3), (True, 3e-2)])
-def test_a_gpu_replays_the_plain_steps(name: str, bf16: bool, close: float) -> None:
+@pytest.mark.parametrize(("bf16", "rate", "close"), [(False, 0.01, 2e-3), (True, 1e-4, 3e-2)])
+def test_a_gpu_replays_the_plain_steps(name: str, bf16: bool, rate: float, close: float) -> None:
+    """Compiled blocks round elsewhere, and large rates would make much of it."""
     keys = tools.ARCHITECTURES[name]
-    taken = [steps(keys, compiled, "cuda", bf16) for compiled in (False, True)]
+    taken = [steps(keys, compiled, "cuda", bf16, rate) for compiled in (False, True)]
     for number, (plain, replayed) in enumerate(zip(*taken, strict=True)):
         for key in ("loss", "total", "backbone", "table") if number < STEPS else ():
             torch.testing.assert_close(

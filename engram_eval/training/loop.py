@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engram_eval.config import TrainConfig
-from engram_eval.models.compiled import compile_blocks
+from engram_eval.models.compiled import compile_blocks, keep_variants
 from engram_eval.progress import Reporter, Task
 from engram_eval.training.checkpoint import (
     ResumePoint,
@@ -127,6 +127,7 @@ def train_model(run: Run, report: Reporter) -> None:
             report.say(f"going on after step {point.step} of {run.steps}")
         first, sizes = (point.step, point.log_sizes) if point else (0, {})
         if run.config.compile:
+            stack.enter_context(keep_variants())
             compile_blocks(run.model)
         logs = {n: stack.enter_context(Log(run.out / n, sizes.get(n, 0))) for n in LOGS}
         board = stack.enter_context(Board(run.out, run.config.tensorboard, first))

@@ -117,7 +117,7 @@ class Watch:
         def hook(module: nn.Module, args: Any) -> None:
             if module.training:
                 read = self._read[name]
-                read[args[0].to(read.device)] = True
+                read.index_fill_(0, args[0].to(read.device).flatten(), True)
 
         return hook
 
