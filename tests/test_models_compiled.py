@@ -11,6 +11,7 @@ from engram_eval.models.compiled import VARIANTS, keep_variants
 
 @pytest.mark.parametrize(("more", "compiled"), [(False, 8), (True, 12)])
 def test_a_ninth_variant_is_compiled_too(more: bool, compiled: int) -> None:
+    torch.compiler.reset()
     made: list[int] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
