@@ -313,6 +313,36 @@ def test_more_claims_need_more_equal_seeds() -> None:
         assert {found.verdict for found in told} == {verdict}
 
 
+def test_few_questions_are_too_coarse_to_agree_on_purpose() -> None:
+    """Where 5 % more are answered, none of 8 is in two of three seeds; of 40, in one of eight."""
+    rng = np.random.default_rng(13)
+    asked = claim(score=ANSWERS, contrasts=MORE, smallest_effect=0.05, test="paired")
+    granted = {}
+    for questions in (8, 40):
+        told = []
+        for _ in range(1000):
+            b = {seed: rng.binomial(questions, 0.05) / questions for seed in range(5)}
+            values = {"a": dict.fromkeys(range(5), 0.0), "b": b}
+            (found,) = judge([(asked, values)], {asked.id: 1 / questions})
+            same = len(set(b.values())) == 1
+            told.append(found.verdict == "no_difference" and same)
+            assert questions == 40 or not same or "one answer more would be 0.12" in found.reason
+        granted[questions] = sum(told)
+    assert granted[8] == 0 and granted[40] <= 10
+
+
+def test_questions_are_counted_where_answers_are() -> None:
+    rows = [
+        MetricRow("update", "exact_match", 0.0, model="a", seed=seed, n=n, condition=condition)
+        for seed, n in enumerate((40, 20, 40))
+        for condition in (None, "before")
+    ]
+    after = Rows("update", "exact_match")
+    gain = Score(((1.0, after), (-1.0, after._replace(condition="before"))))
+    assert read_table(rows).step(gain) == 1 / 20
+    assert read_table([dataclasses.replace(row, n=None) for row in rows]).step(gain) == np.inf
+
+
 def test_bits_that_are_the_same_in_every_seed_were_read_twice() -> None:
     found = one(right(0.0, 5), contrasts=MORE, test="paired")
     assert found.tested is None and found.reason == "contrast: no spread over seeds; power 0%"

@@ -28,6 +28,8 @@ class Table(NamedTuple):
         cells: values by (what the row is about) and (model, seed).
         empty: models that have a row of that key without a value: what was measured is not
             defined, as a share of a gain where nothing was gained.
+        asked: the smallest number of items behind a row, by what it is about; 0 where one does not
+            say.
         last: whether a model's checkpoint that meets a partner's loss is the end of its training,
             by (model, partner) and seed.
     """
@@ -35,6 +37,7 @@ class Table(NamedTuple):
     cells: Mapping[Key, Mapping[Trained, Sequence[float]]]
     empty: Mapping[Key, Collection[str]]
     last: Mapping[tuple[str, str], Mapping[int, bool]]
+    asked: Mapping[Key, int]
 
     def has(self, rows: Rows) -> bool:
         """Tell whether any model has the row."""
@@ -69,6 +72,11 @@ class Table(NamedTuple):
     def without_value(self, score: Score) -> set[str]:
         """Return the models with a row of a score that has no value."""
         return {model for _, rows in score.terms for model in self.empty.get(_key(rows), ())}
+
+    def step(self, score: Score) -> float:
+        """Return by how much one more right answer changes a score of shares at most."""
+        asked = [(abs(weight), self.asked.get(_key(rows), 0)) for weight, rows in score.terms]
+        return max(weight / n if n else math.inf for weight, n in asked)
 
     def seeds(self, rows: Rows, model: str) -> list[int]:
         """Return the seeds of a model that have a row with a value."""
@@ -122,6 +130,7 @@ def read_table(rows: Sequence[MetricRow]) -> Table:
     """
     cells: dict[Key, dict[Trained, list[float]]] = {}
     empty: dict[Key, set[str]] = {}
+    asked: dict[Key, int] = {}
     for row in rows:
         if row.model is None or row.seed is None:
             continue
@@ -135,7 +144,9 @@ def read_table(rows: Sequence[MetricRow]) -> Table:
             empty.setdefault(key, set()).add(row.model)
         else:
             cells.setdefault(key, {}).setdefault((row.model, row.seed), []).append(row.value)
-    return Table({**cells, **_task_means(rows), **_pair_means(rows)}, empty, _last(rows))
+            asked[key] = min(asked.get(key, row.n or 0), row.n or 0)
+    cells |= {**_task_means(rows), **_pair_means(rows)}
+    return Table(cells, empty, _last(rows), asked)
 
 
 def _last(rows: Iterable[MetricRow]) -> dict[tuple[str, str], dict[int, bool]]:

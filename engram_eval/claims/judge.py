@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from engram_eval.claims.claim import Claim
+from engram_eval.claims.claim import Claim, Score
 from engram_eval.contrasts import (
     Estimate,
     Values,
@@ -73,12 +73,13 @@ class Verdict(NamedTuple):
     power: float = 0.0
 
 
-def test_claim(claim: Claim, values: Values) -> Tested | str:
+def test_claim(claim: Claim, values: Values, step: float = 0.0) -> Tested | str:
     """Test one claim; return the reason instead where its rows do not allow it.
 
     Args:
         claim: what is tested.
         values: the claim's score of every arm of the study, by seed.
+        step: how much one right answer more is worth, of claims that count them.
     """
     absent = [arm for arm in claim.arms if not values.get(arm)]
     if absent:
@@ -88,18 +89,29 @@ def test_claim(claim: Claim, values: Values) -> Tested | str:
         return f"{seeds} seed{'' if seeds == 1 else 's'} per arm, a test needs {SEEDS_FOR_A_TEST}"
     try:
         parts = tuple(
-            Part(label, _estimate(claim, values, w)) for label, w in claim.contrasts.items()
+            Part(label, _estimate(claim, values, w, step)) for label, w in claim.contrasts.items()
         )
     except UserError as error:
         return str(error)
     return _combine(claim, parts, seeds)
 
 
-def _estimate(claim: Claim, values: Values, weights: Mapping[str, float]) -> Estimate:
+def counts(score: Score) -> bool:
+    """Tell whether a score adds up shares of right answers."""
+    return not score.log and all(rows.metric in COUNTED for _, rows in score.terms)
+
+
+def _estimate(claim: Claim, values: Values, weights: Mapping[str, float], step: float) -> Estimate:
     if claim.test == "pooled":
         return block_contrast(values, weights)
-    counted = all(rows.metric in COUNTED for _, rows in claim.score.terms)
-    return seed_contrast(values, weights, counted)
+    found = seed_contrast(values, weights, counts(claim.score))
+    if found.stderr == 0 and step > claim.smallest_effect:
+        # Few questions give the same by chance: of 8, most seeds gain none where 5 % are gained.
+        raise UserError(
+            f"contrast: the same in every seed, but one answer more would be {step:.2g}, "
+            f"beyond the smallest effect of interest"
+        )
+    return found
 
 
 def seeds_of(claim: Claim, values: Values) -> int:
@@ -129,13 +141,22 @@ def _combine(claim: Claim, parts: tuple[Part, ...], seeds: int) -> Tested:
     return Tested(claim, parts, least, sign, p, min(1.0, count * min(same)), seeds)
 
 
-def judge(claims: Sequence[tuple[Claim, Values]]) -> list[Verdict]:
+def judge(
+    claims: Sequence[tuple[Claim, Values]], steps: Mapping[str, float] | None = None
+) -> list[Verdict]:
     """Judge claims of one study, each with its score's values, together.
 
     p-values are corrected by Holm over the claims that can be tested. Differences and
     equivalences are two families, each of them at ``ALPHA``.
+
+    Args:
+        claims: what is judged.
+        steps: by a claim's id, how much one right answer more is worth (``test_claim``).
     """
-    results = [(claim, values, test_claim(claim, values)) for claim, values in claims]
+    results = [
+        (claim, values, test_claim(claim, values, (steps or {}).get(claim.id, 0.0)))
+        for claim, values in claims
+    ]
     tested = [found for _, _, found in results if isinstance(found, Tested)]
     if not tested:
         return [_untested(claim, values, str(why)) for claim, values, why in results]

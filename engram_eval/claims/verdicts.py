@@ -31,7 +31,7 @@ from typing import Any
 
 from engram_eval.claims.claim import MEAN_OF_TASKS, Claim, Rows, Score
 from engram_eval.claims.collect import NO_VALUE, Table, read_table
-from engram_eval.claims.judge import Part, Verdict, bounds, judge, untested
+from engram_eval.claims.judge import Part, Verdict, bounds, counts, judge, untested
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
@@ -71,7 +71,8 @@ def write_verdicts(study_dir: Path) -> Path:
     asked = [claim for claim in declared if _applies(claim, study, table)]
     twins = _twins(study)
     read = [_values(claim, table, trained, twins) for claim in asked]
-    verdicts = judge(list(zip(asked, (values for values, _ in read), strict=True)))
+    steps = {claim.id: table.step(claim.score) for claim in asked if counts(claim.score)}
+    verdicts = judge(list(zip(asked, (values for values, _ in read), strict=True)), steps)
     told = [
         (verdict._replace(reason=untested(why) if why else verdict.reason), values)
         for verdict, (values, why) in zip(verdicts, read, strict=True)
