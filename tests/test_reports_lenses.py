@@ -10,6 +10,7 @@ from engram_eval.analyze import analyze
 from engram_eval.records import MetricRow
 from reports.blocks import Block, Note, Table
 from reports.load import load_study
+from reports.sections.equal_loss import _matches, _numbers
 from reports.sections.mechanism import section
 from reports.sections.task_knockout import task_knockout_block
 
@@ -107,6 +108,35 @@ def test_equal_loss_says_what_was_met(blocks: dict[str, Block | Table]) -> None:
     assert "engram, seed 0 at step 256 (2.31 nats per token) beside moe, seed 0" in finding
     assert "at its end (2.34)" in finding and "1.35" in finding
     assert {row["model"] for row in blocks["equal-loss"].rows} == {"moe", "engram"}
+
+
+def test_many_seeds_at_equal_loss_are_told_in_one_breath() -> None:
+    met = [
+        MetricRow("equal_loss", "loss_nats", 2.3 + seed / 10, model="engram", seed=seed, step=4,
+                  baseline=2.2, other={"model": "moe", "seed": seed})
+        for seed in range(3)
+    ]  # fmt: skip
+    lens = [
+        MetricRow("logit_lens", metric, 1.0 + row.seed, model="engram", seed=row.seed, step=4,
+                  other=row.other, layer=layer, site="resid_post")
+        for row in met for metric, layer in (("kl_bits", 0), ("early_kl_bits", None))
+    ]  # fmt: skip
+    shifts = [
+        MetricRow("cka", "aligned_shift_layers", value + row.seed, model="moe", seed=row.seed,
+                  step=4, condition=condition, site="resid_post",
+                  other={**(row.other or {}), "model": "engram", "site": "resid_post"})
+        for row in met for value, condition in ((-3.0, None), (2.0, "of_other"))
+    ]  # fmt: skip
+    told = _matches(met, lens)
+    assert told == (
+        "engram (3 seeds) at step 4 (2.30 to 2.50 nats per token) beside moe (3 seeds) "
+        "at its end (2.20)."
+    )
+    numbers = _numbers([*lens, *shifts])
+    assert "in bits: engram 2.00 (1.00 to 3.00)." in numbers
+    minus = "\N{MINUS SIGN}"
+    assert f"moe in engram {minus}2.00 ({minus}3.00 to {minus}1.00)" in numbers
+    assert "engram in moe 3.00 (2.00 to 4.00)" in numbers
 
 
 def cells(table: Table, row: int) -> list[str]:

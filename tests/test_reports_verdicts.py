@@ -9,6 +9,8 @@ from test_reports import Page
 
 from engram_eval.records import write_json
 from reports.build import build_report
+from reports.load import Verdict
+from reports.sections.verdicts import evidence
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,22 @@ def test_curves_and_what_is_the_same_in_every_seed_are_told(study, tmp_path):
     assert "97.6" in cells[2] and "[" not in cells[2]
     (claims,) = re.findall(r'<table id="claims".*?</table>', page, flags=re.S)
     assert "0.000 in every seed, bit/byte" in claims
+
+
+@pytest.mark.parametrize(
+    ("name", "pair", "where"),
+    [
+        ("logit_lens", ["engram", "moe"], "equal-loss"),
+        ("logit_lens", [], "logit-lens"),
+        ("linear", ["engram", "moe"], "linear-probe"),
+        ("task_knockout", [], "task-knockout"),
+    ],
+)
+def test_a_claim_leads_to_its_evidence(name, pair, where):
+    assert (
+        evidence(Verdict("x.y", "y", "supported", rows=[{"name": name, "equal_loss": pair}]))
+        == where
+    )
 
 
 def test_missing_verdicts_are_said(study, tmp_path):

@@ -6,12 +6,10 @@ from engram_eval.records import MetricRow
 from reports.blocks import Block, flat_rows
 from reports.draw import Canvas
 from reports.load import Study
-from reports.numbers import fixed
-from reports.query import pick, value_of
-from reports.sections.cka import pair_title, with_interval
+from reports.numbers import each, fixed
+from reports.query import ordered, pick, value_of, values
 from reports.sections.layers import SOLID, drawn_models, layer_panel, slice_views
 from reports.sections.lens import focus
-from reports.sections.overview import who
 from reports.theme import looks
 
 
@@ -52,13 +50,33 @@ def equal_loss_block(study: Study, rows: Sequence[MetricRow]) -> Block | None:
 def _matches(met: Sequence[MetricRow], early: Sequence[MetricRow]) -> str:
     """Say which checkpoints were read and how near their losses are."""
     read = {(row.model, row.seed) for row in early}
-    told = [
-        f"{who(row)} at step {row.step} ({fixed(value_of(row), 2)} nats per token) beside "
-        f"{_partner(row)} at its end ({fixed(row.baseline or 0.0, 2)})"
-        for row in met
-        if (row.model, row.seed) in read and _later(row, early)
-    ]
+    pairs: dict[tuple[str, str, int | None], list[MetricRow]] = {}
+    for row in met:
+        if (row.model, row.seed) in read and _later(row, early):
+            pairs.setdefault((str(row.model), _partner(row), row.step), []).append(row)
+    told = [_match(model, partner, rows) for (model, partner, _), rows in pairs.items()]
     return f"{'; '.join(told)}." if told else ""
+
+
+def _match(model: str, partner: str, rows: Sequence[MetricRow]) -> str:
+    losses, goals = _span(values(rows)), _span([row.baseline or 0.0 for row in rows])
+    first = f"{model}{_seeds(rows)} at step {rows[0].step} ({losses} nats per token)"
+    return f"{first} beside {partner}{_seeds(rows)} at its end ({goals})"
+
+
+def _seeds(rows: Sequence[MetricRow]) -> str:
+    """Name the one seed, or say how many there are."""
+    seeds = ordered(row.seed for row in rows)
+    return f", seed {seeds[0]}" if len(seeds) == 1 else f" ({len(seeds)} seeds)"
+
+
+def _span(found: Sequence[float]) -> str:
+    low, high = _short(min(found)), _short(max(found))
+    return low if low == high else f"{low} to {high}"
+
+
+def _short(value: float) -> str:
+    return fixed(value, 2)
 
 
 def _later(row: MetricRow, early: Sequence[MetricRow]) -> bool:
@@ -66,27 +84,26 @@ def _later(row: MetricRow, early: Sequence[MetricRow]) -> bool:
 
 
 def _partner(row: MetricRow) -> str:
-    other = row.other or {}
-    return f"{other.get('model')}, seed {other.get('seed')}"
+    return str((row.other or {}).get("model"))
 
 
 def _numbers(rows: Sequence[MetricRow]) -> str:
     """Quote early KL and the shift of layers, at equal loss."""
-    lens = [r for r in pick(rows, name="logit_lens", metric="early_kl_bits") if not r.slice]
-    told = [
-        f"{who(row)}{_without(row)} {fixed(value_of(row), 2)}"
-        for row in lens
-        if row.step is not None
-    ]
-    found = f"Mean over the first third of the depth, in bits: {'; '.join(told)}." if told else ""
-    shifts = [r for r in pick(rows, name="cka", metric="aligned_shift_layers") if not r.slice]
-    moved = [
-        f"{pair_title(row)} {with_interval(row)}"
-        for row in shifts
-        if row.step is not None and row.condition is None
-    ]
-    if moved:
-        found += f" Mean shift of a block’s counterpart, in blocks: {'; '.join(moved)}."
+    lens: dict[str, list[float]] = {}
+    for row in pick(rows, name="logit_lens", metric="early_kl_bits"):
+        if row.step is not None and not row.slice:
+            lens.setdefault(f"{row.model}{_without(row)}", []).append(value_of(row))
+    told = each(lens, _short, "; ")
+    found = f"Mean over the first third of the depth, in bits: {told}." if told else ""
+    shifts: dict[str, list[float]] = {}
+    for row in pick(rows, name="cka", metric="aligned_shift_layers"):
+        if row.step is not None and not row.slice:
+            asked = [str(row.model), _partner(row)]
+            # Of the two, the one whose blocks are asked where in the other they have their like.
+            one, other = reversed(asked) if row.condition == "of_other" else asked
+            shifts.setdefault(f"{one} in {other}", []).append(value_of(row))
+    if shifts:
+        found += f" Mean shift of a block’s counterpart, in blocks: {each(shifts, _short, '; ')}."
     return found
 
 

@@ -27,6 +27,8 @@ EVIDENCE = {
     "linear": "linear-probe",
     "knockout": "knock-out",
 }
+# What the figure at equal loss draws or tells.
+AT_EQUAL_LOSS = ("logit_lens", "cka")
 
 
 def section(study: Study) -> Section:
@@ -203,6 +205,8 @@ def _effect(v: Verdict) -> str:
 def evidence(verdict: Verdict) -> str:
     """Return the id of the figure or table that shows the rows of a claim, or ""."""
     names = [str(row.get("name")) for row in verdict.rows]
+    if any(row.get("equal_loss") for row in verdict.rows) and names[0] in AT_EQUAL_LOSS:
+        return "equal-loss"
     return next((EVIDENCE.get(name, name.replace("_", "-")) for name in names), "")
 
 
