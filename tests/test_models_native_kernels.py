@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engram_eval.models import native_kernels
-from engram_eval.models.convolution import DepthwiseCausalConv
 from engram_eval.models.loss import losses_by_token
-from engram_eval.models.native_kernels import SUFFIXES, Convolution, NativeKernels, kernels_for
+from engram_eval.models.memory import EngramMemory, MemorySpec
+from engram_eval.models.native_kernels import SUFFIXES, NativeKernels, kernels_for
 from engram_eval.models.norm import RMSNorm
 from engram_eval.models.swiglu import swiglu
 
@@ -122,26 +122,44 @@ def test_swiglu_and_its_gradients(
 
 
 @given(
-    sizes=st.tuples(*(st.integers(1, high) for high in (3, 9, 9, 20, 4, 3))),
+    sizes=st.tuples(*(st.integers(1, high) for high in (3, 9, 3, 20, 4, 3))),
     dtype=st.sampled_from(DTYPES),
+    padded=st.booleans(),
 )
-def test_convolution_and_its_gradients(
-    libraries: dict[torch.dtype, NativeKernels], sizes: tuple[int, ...], dtype: torch.dtype
+def test_what_a_memory_writes_and_its_gradients(
+    libraries: dict[torch.dtype, NativeKernels],
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    padded: bool,
 ) -> None:
-    batch, new, more, width, taps, apart = sizes
-    x, weights = draw(batch, new + more, width, dtype=dtype), draw(taps, width, seed=1)
-    grad = draw(batch, new, width, seed=2, dtype=dtype)
-    exact, wide = x.double().requires_grad_(), weights.double().requires_grad_()
-    padded = F.pad(exact.mT, ((taps - 1) * apart, 0))
-    convolved = F.conv1d(padded, wide.T.unsqueeze(1), dilation=apart, groups=width)
-    expected = convolved.mT[:, -new:]
+    batch, length, streams, width, taps, apart = sizes
+    gates = draw(batch, length, streams).sigmoid()
+    gates[:, 0] *= not padded
+    values, gain = draw(batch, length, width, seed=1, dtype=dtype), draw(streams, width, seed=2)
+    weights = draw(taps, streams * width, seed=3)
+    grad = draw(batch, length, streams, width, seed=4, dtype=dtype)
+    given = gates, values, gain, weights
+    exact = [each.double().requires_grad_() for each in given]
+    gated = exact[0].unsqueeze(-1) * exact[1].unsqueeze(2)
+    normed = (F.rms_norm(gated, (width,), None, 0.1) * exact[2]).flatten(2)
+    before = F.pad(normed.mT, ((taps - 1) * apart, 0))
+    kernel, channels = exact[3].T.unsqueeze(1), streams * width
+    mixed = F.conv1d(before, kernel, dilation=apart, groups=channels).mT
+    expected = gated + F.silu(mixed).view_as(gated)
     expected.backward(grad.double())
-    asked = Convolution(batch, new + more, new, width, taps, apart)
-    assert_near(libraries[dtype].convolve(x, weights, asked), expected.detach())
-    found = libraries[dtype].convolve_backward(grad, x, weights, asked)
-    for ours, theirs in zip(found, (exact, wide), strict=True):
+    output, scales = libraries[dtype].memory_write(*given, apart, 0.1)
+    assert_near(output, expected.detach())
+    found = libraries[dtype].memory_write_backward(grad, *given, scales, apart, 0.1)
+    for ours, theirs in zip(found, exact, strict=True):
         assert theirs.grad is not None
         assert_near(ours, theirs.grad)
+
+
+def some_memory() -> EngramMemory:
+    memory = EngramMemory(MemorySpec(24, (2,), 2, 8, (3, 5), (3, 5), streams=2))
+    for number, parameter in enumerate(memory.parameters()):
+        parameter.data = draw(*parameter.shape, seed=number)
+    return memory
 
 
 def results(threads: int) -> list[Tensor]:
@@ -154,12 +172,11 @@ def results(threads: int) -> list[Tensor]:
         normed = norm(x)
         active = swiglu(*draw(600, 96, seed=1).chunk(2, dim=-1))
         loss = losses_by_token(normed + active, draw(80, 48, seed=2), torch.arange(600) % 80).mean
-        convolution = DepthwiseCausalConv(48, 3, 2)
-        convolution.weight.data = draw(48, 1, 3, seed=3)
-        mixed = convolution(normed.view(6, 100, 48), 90)
-        inputs = x, norm.weight, convolution.weight
-        grads = torch.autograd.grad(loss + mixed.square().mean(), inputs)
-        return [normed.detach(), active, loss.detach(), mixed.detach(), *grads]
+        memory = some_memory()
+        written = memory(normed.view(6, 100, 48), torch.arange(1200).view(6, 100, 2) % 8)
+        inputs = x, norm.weight, *memory.parameters()
+        grads = torch.autograd.grad(loss + written.square().mean(), inputs)
+        return [normed.detach(), active, loss.detach(), written.detach(), *grads]
     finally:
         torch.set_num_threads(before)
 

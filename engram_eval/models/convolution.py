@@ -1,12 +1,7 @@
 """The memory's short convolution along time (arXiv:2601.07372 eq. 5)."""
 
-from typing import Any
-
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
-
-from .native_kernels import Convolution, NativeKernels, kernels_for
 
 
 class DepthwiseCausalConv(nn.Module):
@@ -27,11 +22,6 @@ class DepthwiseCausalConv(nn.Module):
         if x.shape[1] > new + reach:
             # Cut only where there is more: the gradient of a cut is a pass over zeros.
             x = x[:, -(new + reach) :]
-        kernels = kernels_for(x) if self.weight.dtype == torch.float32 else None
-        if kernels is not None:
-            weights = self.weight.squeeze(1).T
-            output: torch.Tensor = _ByKernel.apply(x, weights, new, self.dilation, kernels)
-            return output
         taps = self.weight.squeeze(1).to(x.dtype).unbind(-1)
         x = nn.functional.pad(x, (0, 0, new + reach - x.shape[1], 0))
         output = x[:, :new] * taps[0]
@@ -39,28 +29,3 @@ class DepthwiseCausalConv(nn.Module):
             start = number * self.dilation
             output = torch.addcmul(output, x[:, start : start + new], tap)
         return output
-
-
-class _ByKernel(torch.autograd.Function):
-    """The same in one pass each way."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weights: torch.Tensor,
-        new: int,
-        dilation: int,
-        kernels: NativeKernels,
-    ) -> torch.Tensor:
-        x, weights = x.contiguous(), weights.contiguous()
-        ctx.sizes = Convolution(len(x), x.shape[1], new, x.shape[2], len(weights), dilation)
-        ctx.kernels = kernels
-        ctx.save_for_backward(x, weights)
-        return kernels.convolve(x, weights, ctx.sizes)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        given = grad.contiguous(), *ctx.saved_tensors, ctx.sizes
-        return *ctx.kernels.convolve_backward(*given), None, None, None

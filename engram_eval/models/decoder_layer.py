@@ -48,11 +48,11 @@ class EngramDecoderLayer(GradientCheckpointingLayer):
             lookup: what the memory takes beside it; see ``MemoryKind.inputs``.
             **kwargs: go to the attention.
         """
-        if self.engram is not None:
-            hidden_states = add(hidden_states, self.engram(hidden_states, **(lookup or {})))
-
+        written = None if self.engram is None else self.engram(hidden_states, **(lookup or {}))
         if self.attn_hc is None:
-            return self._on_one_stream(hidden_states, kwargs)
+            return self._on_one_stream(hidden_states, written, kwargs)
+        if written is not None:
+            hidden_states = add(hidden_states, written)
 
         def attend(stream: torch.Tensor) -> torch.Tensor:
             attended: torch.Tensor = self.self_attn(self.input_layernorm(stream), **kwargs)[0]
@@ -65,8 +65,10 @@ class EngramDecoderLayer(GradientCheckpointingLayer):
         hidden_states = add_output(self.attn_hc, hidden_states, attend)
         return add_output(self.ffn_hc, hidden_states, feed_forward)
 
-    def _on_one_stream(self, stream: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-        stream, normed, _ = add_and_norm(stream, None, self.input_layernorm)
+    def _on_one_stream(
+        self, stream: torch.Tensor, written: torch.Tensor | None, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        stream, normed, _ = add_and_norm(stream, written, self.input_layernorm)
         attended = self.self_attn(normed, **kwargs)[0]
         if not isinstance(self.mlp, MoE | SwiGLU):
             stream = add(stream, attended)

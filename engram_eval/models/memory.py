@@ -16,6 +16,7 @@ from .norm import RMSNorm
 from .offload import make_table
 from .precision import as_operand
 from .table import RowTable
+from .written import write
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,9 @@ class EngramMemory(nn.Module):
         read = as_operand(self.memory_rows(self.table(rows)))
         gate = self.gate_tap(self._gate(streams, read))
         self.last_gate = gate.detach()
-        value = self.value_proj(read)
-        # As wide as what other layers add to the stream.
-        gated = gate.unsqueeze(-1).to(value.dtype) * value.unsqueeze(2)
         if present is not None:
-            gated = gated * present[..., None, None].to(gated.dtype)
-        output = gated + self._mix(gated, history) if self.spec.conv else gated
+            gate = gate * present.unsqueeze(-1).to(gate.dtype)
+        output = self._written(gate, self.value_proj(read), history)
         return output.flatten(2) if flat else output
 
     def _gate(self, streams: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
@@ -165,9 +163,19 @@ class EngramMemory(nn.Module):
             score = score.sign() * score.abs().clamp_min(1e-6).sqrt()
         return score.sigmoid()
 
-    def _mix(self, gated: torch.Tensor, history: HistoryLayer | None) -> torch.Tensor:
-        """Return ``silu(conv(norm(gated)))``, (B, T, M, D): eq. 5 without its residual."""
+    def _written(
+        self, gate: torch.Tensor, value: torch.Tensor, history: HistoryLayer | None
+    ) -> torch.Tensor:
+        """Return ``gated + silu(conv(norm(gated)))``, (B, T, M, D): eq. 5."""
+        if self.spec.conv and history is None:
+            output = write(gate, value, self.conv_norm, self.conv)
+            if output is not None:
+                return output
+        # As wide as what other layers add to the stream.
+        gated = gate.unsqueeze(-1).to(value.dtype) * value.unsqueeze(2)
+        if not self.spec.conv:
+            return gated
         normed = self.conv_norm(gated).flatten(2)
         seen = normed if history is None else history.append(normed)
         mixed = self.conv(seen, normed.shape[1])
-        return nn.functional.silu(mixed).view_as(gated)
+        return gated + nn.functional.silu(mixed).view_as(gated)

@@ -11,16 +11,13 @@ from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach, library
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
-class Convolution(ctypes.Structure):
-    """The fields of ``struct Convolution`` in ``step_kernels.cpp``."""
+class Write(ctypes.Structure):
+    """The fields of ``struct Write`` in ``step_kernels.cpp``."""
 
-    _fields_ = [(name, SIZE) for name in ("batch", "seen", "fresh", "width", "taps", "apart")]
-    batch: int
-    seen: int
-    fresh: int
-    width: int
-    taps: int
-    apart: int
+    _fields_ = [
+        *((name, SIZE) for name in ("batch", "length", "streams", "width", "taps", "apart")),
+        ("eps", FLOAT),
+    ]
 
 
 ARGUMENTS = {
@@ -32,9 +29,9 @@ ARGUMENTS = {
         *(*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, SIZE, ADDRESS),
         *[SIZE] * 2,
     ),
-    "convolve": (*[ADDRESS] * 3, Convolution),
-    "convolve_backward": (*[ADDRESS] * 5, Convolution),
     "add_rows": (*[ADDRESS] * 3, *[SIZE] * 3),
+    "memory_write": (*[ADDRESS] * 6, Write),
+    "memory_write_backward": (*[ADDRESS] * 10, Write),
 }
 """Of the functions of ``step_kernels.cpp``, each for two types."""
 
@@ -135,22 +132,47 @@ class NativeKernels:
         outputs = grad_gate, grad_up, grad_gate.stride(0), grad_factors
         self._call("swiglu_backward", *inputs, *outputs, *gate.shape)
 
-    def convolve(self, x: Tensor, weights: Tensor, sizes: Convolution) -> Tensor:
-        """Convolve the last rows of ``x`` (B, S, C) with ``weights`` (K, C), float32: (B, T, C)."""
-        output = x.new_empty(sizes.batch, sizes.fresh, sizes.width)
-        self._call("convolve", x, weights, output, sizes)
-        return output
-
-    def convolve_backward(
-        self, grad: Tensor, x: Tensor, weights: Tensor, sizes: Convolution
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of ``x`` and ``weights``."""
-        grad_x, grad_weights = torch.empty_like(x), torch.empty_like(weights)
-        self._call("convolve_backward", grad, x, weights, grad_x, grad_weights, sizes)
-        return grad_x, grad_weights
-
     def add_rows(self, rows: Tensor, place: Tensor) -> Tensor:
         """Add each token's rows of (S, D), which lie at ``place`` (N, K): (N, D)."""
         output = rows.new_empty(len(place), rows.shape[1])
         self._call("add_rows", rows, place, output, *place.shape, rows.shape[1])
         return output
+
+    def memory_write(
+        self, gates: Tensor, values: Tensor, gain: Tensor, weights: Tensor, apart: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``written.write``'s output (B, T, M, D), and what ``backward`` takes of the norm.
+
+        Args:
+            gates: (B, T, M) float32.
+            values: (B, T, D).
+            gain: (M, D) or, for one stream, (D,), float32; of the norm.
+            weights: (K, M D) float32; of the convolution.
+            apart: its dilation.
+            eps: of the norm.
+        """
+        output, scales = values.new_empty(*gates.shape, values.shape[-1]), torch.empty_like(gates)
+        sizes = Write(*gates.shape, values.shape[-1], len(weights), apart, eps)
+        self._call("memory_write", gates, values, gain, weights, output, scales, sizes)
+        return output, scales
+
+    def memory_write_backward(
+        self,
+        grad: Tensor,
+        gates: Tensor,
+        values: Tensor,
+        gain: Tensor,
+        weights: Tensor,
+        scales: Tensor,
+        apart: int,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of gates, values, gain and weights."""
+        inputs = gates, values, gain, weights
+        grads = (
+            *(torch.empty_like(gates), torch.empty_like(values)),
+            *(torch.empty_like(gain), torch.empty_like(weights)),
+        )
+        sizes = Write(*gates.shape, values.shape[-1], len(weights), apart, eps)
+        self._call("memory_write_backward", grad, *inputs, scales, *grads, sizes)
+        return grads

@@ -3,6 +3,7 @@
 // Matrices are row by row without gaps, unless a stride is given. Exported functions exist for both
 // types: their names end in _bf16 or _f32.
 
+#include <memory>
 #include <vector>
 
 #include "activation.h"
@@ -143,59 +144,172 @@ void swiglu_backward(const T* grads, const T* gate, const T* up, long stride, co
   }
 }
 
-// A depthwise causal convolution: x (batch, seen, width) of which the last `fresh` rows are convolved,
-// weights (taps, width), the last tap for the present row, those before `apart` rows further back each;
-// what lies before x is zero.
-struct Convolution {
-  long batch, seen, fresh, width, taps, apart;
+// What a memory writes: for each stream gate * value + silu(conv(norm(gate * value))). The convolution
+// has a weight for each channel and tap, the last for the present row, those before `apart` rows
+// further back each; nothing is there before a text.
+//
+// The norm multiplies a value by a number: neither it nor what is convolved is written down.
+struct Write {
+  long batch, length, streams, width, taps, apart;
+  float eps;
 
-  // The row of x that tap k of output t reads; negative if there is none.
-  long row(long t, long k) const { return seen - fresh + t - (taps - 1 - k) * apart; }
+  long rows() const { return batch * length; }
+  long row() const { return streams * width; }
+  // How many taps read rows that are at most so far away.
+  long near(long rows) const { return std::min(taps, rows / apart + 1); }
 };
 
+// The sum over taps, the present row's first, of rows times weights times a factor for each row.
 template <typename T>
-void convolve(const T* x, const float* weights, T* out, const Convolution& c, int threads) {
-#pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
-  for (long b = 0; b < c.batch; ++b) {
-    for (long t = 0; t < c.fresh; ++t) {
-      along(c.width, [&](long i, auto part) {
-        Floats sum{};
-        for (long k = 0; k < c.taps; ++k)
-          if (const long row = c.row(t, k); row >= 0)
-            sum += load(x + (b * c.seen + row) * c.width + i, part) *
-                   load(weights + k * c.width + i, part);
-        store(out + (b * c.fresh + t) * c.width + i, sum, part);
+struct Taps {
+  const T* rows;
+  const float *weights, *factors;
+  long count, step, weight_step, factor_step;
+
+  template <typename Some>
+  Floats sum(long i, Some part) const {
+    Floats sum{};
+    for (long k = 0; k < count; ++k)
+      sum += load(rows + k * step + i, part) * load(weights - k * weight_step + i, part) *
+             factors[k * factor_step];
+    return sum;
+  }
+};
+
+// Gates (batch, length, streams), values (batch, length, width), the norm's gain (streams, width) and
+// the convolution's weights (taps, streams, width).
+template <typename T>
+struct Gated {
+  const Write w;
+  const T* values;
+  // Weights times gain, and what a value is multiplied by before the gain.
+  std::vector<float> weights, factors;
+
+  Gated(const Write& w, const T* values, const float* gain, const float* given)
+      : w(w), values(values), weights(given, given + w.taps * w.row()), factors(w.rows() * w.streams) {
+    for (long i = 0; i < w.taps * w.row(); ++i) weights[i] *= gain[i % w.row()];
+  }
+
+  const float* last_weights(long m) const { return weights.data() + (w.taps - 1) * w.row() + m * w.width; }
+
+  // What the convolution reads for stream m of row r.
+  Taps<T> before(long r, long m) const {
+    return {values + r * w.width,      last_weights(m),     factors.data() + r * w.streams + m,
+            w.near(r % w.length),      -w.apart * w.width,  w.row(),
+            -w.apart * w.streams};
+  }
+
+  // The gradients of what it returned that reach row r.
+  Taps<float> after(const float* errors, long r, long m) const {
+    static const float one = 1;
+    return {errors + r * w.row() + m * w.width, last_weights(m),   &one,
+            w.near(w.length - 1 - r % w.length), w.apart * w.row(), w.row(),
+            0};
+  }
+};
+
+// out (batch, length, streams, width); scales, one for each gate, are those of the norm.
+template <typename T>
+void memory_write(const float* gates, const T* values, const float* gain, const float* weights, T* out,
+                  float* scales, const Write& w, int threads) {
+  Gated<T> gated(w, values, gain, weights);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for
+    for (long r = 0; r < w.rows(); ++r) {
+      Floats sum{};
+      along(w.width, [&](long i, auto part) {
+        const Floats v = load(values + r * w.width + i, part);
+        sum += v * v;
       });
+      const float square = sum_of(sum) / w.width;
+      for (long at = r * w.streams; at < (r + 1) * w.streams; ++at) {
+        scales[at] = 1 / std::sqrt(gates[at] * gates[at] * square + w.eps);
+        gated.factors[at] = gates[at] * scales[at];
+      }
     }
+#pragma omp for collapse(2)
+    for (long r = 0; r < w.rows(); ++r)
+      for (long m = 0; m < w.streams; ++m) {
+        const Taps<T> taps = gated.before(r, m);
+        const float gate = gates[r * w.streams + m];
+        T* to = out + (r * w.streams + m) * w.width;
+        along(w.width, [=](long i, auto part) {
+          const Floats u = taps.sum(i, part);
+          store(to + i, load(taps.rows + i, part) * gate + u * sigmoid(u), part);
+        });
+      }
   }
 }
 
+// The gradient of what the convolution returned, into errors (width,), and of its weights, added to
+// sums (taps, streams, width).
 template <typename T>
-void convolve_backward(const T* grads, const T* x, const float* weights, T* grad_x,
-                       float* grad_weights, const Convolution& c, int threads) {
-  std::vector<float> sums(c.batch * c.taps * c.width);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (long b = 0; b < c.batch; ++b) {
-    const T *own = x + b * c.seen * c.width, *grad = grads + b * c.fresh * c.width;
-    float* added = sums.data() + b * c.taps * c.width;
-    for (long row = 0; row < c.seen; ++row) {
-      along(c.width, [&](long i, auto part) {
-        Floats sum{};
-        for (long k = 0; k < c.taps; ++k) {
-          const long t = row - c.row(0, k);
-          if (t < 0 || t >= c.fresh) continue;
-          const Floats g = load(grad + t * c.width + i, part);
-          float* place = added + k * c.width + i;
-          sum += g * load(weights + k * c.width + i, part);
-          store(place, load(place, part) + g * load(own + row * c.width + i, part), part);
-        }
-        store(grad_x + (b * c.seen + row) * c.width + i, sum, part);
+void convolution_errors(const T* grads, const Taps<T>& taps, float* errors, float* sums, long width) {
+  along(width, [=](long i, auto part) {
+    const Floats u = taps.sum(i, part), s = sigmoid(u);
+    const Floats error = load(grads + i, part) * s * (1.0f + u * (1.0f - s));
+    store(errors + i, error, part);
+    for (long k = 0; k < taps.count; ++k) {
+      const Floats read = load(taps.rows + k * taps.step + i, part) * taps.factors[k * taps.factor_step];
+      float* added = sums - k * taps.weight_step + i;
+      store(added, load(added, part) + error * read, part);
+    }
+  });
+}
+
+template <typename T>
+void memory_write_backward(const T* grads, const float* gates, const T* values, const float* gain,
+                           const float* weights, const float* scales, float* grad_gates, T* grad_values,
+                           float* grad_gain, float* grad_weights, const Write& w, int threads) {
+  Gated<T> gated(w, values, gain, weights);
+  for (long at = 0; at < w.rows() * w.streams; ++at) gated.factors[at] = gates[at] * scales[at];
+  const long parts = (w.rows() + ROWS_OF_A_PART - 1) / ROWS_OF_A_PART, all = w.taps * w.row();
+  std::vector<float> sums(parts * all);
+  const std::unique_ptr<float[]> errors(new float[w.rows() * w.row()]);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for
+    for (long p = 0; p < parts; ++p)
+      for (long r = p * ROWS_OF_A_PART; r < std::min((p + 1) * ROWS_OF_A_PART, w.rows()); ++r)
+        for (long m = 0; m < w.streams; ++m)
+          convolution_errors(grads + r * w.row() + m * w.width, gated.before(r, m),
+                             errors.get() + r * w.row() + m * w.width,
+                             sums.data() + (p + 1) * all - w.row() + m * w.width, w.width);
+    std::vector<float> grad_value(w.width);
+#pragma omp for
+    for (long r = 0; r < w.rows(); ++r) {
+      const T* value = values + r * w.width;
+      float *sum = grad_value.data(), shrinks = 0;
+      fill_zeros(sum, w.width);
+      for (long m = 0; m < w.streams; ++m) {
+        const Taps<float> taps = gated.after(errors.get(), r, m);
+        const T* grad = grads + r * w.row() + m * w.width;
+        const float gate = gates[r * w.streams + m], scale = scales[r * w.streams + m];
+        Floats direct{}, by_norm{};
+        along(w.width, [&](long i, auto part) {
+          const Floats error = taps.sum(i, part), g = load(grad + i, part), v = load(value + i, part);
+          direct += g * v;
+          by_norm += error * v;
+          store(sum + i, load(sum + i, part) + (g + error * scale) * gate, part);
+        });
+        const float inner = sum_of(by_norm) * scale * scale * scale;
+        grad_gates[r * w.streams + m] = sum_of(direct) + inner * w.eps;
+        shrinks += inner * gate * gate * gate / w.width;
+      }
+      along(w.width, [=](long i, auto part) {
+        const Floats own = load(sum + i, part) - load(value + i, part) * shrinks;
+        store(grad_values + r * w.width + i, own, part);
       });
     }
   }
-  std::memset(grad_weights, 0, c.taps * c.width * sizeof(float));
-  for (long b = 0; b < c.batch; ++b)
-    for (long i = 0; i < c.taps * c.width; ++i) grad_weights[i] += sums[b * c.taps * c.width + i];
+  fill_zeros(grad_gain, w.row());
+  for (long i = 0; i < all; ++i) {
+    float sum = 0;
+    for (long p = 0; p < parts; ++p) sum += sums[p * all + i];
+    grad_weights[i] = sum * gain[i % w.row()];
+    grad_gain[i % w.row()] += sum * weights[i];
+  }
 }
 
 // out (tokens, width): of each token the sum of the k rows that lie at its places.
@@ -238,13 +352,17 @@ void add_rows(const T* rows, const int64_t* places, T* out, long tokens, long k,
     swiglu_backward(grads, gate, up, stride, factors, grad_gate, grad_up, grad_stride,             \
                     grad_factors, rows, width, threads);                                           \
   }                                                                                               \
-  void convolve_##NAME(const T* x, const float* weights, T* out, Convolution sizes, int threads) { \
-    convolve(x, weights, out, sizes, threads);                                                     \
-  }                                                                                               \
-  void convolve_backward_##NAME(const T* grads, const T* x, const float* weights, T* grad_x,       \
-                                float* grad_weights, Convolution sizes, int threads) {             \
-    convolve_backward(grads, x, weights, grad_x, grad_weights, sizes, threads);                    \
-  }                                                                                               \
+  void memory_write_##NAME(const float* gates, const T* values, const float* gain,                 \
+                           const float* weights, T* out, float* scales, Write sizes, int threads) {\
+    memory_write(gates, values, gain, weights, out, scales, sizes, threads);                       \
+  }                                                                                                \
+  void memory_write_backward_##NAME(const T* grads, const float* gates, const T* values,           \
+                                    const float* gain, const float* weights, const float* scales,  \
+                                    float* grad_gates, T* grad_values, float* grad_gain,           \
+                                    float* grad_weights, Write sizes, int threads) {               \
+    memory_write_backward(grads, gates, values, gain, weights, scales, grad_gates, grad_values,    \
+                          grad_gain, grad_weights, sizes, threads);                                \
+  }                                                                                                \
   void add_rows_##NAME(const T* rows, const int64_t* places, T* out, long tokens, long k,          \
                        long width, int threads) {                                                 \
     add_rows(rows, places, out, tokens, k, width, threads);                                        \
