@@ -2,6 +2,7 @@
 
 import native_tools
 import pytest
+import torch
 from native_tools import assert_near, draw
 
 from engram_eval.models.convolution import DepthwiseCausalConv
@@ -42,3 +43,13 @@ def test_what_it_cannot_work_on_is_left_to_torch() -> None:
     assert write(gates, values.double(), norm, conv) is None
     assert write(gates, values.to("meta"), norm, conv) is None
     assert write(gates, values, norm.double(), conv) is None
+
+
+def test_a_tap_sees_rows_before_they_are_rounded() -> None:
+    memory = EngramMemory(MemorySpec(32, (2,), 1, 32, (5,), (3, 5)))
+    hidden, rows, seen = draw(2, 9, 32), torch.arange(18).view(2, 9, 1) % 5, []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = memory(hidden, rows)
+        memory.memory_rows.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+        assert torch.equal(memory(hidden, rows), found)
+    assert torch.equal(seen[0], memory.table.weight[rows].flatten(-2))

@@ -78,6 +78,48 @@ inline Pairs load_ids(const int64_t* from, long count) {
   std::memcpy(&ids, from, std::min(count, TOKENS) * sizeof(int64_t));
   return ids;
 }
+
+// Calls take(i, row) with the i-th named row of a table; returns the place of a number that names none,
+// or -1. Of a table larger than a cache rows are asked for ahead.
+template <typename T, typename Take>
+int64_t for_each_named(const T* table, long rows, long width, const int64_t* named, long count, int threads,
+                       Take take) {
+  constexpr long LINE = 64 / sizeof(T), AHEAD = 16, CACHE = 1 << 20;
+  const bool far = rows * width * long(sizeof(T)) > CACHE;
+  int64_t wrong = -1;
+#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(max : wrong)
+  for (long i = 0; i < count; ++i) {
+    if (far && i + AHEAD < count)
+      for (long j = 0; j < width; j += LINE) __builtin_prefetch(table + named[i + AHEAD] * width + j);
+    if (named[i] < 0 || named[i] >= rows) {
+      wrong = i;
+    } else {
+      take(i, table + named[i] * width);
+    }
+  }
+  return wrong;
+}
+
+// table (rows, width) = the sums of grads (count, width) at the rows that are named; a number that
+// names none is left out. Each thread makes some rows, of grads in their order: sums do not depend on
+// the number of threads.
+template <typename T>
+int64_t add_named(const T* grads, const int64_t* named, long count, long width, float* table, long rows,
+                  int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (long part = 0; part < threads; ++part) {
+    const long first = rows * part / threads, end = rows * (part + 1) / threads;
+    fill_zeros(table + first * width, (end - first) * width);
+    for (long i = 0; i < count; ++i) {
+      if (named[i] < first || named[i] >= end) continue;
+      float* row = table + named[i] * width;
+      along(width, [=](long j, auto part) {
+        store(row + j, load(row + j, part) + load(grads + i * width + j, part), part);
+      });
+    }
+  }
+  return -1;
+}
 }  // namespace
 
 extern "C" {
@@ -159,39 +201,33 @@ int64_t look_back(const int64_t* ids, const int64_t* compressed, long vocabulary
 }
 
 // out (count, row_bytes) = the rows of table (rows, row_bytes) that are named. Returns the place of a
-// number that names none, or -1. Of a table larger than a cache rows are asked for ahead.
+// number that names none, or -1.
 int64_t gather(const char* table, long rows, long row_bytes, const int64_t* named, char* out,
                long count, int threads) {
-  constexpr long LINE = 64, AHEAD = 16, CACHE = 1 << 20;
-  const bool far = rows * row_bytes > CACHE;
-  int64_t wrong = -1;
-#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(max : wrong)
-  for (long i = 0; i < count; ++i) {
-    if (far && i + AHEAD < count)
-      for (long byte = 0; byte < row_bytes; byte += LINE)
-        __builtin_prefetch(table + named[i + AHEAD] * row_bytes + byte);
-    if (named[i] < 0 || named[i] >= rows) {
-      wrong = i;
-      continue;
-    }
-    const char* from = table + named[i] * row_bytes;
+  constexpr long LINE = 64;
+  return for_each_named(table, rows, row_bytes, named, count, threads, [=](long i, const char* from) {
     char* to = out + i * row_bytes;
     long byte = 0;
     for (; byte + LINE <= row_bytes; byte += LINE) std::memcpy(to + byte, from + byte, LINE);
     if (byte < row_bytes) std::memcpy(to + byte, from + byte, row_bytes - byte);
-  }
-  return wrong;
+  });
 }
 
-// table (rows, width) += grads (count, width) at the rows that are named; a number that names none is
-// left out. One after the other: sums do not depend on the number of threads.
-int64_t add_at(const float* grads, const int64_t* named, long count, long width, float* table,
-               long rows, int) {
-  for (long i = 0; i < count; ++i) {
-    if (named[i] < 0 || named[i] >= rows) continue;
-    float* row = table + named[i] * width;
-    for (long j = 0; j < width; ++j) row[j] += grads[i * width + j];
-  }
-  return -1;
+// The same of a table (rows, width) in single precision, rounded.
+int64_t gather_rounded(const float* table, long rows, long width, const int64_t* named, bf16* out,
+                       long count, int threads) {
+  return for_each_named(table, rows, width, named, count, threads, [=](long i, const float* from) {
+    along(width, [=](long j, auto part) { store(out + i * width + j, load(from + j, part), part); });
+  });
+}
+
+int64_t add_at(const float* grads, const int64_t* named, long count, long width, float* table, long rows,
+               int threads) {
+  return add_named(grads, named, count, width, table, rows, threads);
+}
+
+int64_t add_rounded_at(const bf16* grads, const int64_t* named, long count, long width, float* table,
+                       long rows, int threads) {
+  return add_named(grads, named, count, width, table, rows, threads);
 }
 }

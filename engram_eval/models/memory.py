@@ -14,7 +14,7 @@ from .layout import table_layouts
 from .linear import Linear
 from .norm import RMSNorm
 from .offload import make_table
-from .precision import as_operand
+from .precision import as_operand, rounds_weights
 from .table import RowTable
 from .written import write
 
@@ -145,13 +145,21 @@ class EngramMemory(nn.Module):
         flat = hidden_states.dim() == 3
         shape = (self.spec.streams, self.spec.hidden_size)
         streams = hidden_states.unflatten(-1, shape) if flat else hidden_states
-        read = as_operand(self.memory_rows(self.table(rows)))
+        read = self._read(rows)
         gate = self.gate_tap(self._gate(streams, read))
         self.last_gate = gate.detach()
         if present is not None:
             gate = gate * present.unsqueeze(-1).to(gate.dtype)
         output = self._written(gate, self.value_proj(read), history)
         return output.flatten(2) if flat else output
+
+    def _read(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return e_t (B, T, d_mem) as products take it; taps see it before it is rounded."""
+        tap = self.memory_rows
+        seen = type(tap) is not nn.Identity or tap._forward_hooks or tap._forward_pre_hooks
+        if seen or type(self.table) is not RowTable:
+            return as_operand(tap(self.table(rows)))
+        return as_operand(self.table(rows, rounds_weights(torch.bfloat16)))
 
     def _gate(self, streams: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
         """Return the gate of each stream, (B, T, M): eq. 4."""

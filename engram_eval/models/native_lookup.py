@@ -15,8 +15,8 @@ LARGEST = 2**33
 ARGUMENTS = {
     "look_back": (*[ADDRESS] * 2, SIZE, ID, ID, ADDRESS, *[SIZE] * 4),
     "hash_history": (*[ADDRESS] * 3, SIZE, *[ADDRESS] * 2, *[SIZE] * 2),
-    "add_at": (*[ADDRESS] * 2, *[SIZE] * 2, ADDRESS, SIZE),
-    "gather": (ADDRESS, *[SIZE] * 2, *[ADDRESS] * 2, SIZE),
+    **dict.fromkeys(("add_at", "add_rounded_at"), (*[ADDRESS] * 2, *[SIZE] * 2, ADDRESS, SIZE)),
+    **dict.fromkeys(("gather", "gather_rounded"), (ADDRESS, *[SIZE] * 2, *[ADDRESS] * 2, SIZE)),
 }
 """Of the functions of ``lookup_kernels.cpp``."""
 
@@ -85,17 +85,24 @@ class NativeLookup:
         self._call("hash_history", *given, rows, batch * length, heads // orders)
         return rows
 
-    def gather(self, table: Tensor, rows: Tensor) -> Tensor:
+    def gather(self, table: Tensor, rows: Tensor, rounded: bool = False) -> Tensor:
         """Return the rows of ``table`` (R, D) that are named: (..., D).
+
+        Args:
+            table: see above; float32 if they are to be rounded.
+            rows: (...) int64.
+            rounded: to bfloat16.
 
         Raises:
             IndexError: there is no such row.
         """
         rows = rows.contiguous()
         height, width = table.shape
-        output = table.new_empty(*rows.shape, width)
-        given = table, height, width * table.element_size(), rows
-        wrong = self._call("gather", *given, output, rows.numel())
+        name, dtype, step = "gather", table.dtype, width * table.element_size()
+        if rounded:
+            name, dtype, step = "gather_rounded", torch.bfloat16, width
+        output = table.new_empty(*rows.shape, width, dtype=dtype)
+        wrong = self._call(name, table, height, step, rows, output, rows.numel())
         if wrong >= 0:
             raise IndexError(f"row {int(rows.flatten()[wrong])} of a table of {len(table)}")
         return output
@@ -104,14 +111,15 @@ class NativeLookup:
         """Return the gradient (R, D) of a table of which ``rows`` were gathered.
 
         Args:
-            grad: (..., D) float32, of what was gathered.
+            grad: (..., D) float32 or bfloat16, of what was gathered.
             rows: (...) int64.
             table_rows: R.
         """
         grad, rows = grad.contiguous(), rows.contiguous()
         width = grad.shape[-1]
-        output = grad.new_zeros(table_rows, width)
-        self._call("add_at", grad, rows, rows.numel(), width, output, table_rows)
+        output = grad.new_empty(table_rows, width, dtype=torch.float32)
+        name = "add_rounded_at" if grad.dtype == torch.bfloat16 else "add_at"
+        self._call(name, grad, rows, rows.numel(), width, output, table_rows)
         return output
 
 

@@ -34,15 +34,20 @@ class RowTable(nn.Module):
         """Return the rows, cut off from gradients where they are frozen."""
         return self.weight.detach() if self.frozen else self.weight
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2."""
+    def forward(self, rows: torch.Tensor, rounded: bool = False) -> torch.Tensor:
+        """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2.
+
+        ``rounded``: to bfloat16, if the table is in float32 and compiled functions read it.
+        """
         values = self.values()
         wanted = torch.is_grad_enabled() and values.requires_grad
         fits = values.is_contiguous() and (values.dtype == torch.float32 or not wanted)
         lookup = lookup_for(rows, values) if fits else None
         if lookup is None:
             return nn.functional.embedding(rows, values).flatten(-2)
-        read = _Gather.apply(values, rows, lookup) if wanted else lookup.gather(values, rows)
+        rounded = rounded and values.dtype == torch.float32
+        given = values, rows, rounded
+        read = _Gather.apply(*given, lookup) if wanted else lookup.gather(*given)
         return read.flatten(-2)
 
 
@@ -51,14 +56,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, rows: torch.Tensor, lookup: NativeLookup
+        ctx: Any, values: torch.Tensor, rows: torch.Tensor, rounded: bool, lookup: NativeLookup
     ) -> torch.Tensor:
         ctx.save_for_backward(rows)
         ctx.lookup, ctx.table_rows = lookup, len(values)
-        return lookup.gather(values, rows)
+        return lookup.gather(values, rows, rounded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (rows,) = ctx.saved_tensors
-        return ctx.lookup.gathered_gradient(grad, rows, ctx.table_rows), None, None
+        return ctx.lookup.gathered_gradient(grad, rows, ctx.table_rows), None, None, None
