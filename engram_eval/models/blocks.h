@@ -33,12 +33,19 @@ inline void times_columns(const Multiplier& by, const bf16* block, long depth, c
 // So many rows add to a gradient at a time: what they are packed to stays close to the processor.
 constexpr long ROWS_OF_A_CHUNK = 256;
 
+// The same for threads that work on a chunk together, of so many numbers a row: they wait for each
+// other twice in each.
+inline long rows_of_a_chunk(long numbers, int threads) {
+  constexpr long CLOSE = 1 << 19, MOST = 4 * ROWS_OF_A_CHUNK;
+  if (threads == 1) return ROWS_OF_A_CHUNK;
+  return std::clamp(CLOSE / numbers / BLOCK * BLOCK, ROWS_OF_A_CHUNK, MOST);
+}
+
 // The two factors of an outer product that adds up over the rows of a chunk.
 class Outer {
  public:
-  Outer(long height, long width)
-      : height(height), width(width), columns(new bf16[ROWS_OF_A_CHUNK * height]),
-        pairs(new bf16[ROWS_OF_A_CHUNK * width]) {}
+  Outer(long height, long width, long rows = ROWS_OF_A_CHUNK)
+      : height(height), width(width), columns(new bf16[rows * height]), pairs(new bf16[rows * width]) {}
 
   // Row `row` of the chunk, and 31 more.
   void take(long row, const bf16* left, const bf16* right) {

@@ -34,12 +34,13 @@ void multiply_rows(const bf16* x, const float* weights, bool turned, bf16* out, 
 // out (height, width) = the sum over rows of left (rows, height) times right (rows, width).
 void outer_product(const bf16* left, const bf16* right, float* out, long rows, long height, long width,
                    int threads) {
-  Outer product(height, width);
+  const long chunk = rows_of_a_chunk(height + width, threads);
+  Outer product(height, width, chunk);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const Multiplier by;
-    for (long start = 0; start < rows; start += ROWS_OF_A_CHUNK) {
-      const long count = std::min(ROWS_OF_A_CHUNK, rows - start);
+    for (long start = 0; start < rows; start += chunk) {
+      const long count = std::min(chunk, rows - start);
 #pragma omp for
       for (long row = 0; row < count; row += BLOCK)
         product.take(row, left + (start + row) * height, right + (start + row) * width);

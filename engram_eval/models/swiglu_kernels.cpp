@@ -49,14 +49,15 @@ void swiglu_layer_backward(const bf16* grads, const bf16* x, const float* gate, 
   pack_rows(gate, s.inner, s.width, first.get());
   pack_rows(up, s.inner, s.width, first.get() + s.inner * s.width);
   pack_rows(down, s.width, s.inner, second.get());
-  Outer of_first(both, s.width), of_down(s.width, s.inner);
+  const long chunk = rows_of_a_chunk(both + s.inner + 2 * s.width, threads);
+  Outer of_first(both, s.width, chunk), of_down(s.width, s.inner, chunk);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const Multiplier by;
     const std::unique_ptr<bf16[]> inner(new bf16[BLOCK * s.inner]),
         grad_inner(new bf16[BLOCK * s.inner]), grad_hidden(new bf16[BLOCK * both]);
-    for (long start = 0; start < s.rows; start += ROWS_OF_A_CHUNK) {
-      const long count = std::min(ROWS_OF_A_CHUNK, s.rows - start);
+    for (long start = 0; start < s.rows; start += chunk) {
+      const long count = std::min(chunk, s.rows - start);
 #pragma omp for
       for (long row = 0; row < count; row += BLOCK) {
         const long here = (start + row) * s.width;
