@@ -157,7 +157,7 @@ class EngramMemory(nn.Module):
         """Return e_t (B, T, d_mem) as products take it; taps see it before it is rounded."""
         tap = self.memory_rows
         seen = type(tap) is not nn.Identity or tap._forward_hooks or tap._forward_pre_hooks
-        if seen or type(self.table) is not RowTable:
+        if seen:
             return as_operand(tap(self.table(rows)))
         return as_operand(self.table(rows, rounds_weights(torch.bfloat16)))
 

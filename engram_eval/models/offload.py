@@ -148,7 +148,7 @@ class HostTable(RowTable):
             self._pool = self._pool or ThreadPoolExecutor(1, "rows")
             self._fetch = Fetch(rows, self._reader(), self.anchor.device, self._pool)
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor, rounded: bool = False) -> torch.Tensor:
         """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2."""
         fetched = self._settle()
         known = fetched is not None and fetched.rows is rows

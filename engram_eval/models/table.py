@@ -37,7 +37,7 @@ class RowTable(nn.Module):
     def forward(self, rows: torch.Tensor, rounded: bool = False) -> torch.Tensor:
         """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2.
 
-        ``rounded``: to bfloat16, if the table is in float32 and compiled functions read it.
+        ``rounded``: those that compiled functions read may be in bfloat16 already.
         """
         values = self.values()
         wanted = torch.is_grad_enabled() and values.requires_grad

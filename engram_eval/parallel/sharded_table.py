@@ -36,7 +36,7 @@ class ShardedTable(RowTable):
         mine = whole.weight.detach()[self.first_row : self.first_row + self.per_rank]
         self.weight = nn.Parameter(mine.to(ranks.device).clone(), not whole.frozen)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, rounded: bool = False) -> Tensor:
         """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2."""
         distinct, places = rows.to(self.weight.device).unique(return_inverse=True)
         values: Tensor = _Exchange.apply(self.values(), distinct, self)
