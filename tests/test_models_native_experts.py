@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engram_eval.models import native_experts
+from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.grouped_experts import experts_by_kernel, grouped_experts
-from engram_eval.models.moe import expert_counts
+from engram_eval.models.moe import MoE, expert_counts
 from engram_eval.models.native import BLOCK
 from engram_eval.models.native_experts import NativeExperts, Sorted, experts_for
 
@@ -78,6 +79,13 @@ def test_forward_and_backward_against_double_precision(
     found = experts.backward(grad.bfloat16(), x.bfloat16(), rows, *matrices, hidden)
     for ours, each in zip(found, true, strict=True):
         assert_near(ours, each, 0.05)
+    beside = 10 * draw(tokens, BLOCK * width, seed=5)
+    more, _ = experts.forward(x.bfloat16(), rows, *matrices, beside.bfloat16())
+    assert_near(more, expected.detach() + beside, 0.01)
+    given = grad.bfloat16(), x.bfloat16(), rows, *matrices, hidden
+    of_x, *others = experts.backward(*given, beside.bfloat16())
+    assert_near(of_x, true[0] + beside, 0.01)
+    assert all(torch.equal(*pair) for pair in zip(others, found[1:], strict=True))
 
 
 def test_a_chunk_of_rows_is_not_all_there_is(experts: NativeExperts) -> None:
@@ -122,6 +130,39 @@ def test_a_layer_of_experts_is_the_same_by_either_way(
     for ours, theirs in zip(*runs, strict=True):
         assert ours.dtype == theirs.dtype
         assert float((ours - theirs).float().norm()) < 0.01 * float(theirs.float().norm())
+
+
+@pytest.mark.parametrize("hooked", [None, "experts", "shared_experts", "shared_experts.up_proj"])
+def test_routed_and_shared_experts_are_one_function_unless_somebody_looks(
+    hooked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EngramConfig(
+        **{"hidden_size": 64, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 32, "shared_expert_intermediate_size": 96},
+    )
+    layer = MoE(config)
+    seen: list[str] = []
+    runs = []
+    for number, each in enumerate(layer.parameters()):
+        each.data = draw(*each.shape, seed=number) / 8
+    if hooked is not None:
+        layer.get_submodule(hooked).register_forward_hook(lambda *_: seen.append(hooked))
+    for by_kernel in (True, False):
+        if not by_kernel:
+            native_tools.take_away(monkeypatch)
+        together = by_kernel and hooked is None and native_experts._experts() is not None
+        x = draw(4, 64, 64, seed=9).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(x)
+        made_by = type(output.grad_fn.next_functions[0][0]).__name__
+        assert (made_by == "_ByKernelBackward") == together
+        inputs = (x, *layer.parameters())
+        grads = torch.autograd.grad(output.float().square().sum(), inputs)
+        runs.append([output.detach(), *grads])
+    for ours, theirs in zip(*runs, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert float((ours - theirs).float().norm()) < 0.02 * float(theirs.float().norm())
+    assert seen == ([hooked] * 2 if hooked else [])
 
 
 def test_they_work_on_whole_blocks_of_the_right_types_only(monkeypatch: pytest.MonkeyPatch) -> None:

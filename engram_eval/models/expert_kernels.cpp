@@ -34,12 +34,12 @@ struct Rows {
   }
 };
 
-// out (tokens, width): of each token the sum of its rows.
-void add_up(const bf16* rows, const int64_t* places, const Experts& s, bf16* out) {
+// out (tokens, width): of each token the sum of its rows, and of its row of `beside` unless that is null.
+void add_up(const bf16* rows, const int64_t* places, const bf16* beside, const Experts& s, bf16* out) {
 #pragma omp for
   for (long t = 0; t < s.tokens; ++t)
     for (long i = 0; i < s.width; i += LANES) {
-      Floats sum{};
+      Floats sum = beside ? load(beside + t * s.width + i) : Floats{};
       for (long k = 0; k < s.chosen; ++k)
         sum += load(rows + places[t * s.chosen + k] * s.width + i);
       store(out + t * s.width + i, sum);
@@ -57,11 +57,12 @@ int64_t matrix_unit(int) {
 }
 
 // x (tokens, width) -> out (tokens, width): of each token the weighted sum of what its experts make of
-// it. gate_up (experts, width, 2 inner), down (experts, inner, width); hidden (rows, 2 inner) is kept
-// for backward. Places (tokens, chosen) say in which rows a token is.
+// it, plus what lies in `beside`. gate_up (experts, width, 2 inner), down (experts, inner, width); hidden
+// (rows, 2 inner) is kept for backward. Places (tokens, chosen) say in which rows a token is.
 int64_t experts_forward(const bf16* x, const float* weights, const int64_t* places,
                         const int64_t* owners, const int64_t* sizes, const float* gate_up,
-                        const float* down, bf16* hidden, bf16* out, Experts s, int threads) {
+                        const float* down, const bf16* beside, bf16* hidden, bf16* out, Experts s,
+                        int threads) {
   const Rows rows(owners, sizes, places, weights, s);
   const std::unique_ptr<bf16[]> outer(new bf16[s.rows * s.width]);
   const long both = 2 * s.inner;
@@ -84,16 +85,17 @@ int64_t experts_forward(const bf16* x, const float* weights, const int64_t* plac
         times_rows(by, inner.get(), s.inner, second.get(), s.width, outer.get() + row * s.width);
       }
     }
-    add_up(outer.get(), places, s, out);
+    add_up(outer.get(), places, beside, s, out);
   }
   return 0;
 }
 
+// grad_x has what lies in `beside` added.
 int64_t experts_backward(const bf16* grads, const bf16* x, const float* weights,
                          const int64_t* places, const int64_t* owners, const int64_t* sizes,
-                         const float* gate_up, const float* down, const bf16* hidden, bf16* grad_x,
-                         float* grad_weights, float* grad_gate_up, float* grad_down, Experts s,
-                         int threads) {
+                         const float* gate_up, const float* down, const bf16* hidden,
+                         const bf16* beside, bf16* grad_x, float* grad_weights, float* grad_gate_up,
+                         float* grad_down, Experts s, int threads) {
   const Rows rows(owners, sizes, places, weights, s);
   const std::unique_ptr<bf16[]> grad_rows(new bf16[s.rows * s.width]);
   const std::unique_ptr<float[]> grad_factors(new float[s.rows]);
@@ -141,7 +143,7 @@ int64_t experts_backward(const bf16* grads, const bf16* x, const float* weights,
           of_second.add_panel(by, panel, count, own_second, start > 0);
       }
     }
-    add_up(grad_rows.get(), places, s, grad_x);
+    add_up(grad_rows.get(), places, beside, s, grad_x);
   }
   for (long i = 0; i < s.tokens * s.chosen; ++i) grad_weights[i] = grad_factors[places[i]];
   return 0;

@@ -23,6 +23,7 @@ from .native_experts import NativeExperts, Sorted, experts_for
 from .native_kernels import kernels_for
 from .native_lookup import lookup_for
 from .native_routing import routing_for
+from .native_swiglu import NativeSwiGLU, swiglu_for
 from .precision import rounds_weights
 
 EVEN = 2.5
@@ -88,19 +89,39 @@ def grouped_experts(
 
 
 def experts_by_kernel(
-    x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, loads: Tensor
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    loads: Tensor,
+    shared: Sequence[Tensor] = (),
 ) -> Tensor | None:
     """Return what ``grouped_experts`` does under autocast, if compiled functions can make it.
 
-    The weights are taken in single precision, and rounded where they are multiplied.
+    The weights are taken in single precision, and rounded where they are multiplied. ``shared`` are
+    gate, up and down of a SwiGLU layer whose output for ``x`` is added.
     """
     experts = experts_for(x, gate_up, down) if rounds_weights(x.dtype) else None
     if experts is None or weights.dtype != torch.float32 or not in_reach(weights, chosen, loads):
         return None
+    beside = swiglu_for(x, *shared) if shared else None
+    if shared and beside is None:
+        return None
     sizes = _whole_blocks(loads)
     place, tokens = _sorted(chosen, loads, sizes, int(sizes.sum()))
-    output: Tensor = _ByKernel.apply(x, weights, gate_up, down, place, tokens, sizes, experts)
+    functions = Compiled(experts, beside)
+    output: Tensor = _ByKernel.apply(
+        functions, place, tokens, sizes, x, weights, gate_up, down, *shared
+    )
     return output
+
+
+class Compiled(NamedTuple):
+    """Functions of a mixture: of its routed experts, and of what is added to them, if anything."""
+
+    experts: NativeExperts
+    beside: NativeSwiGLU | None
 
 
 def _slice_sizes(loads: Tensor) -> Tensor:
@@ -267,24 +288,32 @@ class _ByKernel(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
-        weights: Tensor,
-        gate_up: Tensor,
-        down: Tensor,
+        functions: Compiled,
         place: Tensor,
         tokens: Tensor,
         sizes: Tensor,
-        experts: NativeExperts,
+        x: Tensor,
+        weights: Tensor,
+        *matrices: Tensor,
     ) -> Tensor:
-        x, weights, gate_up, down = (t.contiguous() for t in (x, weights, gate_up, down))
-        output, hidden = experts.forward(x, Sorted(weights, place, tokens, sizes), gate_up, down)
-        ctx.save_for_backward(x, weights, place, tokens, sizes, gate_up, down, hidden)
-        ctx.experts = experts
+        x, weights, gate_up, down, *shared = (t.contiguous() for t in (x, weights, *matrices))
+        beside, kept = None, None
+        if functions.beside is not None:
+            beside, kept = functions.beside.forward(x, *shared)
+        rows = Sorted(weights, place, tokens, sizes)
+        output, hidden = functions.experts.forward(x, rows, gate_up, down, beside)
+        ctx.save_for_backward(*rows, x, hidden, kept, gate_up, down, *shared)
+        ctx.functions = functions
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *rows, gate_up, down, hidden = ctx.saved_tensors
-        given = grad.contiguous(), x, Sorted(*rows), gate_up, down, hidden
-        return *ctx.experts.backward(*given), None, None, None, None
+        saved = ctx.saved_tensors
+        rows, (x, hidden, kept, gate_up, down, *shared) = Sorted(*saved[:4]), saved[4:]
+        grad, beside = grad.contiguous(), None
+        of_shared: Sequence[Tensor] = ()
+        if ctx.functions.beside is not None:
+            beside, *of_shared = ctx.functions.beside.backward(grad, x, *shared, kept)
+        given = grad, x, rows, gate_up, down, hidden, beside
+        return None, None, None, None, *ctx.functions.experts.backward(*given), *of_shared

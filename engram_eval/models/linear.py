@@ -43,8 +43,12 @@ def products_for(x: Tensor, *weights: Tensor) -> NativeLinear | None:
 
 def is_plain(part: nn.Module) -> bool:
     """Whether nothing but the weight of ``part`` decides what it does."""
-    plain = type(part) in (Linear, nn.Linear) and part.bias is None
-    return plain and not part._forward_hooks and not part._forward_pre_hooks
+    return type(part) in (Linear, nn.Linear) and part.bias is None and is_unhooked(part)
+
+
+def is_unhooked(part: nn.Module) -> bool:
+    """Whether nobody sees or changes what goes in and out of ``part``."""
+    return not part._forward_hooks and not part._forward_pre_hooks
 
 
 class _ByKernel(torch.autograd.Function):

@@ -17,7 +17,7 @@ from .grouped_experts import (
     fits_grouped_kernel,
     grouped_experts,
 )
-from .linear import Linear, is_plain
+from .linear import Linear, is_plain, is_unhooked
 from .native_routing import NativeRouting, Routed, routing_for, top_k
 from .precision import as_operand
 from .swiglu import swiglu, swiglu_layer
@@ -34,13 +34,16 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform ``x`` (..., D)."""
-        x = as_operand(x)
-        parts = self.gate_proj, self.up_proj, self.down_proj
-        if all(is_plain(part) for part in parts):
-            output = swiglu_layer(x, *(part.weight for part in parts))
-            if output is not None:
-                return output
+        x, weights = as_operand(x), self.plain_weights()
+        output = swiglu_layer(x, *weights) if weights else None
+        if output is not None:
+            return output
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+    def plain_weights(self) -> tuple[torch.Tensor, ...]:
+        """Return the weights of gate, up and down; none if more than they decides what is done."""
+        parts = self.gate_proj, self.up_proj, self.down_proj
+        return tuple(p.weight for p in parts) if all(is_plain(part) for part in parts) else ()
 
 
 class Router(nn.Module):
@@ -178,14 +181,29 @@ class Experts(nn.Module):
             counts: (E,) tokens of each expert.
         """
         x = as_operand(x)
-        few = chosen.numel() <= 2 * len(counts)
-        if not fits_grouped_kernel(x) and (few or _are_few_on_a_cpu(counts)):
+        if _are_padded(x, chosen, counts):
             return self._padded(x, weights, chosen, counts, int(counts.max()))
         by_kernel = experts_by_kernel(x, weights, chosen, self.gate_up_proj, self.down_proj, counts)
         if by_kernel is not None:
             return by_kernel
         gate_up, down = as_operand(self.gate_up_proj), as_operand(self.down_proj)
         return grouped_experts(x, weights, chosen, gate_up, down, counts)
+
+    def with_shared(
+        self,
+        shared: SwiGLU,
+        x: torch.Tensor,
+        weights: torch.Tensor,
+        chosen: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Return ``self(x, ...) + shared(x)`` if compiled functions can make it at once."""
+        unhooked = is_unhooked(self) and is_unhooked(shared)
+        beside = shared.plain_weights() if unhooked else ()
+        if not beside or _are_padded(x, chosen, counts):
+            return None
+        own = self.gate_up_proj, self.down_proj
+        return experts_by_kernel(x, weights, chosen, *own, counts, beside)
 
     def _padded(
         self,
@@ -207,6 +225,11 @@ class Experts(nn.Module):
         outer = torch.bmm(inner, self.down_proj).flatten(0, 1)
         back = torch.empty_like(order).index_copy_(0, order, place)
         return _combine(outer.index_select(0, back), weights)
+
+
+def _are_padded(x: torch.Tensor, chosen: torch.Tensor, counts: torch.Tensor) -> bool:
+    few = chosen.numel() <= 2 * len(counts)
+    return not fits_grouped_kernel(x) and (few or _are_few_on_a_cpu(counts))
 
 
 def _are_few_on_a_cpu(counts: torch.Tensor) -> bool:
@@ -259,7 +282,14 @@ class MoE(nn.Module):
         counts = expert_counts(chosen, len(self.gate.weight))
         self.last_expert_counts = counts
         x = as_operand(flat) if operand is None else operand.flatten(0, -2)
-        output = self.experts(x, weights, chosen, counts)
-        if self.shared_experts is not None:
-            output = output + self.shared_experts(x)
+        output = self._experts(x, weights, chosen, counts)
         return output.view_as(hidden_states).to(x.dtype)
+
+    def _experts(self, x: torch.Tensor, *routed: torch.Tensor) -> torch.Tensor:
+        """Return the sum of routed and shared experts' outputs for ``x`` (N, D)."""
+        shared = self.shared_experts
+        output = None if shared is None else self.experts.with_shared(shared, x, *routed)
+        if output is None:
+            output = self.experts(x, *routed)
+            output = output if shared is None else output + shared(x)
+        return output

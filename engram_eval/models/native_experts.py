@@ -20,8 +20,8 @@ class Sizes(ctypes.Structure):
 
 ARGUMENTS = {
     "matrix_unit": (),
-    "experts_forward": (*[ADDRESS] * 9, Sizes),
-    "experts_backward": (*[ADDRESS] * 13, Sizes),
+    "experts_forward": (*[ADDRESS] * 10, Sizes),
+    "experts_backward": (*[ADDRESS] * 14, Sizes),
 }
 """Of the functions of ``expert_kernels.cpp``."""
 
@@ -53,7 +53,7 @@ class NativeExperts:
         return bool(self._call("matrix_unit"))
 
     def forward(
-        self, x: Tensor, rows: Sorted, gate_up: Tensor, down: Tensor
+        self, x: Tensor, rows: Sorted, gate_up: Tensor, down: Tensor, beside: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted sum of the experts' outputs, (N, D), and what ``backward`` takes.
 
@@ -62,21 +62,32 @@ class NativeExperts:
             rows: of the tokens.
             gate_up: (E, D, 2F) float32.
             down: (E, F, D) float32.
+            beside: (N, D) bfloat16, added to the outputs.
         """
         sizes = _sizes(x, rows, down)
         hidden, output = x.new_empty(sizes.rows, 2 * sizes.inner), torch.empty_like(x)
-        self._call("experts_forward", x, *rows, gate_up, down, hidden, output, sizes)
+        self._call("experts_forward", x, *rows, gate_up, down, beside, hidden, output, sizes)
         return output, hidden
 
     def backward(
-        self, grad: Tensor, x: Tensor, rows: Sorted, gate_up: Tensor, down: Tensor, hidden: Tensor
+        self,
+        grad: Tensor,
+        x: Tensor,
+        rows: Sorted,
+        gate_up: Tensor,
+        down: Tensor,
+        hidden: Tensor,
+        beside: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the gradients of ``x``, of the factors, and of both weights."""
+        """Return the gradients of ``x``, of the factors, and of both weights.
+
+        ``beside``, (N, D) bfloat16, is added to the first.
+        """
         outputs = (
             *(torch.empty_like(x), torch.empty_like(rows.weights)),
             *(torch.empty_like(gate_up), torch.empty_like(down)),
         )
-        given = grad, x, *rows, gate_up, down, hidden
+        given = grad, x, *rows, gate_up, down, hidden, beside
         self._call("experts_backward", *given, *outputs, _sizes(x, rows, down))
         return outputs
 
