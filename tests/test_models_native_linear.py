@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from engram_eval.models import native_linear
 from engram_eval.models.linear import Linear, is_plain
+from engram_eval.models.linear_pair import linear_pair
 from engram_eval.models.moe import SwiGLU
 from engram_eval.models.native import BLOCK
 from engram_eval.models.native_linear import NativeLinear, linear_for
+from engram_eval.models.precision import as_operand
 
 pytestmark = native_tools.needed
 SIDES = st.integers(1, 4).map(lambda side: BLOCK * side)
@@ -46,6 +48,22 @@ def test_outer_products_over_rows(
     assert_near(found, left.double().T @ right.double(), 2e-6)
 
 
+@given(sizes=st.tuples(SIDES, SIDES, SIDES, SIDES))
+def test_a_pair_of_layers_both_ways(products: NativeLinear, sizes: tuple[int, ...]) -> None:
+    rows, depth, *widths = sizes
+    x, weights = draw(rows, depth), [draw(width, depth, seed=width) for width in widths]
+    grads = [draw(rows, width, seed=1) for width in widths]
+    exact = [each.double().requires_grad_() for each in (x, *weights)]
+    expected = [exact[0] @ weight.T for weight in exact[1:]]
+    for found, true in zip(products.multiply_pair(x.bfloat16(), *weights), expected, strict=True):
+        assert_near(found, true.detach())
+    total = sum((true * grad).sum() for true, grad in zip(expected, grads, strict=True))
+    given_grads = [grad.bfloat16() for grad in grads]
+    made = products.multiply_pair_backward(*given_grads, x.bfloat16(), *weights)
+    for found, true in zip(made, torch.autograd.grad(total, exact), strict=True):
+        assert_near(found, true)
+
+
 def gradients(module: nn.Module, x: Tensor, autocast: bool) -> list[Tensor]:
     """The output of a module and the gradients of its square: of x and of the weights."""
     x = x.clone().requires_grad_()
@@ -55,7 +73,21 @@ def gradients(module: nn.Module, x: Tensor, autocast: bool) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(loss, [x, *module.parameters()])]
 
 
-@pytest.mark.parametrize("module", [Linear(64, 96), SwiGLU(64, 96)], ids=["linear", "swiglu"])
+class Both(nn.Module):
+    """Two layers of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Linear(64, 96), Linear(64, 96)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = linear_pair(as_operand(x), self.first, self.second)
+        return first * second
+
+
+@pytest.mark.parametrize(
+    "module", [Linear(64, 96), SwiGLU(64, 96), Both()], ids=["linear", "swiglu", "pair"]
+)
 def test_layers_are_as_near_to_double_precision_as_torch_is(
     module: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +112,12 @@ def test_a_hooked_part_is_called() -> None:
     assert seen
     assert not is_plain(layer.up_proj)
     assert not is_plain(nn.Linear(2, 2))
+    both = Both()
+    for layer in (both.first, both.second):
+        layer.register_forward_hook(lambda *_: seen.append(2))
+        with torch.autocast("cpu", torch.bfloat16):
+            both(draw(32, 64))
+    assert seen == [1, 2, 2, 2]
 
 
 def test_without_autocast_and_with_a_bias_torch_multiplies() -> None:
@@ -112,12 +150,13 @@ def test_more_threads_change_no_bit() -> None:
     products = native_linear._linear()
     if products is None:
         pytest.skip("no matrix unit")
-    x, weight = draw(800, 96).bfloat16(), draw(64, 96, seed=1)
+    x, weight = draw(1600, 96).bfloat16(), draw(64, 96, seed=1)
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             made = products.multiply(x, weight)
-            runs.append((made, products.outer_product(made, x)))
+            pair = products.multiply_pair_backward(made, made, x, weight, weight)
+            runs.append((made, products.outer_product(made, x), *pair))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))

@@ -12,6 +12,7 @@ from .gate import match
 from .hashing import NgramHash, draw_multipliers
 from .layout import table_layouts
 from .linear import Linear
+from .linear_pair import linear_pair
 from .norm import RMSNorm
 from .offload import make_table
 from .precision import as_operand, rounds_weights
@@ -146,11 +147,12 @@ class EngramMemory(nn.Module):
         shape = (self.spec.streams, self.spec.hidden_size)
         streams = hidden_states.unflatten(-1, shape) if flat else hidden_states
         read = self._read(rows)
-        gate = self.gate_tap(self._gate(streams, read))
+        keys, value = self._project(read)
+        gate = self.gate_tap(self._gate(streams, keys))
         self.last_gate = gate.detach()
         if present is not None:
             gate = gate * present.unsqueeze(-1).to(gate.dtype)
-        output = self._written(gate, self.value_proj(read), history)
+        output = self._written(gate, value, history)
         return output.flatten(2) if flat else output
 
     def _read(self, rows: torch.Tensor) -> torch.Tensor:
@@ -161,11 +163,17 @@ class EngramMemory(nn.Module):
             return as_operand(tap(self.table(rows)))
         return as_operand(self.table(rows, rounds_weights(torch.bfloat16)))
 
-    def _gate(self, streams: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-        """Return the gate of each stream, (B, T, M): eq. 4."""
+    def _project(self, read: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return keys (B, T, M D), None without a gate, and values (B, T, D)."""
         if self.spec.gate == "none":
+            return None, self.value_proj(read)
+        return linear_pair(read, self.key_proj, self.value_proj)
+
+    def _gate(self, streams: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """Return the gate of each stream, (B, T, M): eq. 4."""
+        if keys is None:
             return streams.new_ones(streams.shape[:3])
-        keys = self.key_proj(read).unflatten(-1, streams.shape[2:])
+        keys = keys.unflatten(-1, streams.shape[2:])
         score = match(streams, keys, self.query_norm, self.key_norm)
         if self.spec.gate == "signed_sqrt":
             score = score.sign() * score.abs().clamp_min(1e-6).sqrt()

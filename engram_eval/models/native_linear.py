@@ -9,7 +9,16 @@ from torch import Tensor
 from .native import ADDRESS, BLOCK, FLAG, SIZE, Functions, in_reach, library
 from .native_experts import has_matrix_unit
 
+
+class Pair(ctypes.Structure):
+    """The fields of ``struct Pair`` in ``linear_kernels.cpp``."""
+
+    _fields_ = [(name, SIZE) for name in ("rows", "depth", "first", "second")]
+
+
 ARGUMENTS = {
+    "multiply_pair": (*[ADDRESS] * 5, Pair),
+    "multiply_pair_backward": (*[ADDRESS] * 8, Pair),
     "multiply_rows": (*[ADDRESS] * 2, FLAG, ADDRESS, *[SIZE] * 3),
     "outer_product": (*[ADDRESS] * 3, *[SIZE] * 3),
 }
@@ -44,6 +53,30 @@ class NativeLinear:
         output = left.new_empty(widths, dtype=torch.float32)
         self._call("outer_product", left, right, output, left.numel() // widths[0], *widths)
         return output
+
+    def multiply_pair(self, x: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x @ first.T`` and ``x @ second.T``, (..., B) and (..., C).
+
+        Args:
+            x: (..., A) bfloat16, contiguous as all of them.
+            first: (B, A) float32.
+            second: (C, A) float32.
+        """
+        widths = len(first), len(second)
+        outputs = x.new_empty(*x.shape[:-1], widths[0]), x.new_empty(*x.shape[:-1], widths[1])
+        sizes = Pair(x.numel() // x.shape[-1], x.shape[-1], *widths)
+        self._call("multiply_pair", x, first, second, *outputs, sizes)
+        return outputs
+
+    def multiply_pair_backward(
+        self, grad_first: Tensor, grad_second: Tensor, x: Tensor, first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of ``x`` and of both weights, given those of both outputs."""
+        given = x, first, second
+        grads = torch.empty_like(x), torch.empty_like(first), torch.empty_like(second)
+        sizes = Pair(x.numel() // x.shape[-1], x.shape[-1], len(first), len(second))
+        self._call("multiply_pair_backward", grad_first, grad_second, *given, *grads, sizes)
+        return grads
 
 
 def linear_for(x: Tensor, *weights: Tensor) -> NativeLinear | None:
