@@ -9,6 +9,8 @@ namespace {
 
 // Tokens are worked on by eights: `Pairs` holds as many 64-bit numbers.
 constexpr long TOKENS = 8;
+// Fewer tokens than these are not worth a second thread.
+constexpr long MANY = 4096;
 using Doubles = double __attribute__((vector_size(8 * TOKENS)));
 
 // Adding 1.5 * 2^52 rounds to a whole number; adding 2^52 leaves a whole number in the last bits.
@@ -130,7 +132,7 @@ int64_t hash_history(const int64_t* history, const int64_t* multipliers, const i
                      long orders, const Head* of_heads, int64_t* rows, long tokens, long heads,
                      int threads) {
   const long columns = orders * heads;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && tokens >= MANY)
   for (long start = 0; start < tokens; start += TOKENS) {
     const long count = std::min(TOKENS, tokens - start);
     int64_t* out = rows + start * columns;
@@ -168,7 +170,7 @@ int64_t look_back(const int64_t* ids, const int64_t* compressed, long vocabulary
                   long longest, int threads) {
   const int64_t nothing = compressed[pad];
   int64_t wrong = -1;
-#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(max : wrong)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && batch * fresh >= MANY) reduction(max : wrong)
   for (long b = 0; b < batch; ++b) {
     const long from = std::max(0L, seen - fresh - (longest - 1));
     const int64_t* row = ids + b * seen + from;
