@@ -155,6 +155,8 @@ struct Write {
 
   long rows() const { return batch * length; }
   long row() const { return streams * width; }
+  // How far back the first tap reads.
+  long back() const { return (taps - 1) * apart; }
   // How many taps read rows that are at most so far away.
   long near(long rows) const { return std::min(taps, rows / apart + 1); }
 };
@@ -199,10 +201,10 @@ struct Gated {
             -w.apart * w.streams};
   }
 
-  // The gradients of what it returned that reach row r.
+  // The gradients of what it returned that reach row r, where row r's lie first.
   Taps<float> after(const float* errors, long r, long m) const {
     static const float one = 1;
-    return {errors + r * w.row() + m * w.width, last_weights(m),   &one,
+    return {errors + m * w.width, last_weights(m),   &one,
             w.near(w.length - 1 - r % w.length), w.apart * w.row(), w.row(),
             0};
   }
@@ -243,14 +245,14 @@ void memory_write(const float* gates, const T* values, const float* gain, const 
 }
 
 // The gradient of what the convolution returned, into errors (width,), and of its weights, added to
-// sums (taps, streams, width).
+// sums (taps, streams, width) where they are given.
 template <typename T>
 void convolution_errors(const T* grads, const Taps<T>& taps, float* errors, float* sums, long width) {
   along(width, [=](long i, auto part) {
     const Floats u = taps.sum(i, part), s = sigmoid(u);
     const Floats error = load(grads + i, part) * s * (1.0f + u * (1.0f - s));
     store(errors + i, error, part);
-    for (long k = 0; k < taps.count; ++k) {
+    for (long k = 0; k < (sums ? taps.count : 0); ++k) {
       const Floats read = load(taps.rows + k * taps.step + i, part) * taps.factors[k * taps.factor_step];
       float* added = sums - k * taps.weight_step + i;
       store(added, load(added, part) + error * read, part);
@@ -266,41 +268,43 @@ void memory_write_backward(const T* grads, const float* gates, const T* values, 
   for (long at = 0; at < w.rows() * w.streams; ++at) gated.factors[at] = gates[at] * scales[at];
   const long parts = (w.rows() + ROWS_OF_A_PART - 1) / ROWS_OF_A_PART, all = w.taps * w.row();
   std::vector<float> sums(parts * all);
-  const std::unique_ptr<float[]> errors(new float[w.rows() * w.row()]);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    // Of a part's rows and of those behind it that read them.
+    std::vector<float> errors((ROWS_OF_A_PART + w.back()) * w.row()), grad_value(w.width);
 #pragma omp for
-    for (long p = 0; p < parts; ++p)
-      for (long r = p * ROWS_OF_A_PART; r < std::min((p + 1) * ROWS_OF_A_PART, w.rows()); ++r)
+    for (long p = 0; p < parts; ++p) {
+      const long first = p * ROWS_OF_A_PART, end = std::min(first + ROWS_OF_A_PART, w.rows());
+      float* own_sums = sums.data() + (p + 1) * all - w.row();
+      for (long r = first; r < std::min(end + w.back(), w.rows()); ++r)
         for (long m = 0; m < w.streams; ++m)
           convolution_errors(grads + r * w.row() + m * w.width, gated.before(r, m),
-                             errors.get() + r * w.row() + m * w.width,
-                             sums.data() + (p + 1) * all - w.row() + m * w.width, w.width);
-    std::vector<float> grad_value(w.width);
-#pragma omp for
-    for (long r = 0; r < w.rows(); ++r) {
-      const T* value = values + r * w.width;
-      float *sum = grad_value.data(), shrinks = 0;
-      fill_zeros(sum, w.width);
-      for (long m = 0; m < w.streams; ++m) {
-        const Taps<float> taps = gated.after(errors.get(), r, m);
-        const T* grad = grads + r * w.row() + m * w.width;
-        const float gate = gates[r * w.streams + m], scale = scales[r * w.streams + m];
-        Floats direct{}, by_norm{};
-        along(w.width, [&](long i, auto part) {
-          const Floats error = taps.sum(i, part), g = load(grad + i, part), v = load(value + i, part);
-          direct += g * v;
-          by_norm += error * v;
-          store(sum + i, load(sum + i, part) + (g + error * scale) * gate, part);
+                             errors.data() + (r - first) * w.row() + m * w.width,
+                             r < end ? own_sums + m * w.width : nullptr, w.width);
+      for (long r = first; r < end; ++r) {
+        const T* value = values + r * w.width;
+        float *sum = grad_value.data(), shrinks = 0;
+        fill_zeros(sum, w.width);
+        for (long m = 0; m < w.streams; ++m) {
+          const Taps<float> taps = gated.after(errors.data() + (r - first) * w.row(), r, m);
+          const T* grad = grads + r * w.row() + m * w.width;
+          const float gate = gates[r * w.streams + m], scale = scales[r * w.streams + m];
+          Floats direct{}, by_norm{};
+          along(w.width, [&](long i, auto part) {
+            const Floats error = taps.sum(i, part), g = load(grad + i, part), v = load(value + i, part);
+            direct += g * v;
+            by_norm += error * v;
+            store(sum + i, load(sum + i, part) + (g + error * scale) * gate, part);
+          });
+          const float inner = sum_of(by_norm) * scale * scale * scale;
+          grad_gates[r * w.streams + m] = sum_of(direct) + inner * w.eps;
+          shrinks += inner * gate * gate * gate / w.width;
+        }
+        along(w.width, [=](long i, auto part) {
+          const Floats own = load(sum + i, part) - load(value + i, part) * shrinks;
+          store(grad_values + r * w.width + i, own, part);
         });
-        const float inner = sum_of(by_norm) * scale * scale * scale;
-        grad_gates[r * w.streams + m] = sum_of(direct) + inner * w.eps;
-        shrinks += inner * gate * gate * gate / w.width;
       }
-      along(w.width, [=](long i, auto part) {
-        const Floats own = load(sum + i, part) - load(value + i, part) * shrinks;
-        store(grad_values + r * w.width + i, own, part);
-      });
     }
   }
   fill_zeros(grad_gain, w.row());
