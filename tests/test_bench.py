@@ -134,6 +134,21 @@ def test_each_set_has_its_time_and_goes() -> None:
         done[0].step()
 
 
+@pytest.mark.parametrize(("free", "ours"), [(10**9, [3, 3]), (10**6, [1] * 6)])
+def test_ours_take_turns_on_a_gpu_that_has_room_for_all(
+    monkeypatch: pytest.MonkeyPatch, free: int, ours: list[int]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+    monkeypatch.setattr(train, "compile_blocks", lambda model: None)
+    sets = list(train._gpu_sets("smoke", torch.device("cpu")))
+    sizes = [len(each) for each in sets]
+    assert sizes[: len(ours)] == ours and set(sizes[len(ours) :]) == {1}
+    names = [contender.name for each in sets for contender in each]
+    compiled = [f"{name}, compiled" for name in ("dense", "moe", "engram")]
+    assert names[:6] == ["dense", "moe", "engram", *compiled]
+    assert {name.partition(",")[0] for name in names[6:]} == {"Llama", "OLMoE", "Qwen4Exp"}
+
+
 def test_several_steps_in_one_wait_are_several_steps() -> None:
     taken: list[int] = []
     train._waiting(lambda: taken.append(1), 4, torch.device("cpu"))()

@@ -27,6 +27,7 @@ from engram_eval.bench.products import forward_products, timed, training_product
 from engram_eval.config import TrainConfig
 from engram_eval.environment import compute_device
 from engram_eval.errors import unknown
+from engram_eval.footprint import training_footprint
 from engram_eval.ledger import architecture_config
 from engram_eval.models.compiled import compile_blocks
 from engram_eval.models.configuration_engram import EngramConfig
@@ -188,23 +189,27 @@ def _gone() -> None:
 
 
 def _gpu_sets(scale: str, device: torch.device) -> Iterator[list[Contender]]:
+    """Yield what takes turns: ours, where all of them fit, and then each peer by itself."""
     for compiled in (False, True):
-        yield list(_ours(scale, device, compiled))
-    for contender in _peers(scale, device):
-        yield [contender]
+        ours = _ours(scale, device, compiled)
+        if _fit_together(scale, device):
+            yield list(ours)
+        else:
+            yield from ([each] for each in ours)
+    yield from ([each] for each in _peers(scale, device))
+
+
+def _fit_together(scale: str, device: torch.device) -> bool:
+    settings, (free, _) = SCALES[scale].train, torch.cuda.mem_get_info(device)
+    needed = (training_footprint(each, settings).total for each in _our_models(scale).values())
+    return sum(needed) <= free
 
 
 def _ours(scale: str, device: torch.device, compiled: bool = False) -> Iterator[Contender]:
     settings = SCALES[scale].train
     batch, steps = _batch(scale, device), _steps(device)
-    moe, memory = _architectures(scale)
-    ours = {
-        "dense": {**moe, "n_routed_experts": 0},
-        "moe": moe,
-        "engram": {**moe, **memory},
-    }
     manner = dataclasses.replace(settings, compile=compiled)
-    for name, architecture in ours.items():
+    for name, architecture in _our_models(scale).items():
         config = architecture_config(architecture)
         model = _build(partial(EngramForCausalLM, config), device, compiled)
         step = _waiting(_our_step(model, batch, manner), steps, device)
@@ -224,6 +229,11 @@ def _peers(scale: str, device: torch.device) -> Iterator[Contender]:
 
 def _steps(device: torch.device) -> int:
     return GPU_STEPS if device.type == "cuda" else 1
+
+
+def _our_models(scale: str) -> dict[str, dict[str, Any]]:
+    moe, memory = _architectures(scale)
+    return {"dense": {**moe, "n_routed_experts": 0}, "moe": moe, "engram": {**moe, **memory}}
 
 
 def _architectures(scale: str) -> tuple[dict[str, Any], dict[str, Any]]:
