@@ -1,6 +1,6 @@
 """When does a memory's gate open? By n-gram frequency, by predictability, at the ends of names.
 
-arXiv:2601.07372 section 6.3 shows gates that open where a static pattern ends. Shown here is the
+arXiv:2601.07372 Fig. 7 shows gates that open where a static pattern ends. Shown here is the
 mean over all tokens of a kind, and AUROC: how well the gate alone tells the last token of a name
 from the other tokens. Beside it stands what frequency alone tells (``baseline``): a gate that only
 follows the n-gram's count knows nothing about names.
@@ -53,6 +53,16 @@ def count_slices(counts: Ints, label: str) -> list[Slice]:
     return [part for part in parts if part.mask.any()]
 
 
+def name_slices(patterns: Patterns) -> list[Slice]:
+    """Return where a name of several tokens begins, where it ends, and what is in none."""
+    parts = {
+        "first": patterns.name_first,
+        "last": patterns.sample.inputs.name_end,
+        "outside": ~patterns.in_name,
+    }
+    return [Slice({"name": name}, mask) for name, mask in parts.items() if mask.any()]
+
+
 class Reading(NamedTuple):
     """What one memory layer did at each input.
 
@@ -95,8 +105,9 @@ def read_gates(
 def gates(adapter: Adapter, patterns: Patterns, report: Reporter | None = None) -> Findings:
     """Read the gates of a model; no rows for a memory without gates, or none at all.
 
-    Rows: ``gate_mean`` per domain, per third of ``static_in``, at the ends of names, and per count
-    of the bigram and of the trigram that ends there; ``auroc`` of the gate for the ends of names,
+    Rows: ``gate_mean`` per domain, per third of ``static_in``, at the ends of names, per place in a
+    name (``first``, ``last``; ``outside`` of all), and per count of the bigram and of the trigram
+    that ends there; ``auroc`` of the gate for the ends of names,
     with the trigram count's as ``baseline``. Standard errors are over documents. Arrays, (n, ...):
     ``gate<layer>``, the numbers of the rows read as ``index<layer>``, and which token it was.
     """
@@ -104,6 +115,7 @@ def gates(adapter: Adapter, patterns: Patterns, report: Reporter | None = None) 
     arrays: dict[str, npt.NDArray[Any]] = {}
     slices = [
         *sample.slices("static_in"),
+        *name_slices(patterns),
         *count_slices(patterns.bigram_count, "bigram_count"),
         *count_slices(patterns.trigram_count, "trigram_count"),
     ]

@@ -1,4 +1,4 @@
-"""Where names end in the validation text: known exactly, because the generator wrote them.
+"""Where names stand in the validation text: known exactly, because the generator wrote them.
 
 Names of generated people, and the subjects of the facts (``Burkina Faso``), as far as they span
 several tokens. A user's own text has no known names.
@@ -42,16 +42,23 @@ def known_names(corpus: Corpus) -> dict[str, tuple[str, ...]]:
 
 def name_ends(corpus: Corpus) -> Mask:
     """Return which tokens of the validation stream are the last of a name, (T,)."""
+    found = np.zeros(len(corpus.tokens("val")), dtype=bool)
+    found[name_spans(corpus)[:, 1]] = True
+    return found
+
+
+def name_spans(corpus: Corpus) -> Ints:
+    """Return the first and the last token of each name in the validation stream, (S, 2)."""
     stream, docs, tokenizer = corpus.tokens("val"), corpus.docs("val"), corpus.tokenizer()
-    found = np.zeros(len(stream), dtype=bool)
+    found = [np.empty((0, 2), dtype=np.int64)]
     for domain, names in known_names(corpus).items():
         pattern = _pattern(names)
         for start, end, *_ in docs[docs[:, 2] == corpus.domains.index(domain)]:
             tokens = np.asarray(stream[start : end - 1]).astype(np.int64)
             text = tokenizer.decode(tokens.tolist())
             spans = [match.span() for match in pattern.finditer(text)]
-            found[start + last_tokens(text, spans, corpus.token_bytes[tokens])] = True
-    return found
+            found.append(start + token_spans(text, spans, corpus.token_bytes[tokens]))
+    return np.concatenate(found)
 
 
 def _pattern(names: Iterable[str]) -> re.Pattern[str]:
@@ -60,8 +67,8 @@ def _pattern(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, ranked))})\b")
 
 
-def last_tokens(text: str, spans: Iterable[tuple[int, int]], sizes: Ints) -> Ints:
-    """Return the last token of each span of characters that covers at least two tokens.
+def token_spans(text: str, spans: Iterable[tuple[int, int]], sizes: Ints) -> Ints:
+    """Return first and last token of each span of characters that covers two or more, (S, 2).
 
     Args:
         text: what the tokens spell.
@@ -74,5 +81,5 @@ def last_tokens(text: str, spans: Iterable[tuple[int, int]], sizes: Ints) -> Int
         first_byte, last_byte = len(text[:start].encode()), len(text[:end].encode()) - 1
         first, last = np.searchsorted(ends, [first_byte, last_byte], side="right")
         if first < last:
-            places.append(int(last))
-    return np.array(places, dtype=np.int64)
+            places.append((int(first), int(last)))
+    return np.array(places, dtype=np.int64).reshape(-1, 2)

@@ -54,6 +54,7 @@ PROBES: dict[str, Probe] = {
         "single",
         "when the memory's gate opens, beside its n-grams' frequency",
         "probes.patterns:count_patterns",
+        version=2,
     ),
     "router": Probe(
         "probes.router:router", "single", "how evenly experts are used, and by which domains"

@@ -25,7 +25,9 @@ def patterns(seed: int = 0) -> Patterns:
     sample = noise_sample(seed=seed)
     sample.name_end[:] = sample.token % 7 == 3
     counts = np.random.default_rng(seed).integers(0, 100, sample.inputs.token.size)
-    return Patterns(sample, counts, counts)
+    ends = sample.inputs.name_end
+    first = np.append(ends[1:], False) & ~ends
+    return Patterns(sample, counts, counts, first, first | ends)
 
 
 def value(rows: list[MetricRow], metric: str, **labels: str) -> float | None:
@@ -70,6 +72,8 @@ def test_a_gate_that_opens_at_names_is_found_and_another_is_not() -> None:
     assert value(planted.rows, "gate_mean", static_in="name_end") == pytest.approx(0.9)
     share = found.sample.inputs.name_end.mean()
     assert value(planted.rows, "gate_mean") == pytest.approx(0.1 + 0.8 * share)
+    places = {k: value(planted.rows, "gate_mean", name=k) for k in ("first", "last", "outside")}
+    assert places == pytest.approx({"first": 0.1, "last": 0.9, "outside": 0.1})
     row = next(r for r in planted.rows if r.metric == "auroc")
     assert row.baseline == pytest.approx(0.5, abs=0.12)
     assert planted.arrays["gate1"].shape == (found.sample.inputs.token.size,)

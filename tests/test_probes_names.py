@@ -10,7 +10,7 @@ from engram_eval.config import CorpusConfig, EntityDials
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.progress import Reporter
-from probes.names import is_pocket, known_names, last_tokens, name_ends
+from probes.names import is_pocket, known_names, name_ends, name_spans, token_spans
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,14 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return load_corpus(out)
 
 
-def test_last_tokens_of_spans() -> None:
+def test_tokens_of_spans() -> None:
     #      Ann Lee met Bo.  as  An n␣ Lee ␣met ␣B o .
     sizes = np.array([2, 2, 3, 4, 2, 1, 1])
     text = "Ann Lee met Bo."
-    np.testing.assert_array_equal(last_tokens(text, [(0, 7), (12, 14)], sizes), [2, 5])
-    assert last_tokens(text, [(4, 7)], sizes).size == 0, "a name of one token is left out"
+    np.testing.assert_array_equal(token_spans(text, [(0, 7), (12, 14)], sizes), [[0, 2], [4, 5]])
+    assert token_spans(text, [(4, 7)], sizes).shape == (0, 2), "a name of one token is left out"
     # Bytes, not characters, are what tokens count in.
-    assert last_tokens("Éa Xy", [(3, 5)], np.array([2, 1, 1, 1, 1])) == [4]
+    assert token_spans("Éa Xy", [(3, 5)], np.array([2, 1, 1, 1, 1])).tolist() == [[3, 4]]
 
 
 def test_names_end_where_they_are_written(pocket: Corpus) -> None:
@@ -48,6 +48,17 @@ def test_names_end_where_they_are_written(pocket: Corpus) -> None:
         assert all(text.endswith(name) for text in told)
     code = docs[docs[:, 2] == pocket.domains.index("code")]
     assert not any(ends[start:end].any() for start, end, *_ in code)
+
+
+def test_names_are_spelt_from_their_first_token_to_their_last(pocket: Corpus) -> None:
+    stream, tokenizer = np.asarray(pocket.tokens("val")), pocket.tokenizer()
+    names = {name for part in known_names(pocket).values() for name in part}
+    spans = name_spans(pocket)
+    told = {tokenizer.decode(stream[a : b + 1].tolist()).strip() for a, b in spans}
+    assert len(spans) > 50 and told <= names
+    ends = np.zeros(len(stream), dtype=bool)
+    ends[spans[:, 1]] = True
+    assert (ends == name_ends(pocket)).all()
 
 
 def test_a_users_text_has_no_known_names(tmp_path: Path) -> None:

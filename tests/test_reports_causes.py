@@ -41,7 +41,7 @@ def measured(name: str, made: Callable) -> Findings:
     counts = np.arange(found.inputs.token.size)
     text = Text(np.random.default_rng(0).integers(1, VOCAB, 500))
     looks_at = {
-        "gates": (gates, Patterns(found, counts, counts)),
+        "gates": (gates, Patterns(found, counts, counts, counts % 5 == 1, counts % 5 < 3)),
         "memory_usage": (memory_usage, text),
         "patching": (patching, people(open_model(only_memory()))),
         "surgery": (surgery, people(open_model(only_memory()))),

@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from engram_eval.claims.claim import ALL_TEXT, Claim, Rows, Score, less_than
+from engram_eval.claims.mechanism_gates import GATES
 
 LENS = "arXiv:2601.07372 Fig. 4a"
 CKA = "arXiv:2601.07372 Fig. 4b"
@@ -366,4 +367,5 @@ ONCE = (*LENSES, *SIMILARITY, *READ_OUT, *DIRECT)
 MECHANISM = (
     *ONCE,
     *(_at_equal_loss(c) for c in ONCE if c.id.partition(".")[2] in AGAIN),
+    *GATES,
 )

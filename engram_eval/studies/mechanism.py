@@ -11,7 +11,7 @@ QUESTION = (
 )
 PROBES = (
     *("logit_lens", "tuned_lens", "linear", "knockout", "task_knockout"),
-    *("offsets", "depth", "cka"),
+    *("offsets", "depth", "cka", "gates"),
 )
 DEEPER = ("moe_plus1", "moe_plus2", "moe_plus4")
 CONTROLS = ("frozen_rows", "bigram")

@@ -33,6 +33,7 @@ def gates_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         ("bigram_count", "by the bigram's count in training"),
         ("domain", "by domain"),
         ("static_in", "by predictability"),
+        ("name", "by place in a name"),
     ):
         part = sorted((row for row in kept if set(row.slice) == {label}), key=_least)
         if part:
