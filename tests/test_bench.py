@@ -1,12 +1,14 @@
 """The training bench: shapes that add up, turns that end, rows that can be read."""
 
 import dataclasses
+import gc
 import io
 import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,10 +142,23 @@ def test_ours_take_turns_on_a_gpu_that_has_room_for_all(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
     monkeypatch.setattr(train, "compile_blocks", lambda model: None)
-    sets = list(train._gpu_sets("smoke", torch.device("cpu")))
-    sizes = [len(each) for each in sets]
+    models: list[weakref.ref[torch.nn.Module]] = []
+    build = train._build
+
+    def watched(*given: Any) -> torch.nn.Module:
+        gc.collect()
+        assert sum(model() is not None for model in models) < max(ours), "others have been given up"
+        made = build(*given)
+        models.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(train, "_build", watched)
+    sizes, names = [], []
+    for each in train._gpu_sets("smoke", torch.device("cpu")):
+        sizes.append(len(each))
+        names += [contender.name for contender in each]
+        each.clear()
     assert sizes[: len(ours)] == ours and set(sizes[len(ours) :]) == {1}
-    names = [contender.name for each in sets for contender in each]
     compiled = [f"{name}, compiled" for name in ("dense", "moe", "engram")]
     assert names[:6] == ["dense", "moe", "engram", *compiled]
     assert {name.partition(",")[0] for name in names[6:]} == {"Llama", "OLMoE", "Qwen4Exp"}

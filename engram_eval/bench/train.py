@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from engram_eval.allocator import keep_freed_memory
-from engram_eval.bench.peers import DTYPE, peer_step, peers
+from engram_eval.bench.peers import DTYPE, Peer, peer_step, peers
 from engram_eval.bench.products import forward_products, timed, training_products, wait_for
 from engram_eval.config import TrainConfig
 from engram_eval.environment import compute_device
@@ -195,8 +195,12 @@ def _gpu_sets(scale: str, device: torch.device) -> Iterator[list[Contender]]:
         if _fit_together(scale, device):
             yield list(ours)
         else:
-            yield from ([each] for each in ours)
-    yield from ([each] for each in _peers(scale, device))
+            yield from map(_by_itself, ours)
+    yield from map(_by_itself, _peers(scale, device))
+
+
+def _by_itself(contender: Contender) -> list[Contender]:
+    return [contender]
 
 
 def _fit_together(scale: str, device: torch.device) -> bool:
@@ -206,25 +210,39 @@ def _fit_together(scale: str, device: torch.device) -> bool:
 
 
 def _ours(scale: str, device: torch.device, compiled: bool = False) -> Iterator[Contender]:
-    settings = SCALES[scale].train
-    batch, steps = _batch(scale, device), _steps(device)
-    manner = dataclasses.replace(settings, compile=compiled)
+    manner = dataclasses.replace(SCALES[scale].train, compile=compiled)
+    batch = _batch(scale, device)
     for name, architecture in _our_models(scale).items():
-        config = architecture_config(architecture)
-        model = _build(partial(EngramForCausalLM, config), device, compiled)
-        step = _waiting(_our_step(model, batch, manner), steps, device)
-        alone = _alone(config, settings, device)
-        yield Contender(_named(name, compiled), name, config, step, steps, alone)
+        # What is drawn must not stay here while the next one is built.
+        yield _our(name, architecture_config(architecture), batch, manner, device)
+
+
+def _our(
+    name: str, config: EngramConfig, batch: Batch, manner: TrainConfig, device: torch.device
+) -> Contender:
+    model, steps = (
+        _build(partial(EngramForCausalLM, config), device, manner.compile),
+        _steps(device),
+    )
+    step = _waiting(_our_step(model, batch, manner), steps, device)
+    alone = _alone(config, manner, device)
+    return Contender(_named(name, manner.compile), name, config, step, steps, alone)
 
 
 def _peers(scale: str, device: torch.device) -> Iterator[Contender]:
-    batch, steps = _batch(scale, device), _steps(device)
+    manner, batch = SCALES[scale].train, _batch(scale, device)
     on_gpu = device.type == "cuda"
     for peer in peers(*_architectures(scale), on_gpu):
         for compiled in (False, True) if on_gpu else (False,):
-            model = _build(peer.build, device, compiled)
-            step = _waiting(peer_step(model, batch, SCALES[scale].train), steps, device)
-            yield Contender(_named(peer.name, compiled), peer.group, None, step, steps)
+            yield _theirs(peer, batch, manner, device, compiled)
+
+
+def _theirs(
+    peer: Peer, batch: Batch, manner: TrainConfig, device: torch.device, compiled: bool
+) -> Contender:
+    model, steps = _build(peer.build, device, compiled), _steps(device)
+    step = _waiting(peer_step(model, batch, manner), steps, device)
+    return Contender(_named(peer.name, compiled), peer.group, None, step, steps)
 
 
 def _steps(device: torch.device) -> int:
