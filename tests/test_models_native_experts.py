@@ -132,9 +132,10 @@ def test_a_layer_of_experts_is_the_same_by_either_way(
         assert float((ours - theirs).float().norm()) < 0.01 * float(theirs.float().norm())
 
 
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_full_backward_hook"])
 @pytest.mark.parametrize("hooked", [None, "experts", "shared_experts", "shared_experts.up_proj"])
 def test_routed_and_shared_experts_are_one_function_unless_somebody_looks(
-    hooked: str | None, monkeypatch: pytest.MonkeyPatch
+    hooked: str | None, hook: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = EngramConfig(
         **{"hidden_size": 64, "n_routed_experts": 4, "num_experts_per_tok": 2},
@@ -146,7 +147,7 @@ def test_routed_and_shared_experts_are_one_function_unless_somebody_looks(
     for number, each in enumerate(layer.parameters()):
         each.data = draw(*each.shape, seed=number) / 8
     if hooked is not None:
-        layer.get_submodule(hooked).register_forward_hook(lambda *_: seen.append(hooked))
+        getattr(layer.get_submodule(hooked), hook)(lambda *_: seen.append(hooked))
     for by_kernel in (True, False):
         if not by_kernel:
             native_tools.take_away(monkeypatch)

@@ -120,6 +120,13 @@ def test_a_hooked_part_is_called() -> None:
     assert seen == [1, 2, 2, 2]
 
 
+def test_inputs_of_a_wrong_width_are_refused() -> None:
+    """As torch does: a compiled product would read beyond what is there."""
+    for layer in (Linear(64, 32), SwiGLU(64, 32), Both()):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="shapes"):
+            layer(draw(32, 32))
+
+
 def test_without_autocast_and_with_a_bias_torch_multiplies() -> None:
     layer = Linear(32, 32, bias=True)
     x = draw(32, 32)

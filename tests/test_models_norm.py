@@ -46,6 +46,18 @@ def test_one_gain_per_stream() -> None:
 
 
 @pytest.mark.parametrize("kernels", [True, False])
+def test_what_a_gain_does_not_fit_is_spread_out_or_refused(
+    kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels:
+        native_tools.take_away(monkeypatch)
+    norm, x = make((2, 8), torch.float32), draw(3, 1, 8, dtype=torch.float32)
+    torch.testing.assert_close(norm(x), norm(x.expand(3, 2, 8)))
+    with pytest.raises(RuntimeError, match="size"):
+        norm(x[..., :4].expand(3, 2, 4))
+
+
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("gain", [torch.bfloat16, torch.float32])
 def test_half_precision_is_normalised_in_single(
     gain: torch.dtype, kernels: bool, monkeypatch: pytest.MonkeyPatch

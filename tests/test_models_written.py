@@ -45,6 +45,30 @@ def test_what_it_cannot_work_on_is_left_to_torch() -> None:
     assert write(gates, values, norm.double(), conv) is None
 
 
+def test_gates_that_are_the_same_for_all_tokens_are_spread_out() -> None:
+    memory = EngramMemory(MemorySpec(32, (2,), 1, 32, (5,), (3, 5), streams=2))
+    values = draw(2, 9, 32)
+    expected = memory._written(torch.full((2, 9, 2), 0.5), values, None)
+    assert expected.shape == (2, 9, 2, 32)
+    for shape in ((1, 1, 2), (2, 1, 2), (1, 9, 2)):
+        found = memory._written(torch.full(shape, 0.5), values, None)
+        assert_near(found.detach(), expected.detach().double(), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["memory_rows", "value_proj", "key_proj", "key_norm", "query_norm", "conv_norm", "conv"],
+)
+def test_whoever_looks_at_gradients_sees_them(name: str) -> None:
+    memory, seen = EngramMemory(MemorySpec(32, (2,), 1, 32, (5,), (3, 5))), []
+    part = memory.get_submodule(name)
+    part.register_full_backward_hook(lambda _, __, grads: seen.append(grads[0].shape))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        written = memory(draw(2, 16, 32).requires_grad_(), torch.arange(32).view(2, 16, 1) % 5)
+    written.float().square().sum().backward()
+    assert len(seen) == 1
+
+
 def test_a_tap_sees_rows_before_they_are_rounded() -> None:
     memory = EngramMemory(MemorySpec(32, (2,), 1, 32, (5,), (3, 5)))
     hidden, rows, seen = draw(2, 9, 32), torch.arange(18).view(2, 9, 1) % 5, []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .hooks import is_unhooked
 from .native_linear import NativeLinear, linear_for
 from .precision import as_operand, rounds_weights
 
@@ -38,17 +39,15 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def products_for(x: Tensor, *weights: Tensor) -> NativeLinear | None:
     """Return compiled products where autocast would round ``weights`` for products with ``x``."""
+    if any(weight.shape[-1] != x.shape[-1] for weight in weights):
+        # Torch says what is wrong.
+        return None
     return linear_for(x, *weights) if rounds_weights(x.dtype) else None
 
 
 def is_plain(part: nn.Module) -> bool:
     """Whether nothing but the weight of ``part`` decides what it does."""
     return type(part) in (Linear, nn.Linear) and part.bias is None and is_unhooked(part)
-
-
-def is_unhooked(part: nn.Module) -> bool:
-    """Whether nobody sees or changes what goes in and out of ``part``."""
-    return not part._forward_hooks and not part._forward_pre_hooks
 
 
 class _ByKernel(torch.autograd.Function):

@@ -10,6 +10,7 @@ from .configuration_engram import EngramConfig
 from .convolution import DepthwiseCausalConv
 from .gate import match
 from .hashing import NgramHash, draw_multipliers
+from .hooks import is_unhooked
 from .layout import table_layouts
 from .linear import Linear
 from .linear_pair import linear_pair
@@ -158,8 +159,7 @@ class EngramMemory(nn.Module):
     def _read(self, rows: torch.Tensor) -> torch.Tensor:
         """Return e_t (B, T, d_mem) as products take it; taps see it before it is rounded."""
         tap = self.memory_rows
-        seen = type(tap) is not nn.Identity or tap._forward_hooks or tap._forward_pre_hooks
-        if seen:
+        if type(tap) is not nn.Identity or not is_unhooked(tap):
             return as_operand(tap(self.table(rows)))
         return as_operand(self.table(rows, rounds_weights(torch.bfloat16)))
 

@@ -17,7 +17,8 @@ from .grouped_experts import (
     fits_grouped_kernel,
     grouped_experts,
 )
-from .linear import Linear, is_plain, is_unhooked
+from .hooks import is_unhooked
+from .linear import Linear, is_plain
 from .native_routing import NativeRouting, Routed, routing_for, top_k
 from .precision import as_operand
 from .swiglu import swiglu, swiglu_layer
@@ -287,8 +288,10 @@ class MoE(nn.Module):
 
     def _experts(self, x: torch.Tensor, *routed: torch.Tensor) -> torch.Tensor:
         """Return the sum of routed and shared experts' outputs for ``x`` (N, D)."""
-        shared = self.shared_experts
-        output = None if shared is None else self.experts.with_shared(shared, x, *routed)
+        shared, output = self.shared_experts, None
+        # What others put in their place knows how to be called, and no more.
+        if type(self.experts) is Experts and type(shared) is SwiGLU:
+            output = self.experts.with_shared(shared, x, *routed)
         if output is None:
             output = self.experts(x, *routed)
             output = output if shared is None else output + shared(x)

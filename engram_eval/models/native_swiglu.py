@@ -56,6 +56,8 @@ class NativeSwiGLU:
 
 def swiglu_for(x: Tensor, *weights: Tensor) -> NativeSwiGLU | None:
     """Return the functions if they exist, are fast here, and can work on these shapes and types."""
+    if weights[0].shape[-1] != x.shape[-1]:
+        return None
     return _swiglu() if linear_for(x, *weights) is not None else None
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .hooks import is_unhooked
 from .native_kernels import NativeKernels, kernels_for
 
 
@@ -27,7 +28,8 @@ class RMSNorm(nn.Module):
         if x.is_cuda and x.dtype == self.weight.dtype and self.weight.dim() == 1:
             # One kernel each way there.
             return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        kernels = kernels_for(x) if self.weight.dtype == torch.float32 else None
+        fits = x.shape[-self.weight.dim() :] == self.weight.shape
+        kernels = kernels_for(x) if fits and self.weight.dtype == torch.float32 else None
         if kernels is not None:
             output: Tensor = _NormaliseByKernel.apply(x, self.weight, self.eps, kernels)
         else:
@@ -36,7 +38,7 @@ class RMSNorm(nn.Module):
 
     def is_plain(self) -> bool:
         """Whether nothing but the gain decides what it does."""
-        return not self._forward_hooks and not self._forward_pre_hooks
+        return is_unhooked(self)
 
     def extra_repr(self) -> str:
         """Show the shape and eps when printed."""

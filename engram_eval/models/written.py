@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .convolution import DepthwiseCausalConv
+from .hooks import is_unhooked
 from .native import in_reach
 from .native_kernels import NativeKernels, kernels_for
 from .norm import RMSNorm
@@ -23,7 +24,12 @@ def write(gates: Tensor, values: Tensor, norm: RMSNorm, conv: DepthwiseCausalCon
         norm: with a gain for each stream.
         conv: over all streams' channels side by side.
     """
-    if not (_is_plain(norm, RMSNorm) and _is_plain(conv, DepthwiseCausalConv)):
+    plain = type(norm) is RMSNorm and type(conv) is DepthwiseCausalConv
+    if not plain or not is_unhooked(norm) or not is_unhooked(conv):
+        return None
+    streams = norm.weight.numel() // norm.weight.shape[-1]
+    if gates.shape != (*values.shape[:-1], streams) or values.shape[-1] != norm.weight.shape[-1]:
+        # Whoever replaces gates may give one for all tokens.
         return None
     wide = gates, norm.weight, conv.weight
     kernels = kernels_for(values) if in_reach(*wide) else None
@@ -32,10 +38,6 @@ def write(gates: Tensor, values: Tensor, norm: RMSNorm, conv: DepthwiseCausalCon
     given = gates, values, norm.weight, conv.weight.squeeze(1).T
     output: Tensor = _Write.apply(*given, conv.dilation, norm.eps, kernels)
     return output
-
-
-def _is_plain(part: torch.nn.Module, kind: type) -> bool:
-    return type(part) is kind and not part._forward_hooks and not part._forward_pre_hooks
 
 
 class _Write(torch.autograd.Function):
