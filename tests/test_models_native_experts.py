@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_tools import assert_near, draw
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engram_eval.models import native_experts
@@ -164,6 +164,41 @@ def test_routed_and_shared_experts_are_one_function_unless_somebody_looks(
         assert ours.dtype == theirs.dtype
         assert float((ours - theirs).float().norm()) < 0.02 * float(theirs.float().norm())
     assert seen == ([hooked] * 2 if hooked else [])
+
+
+class Doubled(nn.Module):
+    """What somebody puts around a part, and can only be called."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *given: Tensor) -> Tensor:
+        output: Tensor = 2 * self.part(*given)
+        return output
+
+
+@pytest.mark.parametrize("name", ["experts", "shared_experts"])
+def test_a_part_in_the_place_of_another_is_called(name: str) -> None:
+    config = EngramConfig(
+        **{"hidden_size": 64, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 32, "shared_expert_intermediate_size": 96},
+    )
+    layer, x = MoE(config), draw(4, 64, 64, seed=9)
+    for number, each in enumerate(layer.parameters()):
+        each.data = draw(*each.shape, seed=number) / 8
+    outputs = []
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        for wrapped in ((), (name,), ("experts", "shared_experts")):
+            parts = {each: getattr(layer, each) for each in wrapped}
+            for each, part in parts.items():
+                setattr(layer, each, Doubled(part))
+            outputs.append(layer(x).float())
+            for each, part in parts.items():
+                setattr(layer, each, part)
+    plain, one, both = outputs
+    assert float((one - plain).norm()) > 0.1 * float(plain.norm())
+    assert float((both - 2 * plain).norm()) < 0.02 * float(plain.norm())
 
 
 def test_they_work_on_whole_blocks_of_the_right_types_only(monkeypatch: pytest.MonkeyPatch) -> None:
