@@ -75,7 +75,7 @@ def test_less_than_nothing_stored_has_no_ratio(tmp_path: Path) -> None:
     found = judged(tmp_path, "capacity", rows)
     ratio = found["dense_stores_more_per_parameter"]
     assert ratio["verdict"] == "inconclusive" and ratio["effect"] is None
-    assert ratio["reason"].endswith(NO_LOGARITHM)
+    assert ratio["reason"].endswith(f"{NO_LOGARITHM}; power 0%")
     assert found["memory_stores_more"]["verdict"] == "no_difference"
     assert found["far_below_capacity"]["verdict"] == "supported"
 
