@@ -25,6 +25,7 @@ from engram_eval.progress import Reporter, Task
 from engram_eval.scales import SCALES
 from engram_eval.stage_config import OffloadStage
 from engram_eval.stages import resolve
+from engram_eval.threads import threads
 from probes import bench as probe_bench
 from probes.registry import PROBES
 
@@ -293,6 +294,15 @@ def test_bench_lookup_compares_equal_reads(monkeypatch: pytest.MonkeyPatch) -> N
         assert row["lookup_ns"] / row["embedding_ns"] == pytest.approx(row["vs_embedding"])
         assert row["hash_vs_reference"] > 5, "the reference loops over Python integers"
     assert all("lookup_ns" not in row and row["fits_in"] == "not in memory" for row in rows[1::2])
+
+
+def test_lookups_are_timed_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(lookup, "_measure", lambda *_: seen.append(torch.get_num_threads()) or {})
+    with threads(2):
+        resolve(BENCHES["lookup"])(0.1, Reporter(quiet=True))
+        assert torch.get_num_threads() == 2
+    assert set(seen) == {1}
 
 
 def test_lookup_and_embedding_read_the_same_rows() -> None:

@@ -14,6 +14,7 @@ from engram_eval.models.hashing import NgramHash, TokenHistory, allot_primes, dr
 from engram_eval.models.reference import hash_ids
 from engram_eval.models.table import RowTable
 from engram_eval.progress import Reporter, Task
+from engram_eval.threads import threads
 
 ORDERS = (2, 3)
 VOCABULARY = 4096
@@ -82,7 +83,7 @@ def bench_lookup(seconds: float, report: Reporter) -> list[dict[str, Any]]:
     """
     keep_freed_memory()
     sizes = [(shape, rows) for shape in SHAPES for rows in ROWS]
-    with report.task("bench lookup", seconds) as task:
+    with threads(1), report.task("bench lookup", seconds) as task:
         return [_measure(shape, rows, seconds / len(sizes), task) for shape, rows in sizes]
 
 

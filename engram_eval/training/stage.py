@@ -38,6 +38,7 @@ from engram_eval.records import (
 )
 from engram_eval.stage_config import TrainStage
 from engram_eval.stages import resolve
+from engram_eval.threads import threads
 from engram_eval.training.checkpoint import delete_resume_points
 from engram_eval.training.data import Batches
 from engram_eval.training.folder import write_model_folder
@@ -96,7 +97,7 @@ def train(
     batches = Batches(corpus.tokens("train"), *shape, docs=corpus.docs("train"))
     keep_freed_memory()
     reset_peak_memory()
-    with _threads(settings.threads):
+    with threads(settings.threads):
         model = build_model(config.architecture, seed, corpus).to(compute_device())
         keep_at = checkpoint_steps(settings.checkpoints, steps)
         name = _run_name(config, seed, inputs["corpus"])
@@ -183,17 +184,6 @@ def build_model(architecture: Mapping[str, Any], seed: int, corpus: Corpus) -> E
     if config.engram_index == "exact":
         model.set_ngrams(torch.from_numpy(corpus.tokens("train").astype(np.int64)))
     return model
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Set torch's threads (0: leave them, one per core) and put them back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run_name(config: TrainStage, seed: int, corpus: Path) -> str:
