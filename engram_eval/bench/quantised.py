@@ -24,6 +24,7 @@ from engram_eval.models.configuration_engram import NGRAM_MEMORIES, EngramConfig
 from engram_eval.models.row_format import ROW_FORMATS
 from engram_eval.models.table import RowTable
 from engram_eval.progress import Reporter
+from engram_eval.quiet import no_bars
 from engram_eval.stats import Interval, paired_bootstrap
 
 BATCH = 16
@@ -97,7 +98,8 @@ def _check_saved(folder: Path) -> None:
 
 
 def _open(folder: Path, kind: str) -> PreTrainedModel:
-    return load_causal_lm(folder, engram_row_quantization=kind).eval()
+    with no_bars():
+        return load_causal_lm(folder, engram_row_quantization=kind).eval()
 
 
 def _check(model: PreTrainedModel, corpus: Corpus, folder: Path) -> None:

@@ -2,13 +2,13 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+
+from engram_eval.quiet import no_bars
 
 CARD = """---
 library_name: transformers
@@ -52,7 +52,7 @@ def write_model_folder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
         fresh = Path(name) / "model"
-        with _no_shard_bar():
+        with no_bars():
             model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         (fresh / "README.md").write_text(_card(model, tokens, facts), encoding="utf-8")
@@ -61,18 +61,6 @@ def write_model_folder(
         elif folder.exists():
             shutil.rmtree(folder)
         fresh.rename(folder)
-
-
-@contextmanager
-def _no_shard_bar() -> Iterator[None]:
-    """Keep transformers' own progress bar out of ours."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _card(model: PreTrainedModel, tokens: int, facts: Mapping[str, Any]) -> str:
