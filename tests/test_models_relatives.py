@@ -55,9 +55,6 @@ def test_every_kind_that_the_configuration_allows_is_built() -> None:
     assert tuple(MEMORIES) == MEMORY_KINDS
 
 
-# --- capacity one ---
-
-
 def test_capacity_one_gives_every_token_the_same_vector() -> None:
     model = full(**ONE, engram_index="single")
     memory = model.model.memory(1)
@@ -69,9 +66,6 @@ def test_capacity_one_gives_every_token_the_same_vector() -> None:
     memory.memory_rows.register_forward_hook(lambda m, i, o: seen.append(o))
     model(tokens(4, 50))
     assert torch.equal(seen[0], memory.table.weight.flatten().expand_as(seen[0]))
-
-
-# --- random index ---
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.booleans())
@@ -125,9 +119,6 @@ def test_random_rows_and_hashed_rows_have_tables_of_one_size() -> None:
     assert sizes["random"] == sizes["ngram"]
 
 
-# --- frozen rows ---
-
-
 def train_a_little(model: EngramForCausalLM) -> torch.optim.Optimizer:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     for seed in range(2):
@@ -150,9 +141,6 @@ def test_frozen_rows_stay_also_after_loading(kind: dict[str, Any], tmp_path: Pat
         assert torch.equal(table, before)
         assert not torch.equal(one.lm_head.weight, head)
         assert table not in optimizer.state
-
-
-# --- collision-free table ---
 
 
 def exact(order: int, rows: int, **options: object) -> EngramForCausalLM:
@@ -251,9 +239,6 @@ def test_exact_index_counts_rows_over_orders() -> None:
     assert index(history)[0].tolist() == [[2, 3 + 2], [0, 3], [1, 3 + 1]]
 
 
-# --- plain embedding, OverEncoding ---
-
-
 def test_plain_memory_adds_the_rows_themselves() -> None:
     model, ids = full(**PLAIN), tokens(2, 11)
     rows = model.model.ngram_rows(ids)[1]
@@ -271,9 +256,6 @@ def test_over_encoding_averages_ngrams_into_the_embedding() -> None:
         vectors.append(memory.table.weight[rows[..., head]] @ part.T)
     stream = entering(model, ids, 0) + written(model, ids, 0)
     torch.testing.assert_close(stream, torch.stack(vectors).mean(dim=0))
-
-
-# --- Gemma 3n's per-layer embedding ---
 
 
 def tiny_gemma() -> Gemma3nTextModel:
@@ -330,9 +312,6 @@ def test_per_layer_embedding_starts_by_adding_nothing_and_ignores_compression() 
     assert torch.equal(model.model.ngram_rows(ids)[2], ids.unsqueeze(-1))
 
 
-# --- product keys ---
-
-
 @torch.no_grad()
 def test_product_keys_find_the_best_of_all_pairs() -> None:
     model, ids = full(**PRODUCT).double(), tokens(2, 9)
@@ -383,9 +362,6 @@ def test_product_keys_stand_in_place_of_the_feed_forward_or_beside_it() -> None:
     beside(ids)
     torch.testing.assert_close(seen[2], seen[0] + seen[1])
     assert seen[0].any() and seen[1].any()
-
-
-# --- configuration ---
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .hooks import is_unhooked
 from .native_gate import Matched, NativeGate, gate_for
 from .norm import RMSNorm
 
@@ -21,7 +22,8 @@ def match(streams: Tensor, keys: Tensor, query_norm: RMSNorm, key_norm: RMSNorm)
         key_norm: of the keys.
     """
     gains = query_norm.weight, key_norm.weight
-    plain = query_norm.is_plain() and key_norm.is_plain() and query_norm.eps == key_norm.eps
+    unhooked = is_unhooked(query_norm) and is_unhooked(key_norm)
+    plain = unhooked and query_norm.eps == key_norm.eps
     kernels = gate_for(streams, keys, *gains) if plain else None
     if kernels is None:
         both = query_norm(streams) * key_norm(keys)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .hooks import is_unhooked
 from .native_kernels import NativeKernels, kernels_for
 
 
@@ -35,10 +34,6 @@ class RMSNorm(nn.Module):
         else:
             output = _Normalise.apply(x, self.weight, self.eps)
         return output
-
-    def is_plain(self) -> bool:
-        """Whether nothing but the gain decides what it does."""
-        return is_unhooked(self)
 
     def extra_repr(self) -> str:
         """Show the shape and eps when printed."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .hooks import is_unhooked
 from .native_stream import NativeStream, stream_for
 from .norm import RMSNorm
 from .precision import rounds_weights
@@ -53,7 +54,7 @@ def add(stream: Tensor, added: Tensor) -> Tensor:
 
 
 def _kernels(stream: Tensor, added: Tensor | None, norm: nn.Module) -> NativeStream | None:
-    if type(norm) is not RMSNorm or not norm.is_plain() or not rounds_weights(torch.bfloat16):
+    if type(norm) is not RMSNorm or not is_unhooked(norm) or not rounds_weights(torch.bfloat16):
         return None
     one_gain = norm.weight.dtype == torch.float32 and norm.weight.dim() == 1
     return stream_for(stream, added) if one_gain else None
