@@ -35,10 +35,12 @@ def test_of_equal_scores_the_first_is_chosen_and_none_twice() -> None:
         assert len(set(chosen[2])) == 3
 
 
-@given(st.integers(1, 30), st.integers(1, 3), st.integers(0, 5))
-def test_choices_are_sorted_as_torch_sorts_them(tokens: int, k: int, spare: int) -> None:
-    chosen = torch.randint(6, (tokens, k), generator=torch.Generator().manual_seed(spare))
-    loads = torch.bincount(chosen.flatten(), minlength=6)
+@given(st.integers(1, 30), st.integers(1, 3), st.integers(0, 5), st.sampled_from([6, 256, 300]))
+def test_choices_are_sorted_as_torch_sorts_them(
+    tokens: int, k: int, spare: int, experts: int
+) -> None:
+    chosen = torch.randint(experts, (tokens, k), generator=torch.Generator().manual_seed(spare))
+    loads = torch.bincount(chosen.flatten(), minlength=experts)
     sizes = loads + spare
     routing = routing_for(chosen)
     assert routing is not None
