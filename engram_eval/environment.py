@@ -95,11 +95,16 @@ def kernels() -> str:
     return describe()
 
 
-def trains_by_matrix_unit() -> bool:
-    """Tell whether models train here by compiled functions for a CPU's matrix unit."""
+def products() -> str:
+    """Say what multiplies in bfloat16 here: a key of ``footprint.SHARES``."""
     from engram_eval.models.native_linear import multiplies_here
+    from engram_eval.models.precision import has_instructions
 
-    return not gpus() and multiplies_here()
+    if gpus():
+        return "torch"
+    if multiplies_here():
+        return "compiled"
+    return "torch" if has_instructions() else "widened"
 
 
 @functools.cache

@@ -15,10 +15,12 @@ from engram_eval.models.causal_attention import BLOCK
 from engram_eval.models.configuration_engram import EngramConfig
 
 FLOAT32, BFLOAT16 = 4, 2
-AUTOCAST_SHARE = 0.7
-"""Activations' bytes under bf16 autocast over float32: norms and residuals stay wide."""
-MATRIX_UNIT_SHARE = 0.48
-"""The same where functions for a CPU's matrix unit compute again what they can."""
+SHARES = {"torch": 0.7, "widened": 1.3, "compiled": 0.48}
+"""Activations' bytes under bf16 autocast over float32, by what multiplies.
+
+Norms and residuals stay wide. Widened operands are kept beside what they are made of; compiled
+functions compute again what they can.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Footprint:
 
     Attributes:
         weights: float32, and under autocast the bf16 copies of all but tables and embedding, which
-            functions for a matrix unit do without.
+            compiled products do without.
         gradients: float32, tables included unless they are frozen.
         optimizer: Adam's two moments, float32; where Muon keeps one, that is too much.
         activations: estimate for one batch.
@@ -45,14 +47,14 @@ class Footprint:
 
 
 def training_footprint(
-    architecture: Mapping[str, Any], train: TrainConfig, matrix_unit: bool = False
+    architecture: Mapping[str, Any], train: TrainConfig, products: str = "torch"
 ) -> Footprint:
     """Estimate the memory of training ``architecture``.
 
     Args:
         architecture: keys of ``EngramConfig``.
         train: batch and precision.
-        matrix_unit: whether a CPU trains it whose matrix unit compiled functions use.
+        products: a key of ``SHARES``; what multiplies in bfloat16.
 
     Raises:
         UserError: an architecture that ``EngramConfig`` does not allow.
@@ -66,9 +68,8 @@ def training_footprint(
         * train.seq_len
         * train.batch_size
     )
-    share = MATRIX_UNIT_SHARE if matrix_unit else AUTOCAST_SHARE
-    bytes_per_value = FLOAT32 * (share if train.autocast_bf16 else 1.0)
-    copies = BFLOAT16 * copied if train.autocast_bf16 and not matrix_unit else 0
+    bytes_per_value = FLOAT32 * (SHARES[products] if train.autocast_bf16 else 1.0)
+    copies = BFLOAT16 * copied if train.autocast_bf16 and products != "compiled" else 0
     return Footprint(
         weights=FLOAT32 * params + copies,
         gradients=FLOAT32 * counted.params_trainable,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from engram_eval.config import StudyConfig, arm_training
-from engram_eval.environment import default_workers, gpus, trains_by_matrix_unit
+from engram_eval.environment import default_workers, gpus, products
 from engram_eval.plan_stages import other_seconds
 from engram_eval.stages import resolve
 from engram_eval.study import graph
@@ -44,14 +44,14 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int = 0) -> dict[str, 
     """
     ledger = study_ledger(study)
     footprint = resolve("engram_eval.footprint:training_footprint")
-    matrix_unit = trains_by_matrix_unit()
+    by = products()
     training = {model.name: arm_training(study, model) for model in study.models}
     for name, row in ledger.items():
         train = training[name]
         row["training_flops"] = (
             TRAINING_FLOPS_PER_FORWARD_FLOP * row["flops_per_token"] * row["tokens"]
         )
-        taken = footprint(row["architecture"], train, matrix_unit)
+        taken = footprint(row["architecture"], train, by)
         row["training_memory_mb"] = round(taken.total / 1e6)
         row["training_seconds"] = None
         if measure:

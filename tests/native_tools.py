@@ -22,18 +22,22 @@ from engram_eval.models import (
     native_swiglu,
 )
 
-BUILDS = ("for this processor", "for any")
+FLAGS = {"for this processor": None, "for any": (), "with AVX2": ("-mavx2", "-mfma")}
+WIDER = "AVX512" in torch.backends.cpu.get_cpu_capability()
+BUILDS = tuple(FLAGS) if WIDER else tuple(FLAGS)[:2]
+"""Vectors of every length that this processor has: its own, the shortest, and those between."""
 needed = pytest.mark.skipif(native.built().library is None, reason=native.describe())
 
 
 def build(kind: str, name: str, folder: Path) -> ctypes.CDLL:
-    """Return what is used, or what the plainest flags make of ``<name>_kernels.cpp`` alone."""
-    if kind == BUILDS[0]:
+    """Return what is used, or what other flags make of ``<name>_kernels.cpp`` alone."""
+    flags = FLAGS[kind]
+    if flags is None:
         found = native.library()
         assert found is not None
         return found
     source, made = native.SOURCES[0].with_name(f"{name}_kernels.cpp"), folder / f"{name}.so"
-    command = [*native.compiler(), *native.ALWAYS, "-o", str(made), str(source)]
+    command = [*native.compiler(), *native.ALWAYS, *flags, "-o", str(made), str(source)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(made))
 

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from engram_eval.config import TrainConfig
-from engram_eval.environment import trains_by_matrix_unit
+from engram_eval.environment import products
 from engram_eval.errors import UserError
 from engram_eval.footprint import training_footprint
 from engram_eval.initialisation import initialisation
@@ -318,14 +318,14 @@ def test_footprint(
     model = build(wide)
     params = sum(p.numel() for p in model.parameters())
     ids = torch.randint(1, 61, (8, seq_len), generator=torch.Generator().manual_seed(0))
-    for compiled in (True, False):
-        if not compiled:
+    for kernels in (True, False):
+        if not kernels:
             native_tools.take_away(monkeypatch)
-        matrix_unit = trains_by_matrix_unit()
-        found = training_footprint(wide, train, matrix_unit)
+        by = products()
+        found = training_footprint(wide, train, by)
         assert found.gradients == 4 * params and found.optimizer == 8 * params
         copied = params - numel(model, "table.weight", "embed_tokens")
-        copies = copied if autocast and not matrix_unit else 0
+        copies = copied if autocast and by != "compiled" else 0
         assert found.weights == 4 * params + 2 * copies
         assert found.total == (16 * params + 2 * copies) + found.activations
         assert found.activations == pytest.approx(saved_bytes(model, ids, autocast), rel=0.35)

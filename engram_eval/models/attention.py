@@ -1,5 +1,6 @@
 """Grouped-query attention (arXiv:2305.13245)."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .causal_attention import (
 )
 from .configuration_engram import EngramConfig
 from .linear import Linear, is_plain, linear
-from .precision import as_operand
+from .precision import as_operand, multiplies_slowly, widened
 from .rotary import rotate, score_scale
 
 
@@ -76,10 +77,15 @@ class Attention(nn.Module):
         implementation = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
-        output, weights = implementation(
-            self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **options
-        )
-        return output, weights
+        dtype, slow = query.dtype, multiplies_slowly(query)
+        query, key, value = widened(query), widened(key), widened(value)
+        if slow and mask is not None and mask.is_floating_point():
+            mask = mask.to(query.dtype)
+        with torch.autocast("cpu", enabled=False) if slow else nullcontext():
+            output, weights = implementation(
+                self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **options
+            )
+        return output.to(dtype), weights
 
 
 class EngramAttention(Attention):

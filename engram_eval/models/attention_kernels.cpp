@@ -27,7 +27,8 @@ struct Sizes {
 // (x, y) -> (x cos - y sin, x sin + y cos), or back with a sign of -1; turns are (cos, sin).
 template <typename From>
 inline void turn(const From* from, const float* turns, float sign, bf16* to, long width) {
-  constexpr Floats ALTERNATING = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+  constexpr float ALTERNATING[LANES] = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+  const Floats signs = load(ALTERNATING) * sign;
   constexpr uint64_t SECOND = ~uint64_t{0} << 32;
   along(width, [&](long i, auto part) {
     const Pairs pair = same_bits<Pairs>(load(turns + i, part));
@@ -36,7 +37,7 @@ inline void turn(const From* from, const float* turns, float sign, bf16* to, lon
     const Floats x = load(from + i, part);
     const Pairs xy = same_bits<Pairs>(x);
     const Floats swapped = same_bits<Floats>((xy << 32) | (xy >> 32));
-    store(to + i, x * cosine + swapped * (sine * ALTERNATING * sign), part);
+    store(to + i, x * cosine + swapped * (sine * signs), part);
   });
 }
 
@@ -76,9 +77,9 @@ class Room {
 };
 
 // Which lanes' queries, from `query` on, see this key.
-inline Words sees(long query, long key) {
-  constexpr Words LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return LANE + static_cast<uint32_t>(query) >= static_cast<uint32_t>(key);
+inline auto sees(long query, long key) {
+  constexpr uint32_t NUMBERS[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return read<Words>(NUMBERS) + static_cast<uint32_t>(query) >= static_cast<uint32_t>(key);
 }
 
 // Keys and values of one head as forward takes them, and room for one query head.
@@ -99,11 +100,11 @@ Floats weigh(const float* scores, long query, long end, bf16* packed, float* nor
   Floats most = all(-INFINITY), sum{};
   for (long key = 0; key < query; ++key) {
     const Floats score = load(scores + key * BLOCK);
-    most = score > most ? score : most;
+    most = choose(score > most, score, most);
   }
   for (long key = query; key < end; ++key) {
-    const Floats score = sees(query, key) ? load(scores + key * BLOCK) : most;
-    most = score > most ? score : most;
+    const Floats score = choose(sees(query, key), load(scores + key * BLOCK), most);
+    most = choose(score > most, score, most);
   }
   const auto weigh_pair = [&](long key, Floats first, Floats second) {
     const Words pair = paired_with(first, second);
@@ -113,9 +114,12 @@ Floats weigh(const float* scores, long query, long end, bf16* packed, float* nor
   const auto weight = [&](long key) { return exponential(load(scores + key * BLOCK) - most); };
   for (long key = 0; key < query; key += 2) weigh_pair(key, weight(key), weight(key + 1));
   for (long key = query; key < end; key += 2)
-    weigh_pair(key, sees(query, key) ? weight(key) : Floats{},
-               sees(query, key + 1) ? weight(key + 1) : Floats{});
-  for (long i = 0; i < LANES; ++i) normalisers[i] = most[i] + std::log(sum[i]);
+    weigh_pair(key, choose(sees(query, key), weight(key), Floats{}),
+               choose(sees(query, key + 1), weight(key + 1), Floats{}));
+  float sums[LANES];
+  store(sums, sum);
+  store(normalisers, most);
+  for (long i = 0; i < LANES; ++i) normalisers[i] += std::log(sums[i]);
   return 1.0f / sum;
 }
 
@@ -227,7 +231,8 @@ void weigh_again(Backward& w, long key, long query, const float* normalisers) {
       for (long half = 0; half < 2; ++half) {
         const long at = (r + i) * BLOCK + half * TILE;
         Floats weight = exponential(load(scores + at) - log_sums[half]);
-        if (key == query) weight = sees(query + half * TILE, key + r + i) ? weight : Floats{};
+        if (key == query)
+          weight = choose(sees(query + half * TILE, key + r + i), weight, Floats{});
         weights[i][half] = weight;
         errors[i][half] = weight * (load(grads + at) - inner[half]);
       }

@@ -1,4 +1,4 @@
-// Blocks of 32 rows times weights, and outer products that add up over rows, for a matrix unit.
+// Blocks of 32 rows times weights, and outer products that add up over rows.
 
 #pragma once
 

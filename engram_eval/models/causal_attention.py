@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from .linear import products_for
 from .native_attention import Attended, NativeAttention, Sizes, attention_for
 from .native_linear import NativeLinear
+from .precision import widened
 
 BLOCK = 128
 
@@ -61,7 +62,8 @@ def rotary_causal_attention(
         if attention is not None:
             output: Tensor = _ByKernel.apply(projected, heads, kv_heads, turns, attention)
         else:
-            output = _RotaryCausalAttention.apply(projected, heads, kv_heads, turns)
+            given = widened(projected), heads, kv_heads, turns
+            output = _RotaryCausalAttention.apply(*given).to(projected.dtype)
     return output
 
 

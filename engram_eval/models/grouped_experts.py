@@ -4,10 +4,10 @@ Tokens are sorted by expert once; each expert multiplies its own slice straight 
 routing weights scale the inner activations, which are narrower than the outputs, and a token's
 outputs are gathered and added in one pass.
 
-On a CPU slices are padded to a multiple of ``BLOCK`` rows. With a matrix unit one compiled function
-does it all; else oneDNN multiplies, which compiles a kernel for every new shape: ten times as long
-as the product itself, and loads differ from step to step. On a GPU one kernel multiplies all
-slices, and nothing waits to learn how long they are.
+On a CPU slices are padded to a multiple of ``BLOCK`` rows. Where compiled products are fast one
+function does it all; else oneDNN multiplies, which compiles a kernel for every new shape: ten times
+as long as the product itself, and loads differ from step to step. On a GPU one kernel multiplies
+all slices, and nothing waits to learn how long they are.
 """
 
 from collections.abc import Sequence

@@ -7,11 +7,11 @@ rotated key that all heads share are cached.
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
 
 from .attention import Attention
 from .configuration_engram import EngramConfig
+from .linear import Linear
 from .norm import RMSNorm
 from .precision import as_operand
 from .rotary import rotate
@@ -27,16 +27,16 @@ class LatentAttention(Attention):
         self.kv_rank, self.value_dim = config.kv_lora_rank, config.v_head_dim
         self.num_key_value_groups = 1
         if config.q_lora_rank:
-            self.q_a_proj = nn.Linear(width, config.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(width, config.q_lora_rank)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
+            self.q_b_proj = Linear(config.q_lora_rank, heads * config.qk_head_dim)
         else:
-            self.q_proj = nn.Linear(width, heads * config.qk_head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(width, self.kv_rank + self.rope_dim, bias=False)
+            self.q_proj = Linear(width, heads * config.qk_head_dim)
+        self.kv_a_proj_with_mqa = Linear(width, self.kv_rank + self.rope_dim)
         self.kv_a_layernorm = RMSNorm(self.kv_rank, eps)
         both = self.nope_dim + self.value_dim
-        self.kv_b_proj = nn.Linear(self.kv_rank, heads * both, bias=False)
-        self.o_proj = nn.Linear(heads * self.value_dim, width, bias=False)
+        self.kv_b_proj = Linear(self.kv_rank, heads * both)
+        self.o_proj = Linear(heads * self.value_dim, width)
 
     def forward(
         self,

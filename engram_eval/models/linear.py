@@ -1,8 +1,7 @@
 """Linear layers for training on a CPU: weights are rounded where they are multiplied.
 
 Under autocast torch rounds each weight to a copy, multiplies, and widens the gradient from another
-copy. With a matrix unit, compiled products read weights in single precision and leave their
-gradients so.
+copy. Compiled products read weights in single precision and leave their gradients so.
 """
 
 from typing import Any
@@ -13,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from .hooks import is_unhooked
 from .native_linear import NativeLinear, linear_for
-from .precision import as_operand, rounds_weights
+from .precision import as_operand, multiplies_slowly, rounds_weights, widened
 
 
 class Linear(nn.Linear):
@@ -32,9 +31,18 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     x = as_operand(x)
     kernels = products_for(x, weight)
     if kernels is None:
-        return nn.functional.linear(x, weight)
+        return _by_torch(x, weight)
     output: Tensor = _ByKernel.apply(x, weight, kernels)
     return output
+
+
+def _by_torch(x: Tensor, weight: Tensor) -> Tensor:
+    cast = rounds_weights(x.dtype) or weight.dtype == x.dtype
+    if not cast or not multiplies_slowly(x):
+        # Torch says what is wrong with types that differ.
+        return nn.functional.linear(x, weight)
+    with torch.autocast(x.device.type, enabled=False):
+        return nn.functional.linear(widened(x), widened(weight.to(x.dtype))).to(x.dtype)
 
 
 def products_for(x: Tensor, *weights: Tensor) -> NativeLinear | None:

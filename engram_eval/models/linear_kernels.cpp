@@ -1,4 +1,4 @@
-// Linear layers on a matrix unit: rows in bfloat16, weights kept and their gradients added up in single
+// Linear layers: rows in bfloat16, weights kept and their gradients added up in single
 // precision. Weights are rounded and packed at each call, which takes little beside their products.
 //
 // There is a multiple of 32 rows; widths are multiples of 32, too.

@@ -7,17 +7,18 @@
 
 namespace {
 
-// Tokens are worked on by eights: `Pairs` holds as many 64-bit numbers.
+// Tokens are worked on by eights.
 constexpr long TOKENS = 8;
 // Fewer tokens than these are not worth a second thread.
 constexpr long MANY = 4096;
-using Doubles = double __attribute__((vector_size(8 * TOKENS)));
+using Doubles = Register<double, TOKENS>;
+using Ids = Register<uint64_t, TOKENS>;
 
 // Adding 1.5 * 2^52 rounds to a whole number; adding 2^52 leaves a whole number in the last bits.
 constexpr double ROUND = 6755399441055744.0, WHOLE = 4503599627370496.0;
 constexpr uint64_t WHOLE_BITS = 0x4330000000000000, LAST_BITS = (uint64_t{1} << 52) - 1;
 
-inline Doubles as_doubles(Pairs small) { return same_bits<Doubles>(small | WHOLE_BITS) - WHOLE; }
+inline Doubles as_doubles(Ids small) { return same_bits<Doubles>(small | WHOLE_BITS) - WHOLE; }
 
 // The remainders of numbers by p, at most p / 2 from 0; with |number| < 2^50 all of it is exact.
 inline Doubles near_remainder(Doubles number, double p, double inverse) {
@@ -35,7 +36,7 @@ constexpr double SMALL_PRIME = 1 << 18;
 
 // Of eight mixed n-grams at a time, BITS after the others: no vector unit divides 64 bits.
 template <int BITS>
-inline Pairs remainders(Pairs mix, const Head& head) {
+inline Ids remainders(Ids mix, const Head& head) {
   constexpr uint64_t BASE = uint64_t{1} << BITS;
   Doubles left = near_remainder(as_doubles(mix >> 32), head.prime, head.inverse);
   for (int shift = 32 - BITS; shift >= 0; shift -= BITS) {
@@ -43,22 +44,22 @@ inline Pairs remainders(Pairs mix, const Head& head) {
     left = near_remainder(left * double(BASE) + digit, head.prime, head.inverse);
   }
   left = left < 0.0 ? left + head.prime : left;
-  return same_bits<Pairs>(left + (head.offset + WHOLE)) & LAST_BITS;
+  return same_bits<Ids>(left + (head.offset + WHOLE)) & LAST_BITS;
 }
 
 // The numbers of two vectors that PLACES name, counted through both.
 template <unsigned... PLACES>
-inline Pairs chosen(Pairs a, Pairs b) {
+inline Ids chosen(Ids a, Ids b) {
 #ifdef __clang__
   return __builtin_shufflevector(a, b, PLACES...);
 #else
-  return __builtin_shuffle(a, b, Pairs{PLACES...});
+  return __builtin_shuffle(a, b, Ids{PLACES...});
 #endif
 }
 
 // Eight vectors of eight, rows for columns.
-inline void turn(Pairs (&x)[TOKENS]) {
-  Pairs y[TOKENS], z[TOKENS];
+inline void turn(Ids (&x)[TOKENS]) {
+  Ids y[TOKENS], z[TOKENS];
   for (long i = 0; i < TOKENS; i += 2) {
     y[i] = chosen<0, 8, 2, 10, 4, 12, 6, 14>(x[i], x[i + 1]);
     y[i + 1] = chosen<1, 9, 3, 11, 5, 13, 7, 15>(x[i], x[i + 1]);
@@ -75,8 +76,8 @@ inline void turn(Pairs (&x)[TOKENS]) {
 }
 
 // The ids of eight tokens, fewer at the end of the text.
-inline Pairs load_ids(const int64_t* from, long count) {
-  Pairs ids{};
+inline Ids load_ids(const int64_t* from, long count) {
+  Ids ids{};
   std::memcpy(&ids, from, std::min(count, TOKENS) * sizeof(int64_t));
   return ids;
 }
@@ -136,7 +137,7 @@ int64_t hash_history(const int64_t* history, const int64_t* multipliers, const i
   for (long start = 0; start < tokens; start += TOKENS) {
     const long count = std::min(TOKENS, tokens - start);
     int64_t* out = rows + start * columns;
-    Pairs mix{}, found[TOKENS];
+    Ids mix{}, found[TOKENS];
     long mixed = 0, column = 0;
     for (long order = 0; order < orders; ++order) {
       for (; mixed < lengths[order]; ++mixed)
@@ -150,7 +151,7 @@ int64_t hash_history(const int64_t* history, const int64_t* multipliers, const i
         if (column % TOKENS < TOKENS - 1) continue;
         turn(found);
         for (long i = 0; i < count; ++i)
-          std::memcpy(out + i * columns + column - (TOKENS - 1), &found[i], sizeof(Pairs));
+          std::memcpy(out + i * columns + column - (TOKENS - 1), &found[i], sizeof(Ids));
       }
     }
     for (long rest = columns / TOKENS * TOKENS; rest < columns; ++rest) {

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from .native import BLOCK
 from .native_kernels import kernels_for
 from .native_loss import loss_for
+from .precision import widened
 
 IGNORE_INDEX = -100
 LEAST_PROBABILITY = 1e-30
@@ -124,7 +125,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         else:
             grad_rows = torch.empty_like(rows) if want_hidden else None
             grad_weight = torch.zeros_like(weight, dtype=_wide(dtype)) if want_weight else None
-            each = _accumulate(rows, weight.to(dtype), targets, chunks, grad_rows, grad_weight)
+            given = widened(rows), widened(weight.to(dtype)), targets
+            each = _accumulate(*given, chunks, grad_rows, grad_weight)
         count = counted.sum() if masked else len(targets)
         mean = each.sum() / count if masked or count else each.new_full((), float("nan"))
         if kept is not None:

@@ -1,4 +1,4 @@
-// Cross-entropy over a vocabulary and both its gradients on a matrix unit: logits exist for a chunk of
+// Cross-entropy over a vocabulary and both its gradients: logits exist for a chunk of
 // rows, in blocks of 32 by 32 numbers.
 //
 // There is a multiple of 32 rows; width and vocabulary are multiples of 32, too.
@@ -47,7 +47,7 @@ void find_logits(const Multiplier& by, const Loss& s, const bf16* x, const Weigh
           Floats& so_far = most[row * BLOCK + r];
           for (long i = 0; i < BLOCK; i += LANES) {
             const Floats x = load(sums + r * BLOCK + i);
-            so_far = x > so_far ? x : so_far;
+            so_far = choose(x > so_far, x, so_far);
           }
         }
       }

@@ -20,7 +20,7 @@ from .grouped_experts import (
 from .hooks import is_unhooked
 from .linear import Linear, is_plain
 from .native_routing import NativeRouting, Routed, routing_for, top_k
-from .precision import as_operand
+from .precision import as_operand, widened
 from .swiglu import swiglu, swiglu_layer
 
 
@@ -187,8 +187,8 @@ class Experts(nn.Module):
         by_kernel = experts_by_kernel(x, weights, chosen, self.gate_up_proj, self.down_proj, counts)
         if by_kernel is not None:
             return by_kernel
-        gate_up, down = as_operand(self.gate_up_proj), as_operand(self.down_proj)
-        return grouped_experts(x, weights, chosen, gate_up, down, counts)
+        gate_up, down = (widened(as_operand(each)) for each in (self.gate_up_proj, self.down_proj))
+        return grouped_experts(widened(x), weights, chosen, gate_up, down, counts).to(x.dtype)
 
     def with_shared(
         self,

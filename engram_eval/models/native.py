@@ -30,7 +30,7 @@ KERNELS = (
 SOURCES = tuple(Path(__file__).with_name(f"{name}_kernels.cpp") for name in KERNELS)
 HEADERS = tuple(
     Path(__file__).with_name(f"{name}.h")
-    for name in ("activation", "blocks", "slices", "tiles", "vectors")
+    for name in ("activation", "blocks", "lanes", "slices", "tiles", "vectors")
 )
 SWITCH = "ENGRAM_EVAL_KERNELS"
 COMPILERS = ("c++", "g++", "clang++")

@@ -1,4 +1,4 @@
-"""A layer of SwiGLU experts on a CPU's matrix unit, in bfloat16: compiled."""
+"""A layer of SwiGLU experts on a CPU, in bfloat16: compiled."""
 
 import ctypes
 import functools
@@ -20,6 +20,7 @@ class Sizes(ctypes.Structure):
 
 ARGUMENTS = {
     "matrix_unit": (),
+    "products_pay": (),
     "experts_forward": (*[ADDRESS] * 10, Sizes),
     "experts_backward": (*[ADDRESS] * 14, Sizes),
 }
@@ -49,8 +50,16 @@ class NativeExperts:
         self._call = Functions(found, ARGUMENTS, returns=ID)
 
     def has_matrix_unit(self) -> bool:
-        """Tell whether products of small blocks run on a matrix unit; by vectors they are slow."""
+        """Tell whether products of small blocks run on a matrix unit, and not by vectors."""
         return bool(self._call("matrix_unit"))
+
+    def pay(self) -> bool:
+        """Tell whether they are faster than torch's here.
+
+        They are on a matrix unit, and where no instruction multiplies bfloat16: there torch has
+        only loops, and these widen whole blocks for products in single precision.
+        """
+        return bool(self._call("products_pay"))
 
     def forward(
         self, x: Tensor, rows: Sorted, gate_up: Tensor, down: Tensor, beside: Tensor | None = None
@@ -109,9 +118,9 @@ def experts_for(x: Tensor, *weights: Tensor) -> NativeExperts | None:
 @functools.cache
 def _experts() -> NativeExperts | None:
     found = library()
-    return NativeExperts(found) if found is not None and has_matrix_unit(found) else None
+    return NativeExperts(found) if found is not None and products_pay(found) else None
 
 
-def has_matrix_unit(found: ctypes.CDLL) -> bool:
-    """Tell whether products of small blocks run on a matrix unit; by vectors they are slow."""
-    return NativeExperts(found).has_matrix_unit()
+def products_pay(found: ctypes.CDLL) -> bool:
+    """Tell whether compiled products are faster than torch's here; see ``NativeExperts.pay``."""
+    return NativeExperts(found).pay()

@@ -1,4 +1,4 @@
-"""Products of linear layers on a CPU's matrix unit, with weights in single precision: compiled."""
+"""Products of linear layers on a CPU, with weights in single precision: compiled."""
 
 import ctypes
 import functools
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .native import ADDRESS, BLOCK, FLAG, SIZE, Functions, in_reach, library
-from .native_experts import has_matrix_unit
+from .native_experts import products_pay
 
 
 class Pair(ctypes.Structure):
@@ -90,11 +90,11 @@ def linear_for(x: Tensor, *weights: Tensor) -> NativeLinear | None:
 
 
 def multiplies_here() -> bool:
-    """Tell whether this machine has the functions, and a matrix unit for them."""
+    """Tell whether this machine has the functions, and whether they are fast here."""
     return _linear() is not None
 
 
 @functools.cache
 def _linear() -> NativeLinear | None:
     found = library()
-    return NativeLinear(found) if found is not None and has_matrix_unit(found) else None
+    return NativeLinear(found) if found is not None and products_pay(found) else None

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary on a CPU's matrix unit, with both gradients: compiled."""
+"""Cross-entropy over a vocabulary on a CPU, with both gradients: compiled."""
 
 import ctypes
 import functools
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .native import ADDRESS, BLOCK, SIZE, Functions, in_reach, library
-from .native_experts import has_matrix_unit
+from .native_experts import products_pay
 
 
 class Sizes(ctypes.Structure):
@@ -72,4 +72,4 @@ def loss_for(rows: Tensor, weight: Tensor, targets: Tensor) -> NativeLoss | None
 @functools.cache
 def _loss() -> NativeLoss | None:
     found = library()
-    return NativeLoss(found) if found is not None and has_matrix_unit(found) else None
+    return NativeLoss(found) if found is not None and products_pay(found) else None

@@ -1,4 +1,4 @@
-"""A SwiGLU layer on a CPU's matrix unit, with weights in single precision: compiled."""
+"""A SwiGLU layer on a CPU, with weights in single precision: compiled."""
 
 import ctypes
 import functools

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .hashing import NgramHash
+from .linear import Linear
 from .memory import MemorySpec
 from .precision import as_operand
 
@@ -28,7 +29,7 @@ class OverEncoding(nn.Module):
         self.hash: nn.Module = NgramHash(spec.orders, spec.primes, spec.multipliers)
         self.table = spec.new_table()
         self.memory_rows = nn.Identity()
-        self.value_proj = nn.Linear(spec.memory_dim, spec.hidden_size, bias=False)
+        self.value_proj = Linear(spec.memory_dim, spec.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return the mean minus ``hidden_states``, the token embeddings (B, T, D)."""

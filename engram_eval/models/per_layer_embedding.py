@@ -14,6 +14,7 @@ import math
 import torch
 from torch import nn
 
+from .linear import Linear
 from .norm import RMSNorm
 from .precision import as_operand
 from .table import RowTable
@@ -46,10 +47,10 @@ class PerLayerEmbedding(nn.Module):
         self.hash = TokenIndex()
         self.table = RowTable(vocab_size, row_dim)
         self.memory_rows = nn.Identity()
-        self.context_proj = nn.Linear(hidden_size, row_dim, bias=False)
+        self.context_proj = Linear(hidden_size, row_dim)
         self.context_norm = RMSNorm(row_dim, norm_eps)
-        self.gate_proj = nn.Linear(hidden_size, row_dim, bias=False)
-        self.value_proj = nn.Linear(row_dim, hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, row_dim)
+        self.value_proj = Linear(row_dim, hidden_size)
         self.output_norm = GrowingNorm(hidden_size, norm_eps)
 
     def forward(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .configuration_engram import EngramConfig
+from .linear import Linear
 from .precision import as_operand
 from .table import RowTable
 
@@ -37,12 +38,12 @@ class ProductKeyMemory(nn.Module):
         width, keys = config.hidden_size, config.product_keys
         self.heads, self.top_k = config.engram_heads, config.product_key_top_k
         self.key_bound = config.product_key_dim**-0.5
-        self.query_proj = nn.Linear(width, self.heads * config.product_key_dim, bias=False)
+        self.query_proj = Linear(width, self.heads * config.product_key_dim)
         self.keys = nn.Parameter(torch.zeros(2, self.heads, keys, config.product_key_dim // 2))
         self.table = ValueTable(keys**2, width)
         self.memory_rows = nn.Identity()
-        self.gate_proj = nn.Linear(width, width, bias=False)
-        self.value_proj = nn.Linear(width, width, bias=False)
+        self.gate_proj = Linear(width, width)
+        self.value_proj = Linear(width, width)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return what the memory adds, for the normed stream ``hidden_states`` (B, T, D)."""

@@ -15,7 +15,7 @@ float largest(const T* row, long width) {
   Floats most = all(-INFINITY);
   along(width, [&](long i, auto part) {
     const Floats x = load(row + i, part, -INFINITY);
-    most = x > most ? x : most;
+    most = choose(x > most, x, most);
   });
   float lanes[LANES];
   store(lanes, most);

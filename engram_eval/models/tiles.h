@@ -55,23 +55,52 @@ struct Multiplier {
 };
 #endif
 
-// c (16, 16) += a (16, 32) times one tile of a right factor.
-inline void add_product(const bf16* a, long a_row, const bf16* tile, float* c, long c_row) {
-  Floats even[TILE], odd[TILE];
-  for (long pair = 0; pair < TILE; ++pair) {
-    Words both;
-    std::memcpy(&both, tile + pair * BLOCK, sizeof(both));
-    even[pair] = same_bits<Floats>(both << 16);
-    odd[pair] = same_bits<Floats>(both & 0xffff0000);
-  }
-  for (long r = 0; r < TILE; ++r) {
-    Floats sum = load(c + r * c_row);
-    for (long pair = 0; pair < TILE; ++pair) {
-      sum += even[pair] * one(a[r * a_row + 2 * pair]);
-      sum += odd[pair] * one(a[r * a_row + 2 * pair + 1]);
+// A block of 32 rows of a left factor, widened.
+inline void widen_left(const bf16* a, long a_row, float* left) {
+  for (long r = 0; r < BLOCK; ++r)
+    for (long i = 0; i < BLOCK; i += LANES) store(left + r * BLOCK + i, load(a + r * a_row + i));
+}
+
+// Two tiles of a right factor, widened to 32 rows.
+inline void widen_right(const bf16* b, long b_tile, float* right) {
+  for (long pair = 0; pair < TILE; ++pair)
+    for (long half = 0; half < 2; ++half) {
+      const Words both = read<Words>(b + half * b_tile + pair * BLOCK);
+      float* row = right + 2 * pair * BLOCK + half * TILE;
+      store(row, same_bits<Floats>(both << 16));
+      store(row + BLOCK, same_bits<Floats>(both & 0xffff0000));
     }
-    store(c + r * c_row, sum);
-  }
+}
+
+// Compilers read a factor from memory at each use, unless they are told not to.
+inline OwnFloats in_a_register(OwnFloats x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
+// c (32, 32), its rows c_row numbers apart, += left (32, 32) times right (32, 32): as many sums at a time
+// as the processor's registers hold.
+inline void add_product(const float* left, const float* right, float* c, long c_row) {
+  constexpr long ROWS = 4, ACROSS = TILE / OWN_LANES;
+  for (long column = 0; column < BLOCK; column += TILE)
+    for (long row = 0; row < BLOCK; row += ROWS) {
+      const float *a = left + row * BLOCK, *b = right + column;
+      float* to = c + row * c_row + column;
+      OwnFloats sums[ROWS][ACROSS];
+      UNROLLED for (long r = 0; r < ROWS; ++r)
+        UNROLLED for (long i = 0; i < ACROSS; ++i) sums[r][i] = read_own<OwnFloats>(to + r * c_row + i * OWN_LANES);
+      for (long k = 0; k < BLOCK; ++k, ++a, b += BLOCK)
+        UNROLLED for (long i = 0; i < ACROSS; ++i) {
+          const OwnFloats across = in_a_register(read_own<OwnFloats>(b + i * OWN_LANES));
+          UNROLLED for (long r = 0; r < ROWS; ++r) sums[r][i] += a[r * BLOCK] * across;
+        }
+      UNROLLED for (long r = 0; r < ROWS; ++r)
+        UNROLLED for (long i = 0; i < ACROSS; ++i) write_own(to + r * c_row + i * OWN_LANES, sums[r][i]);
+    }
 }
 
 // Where the factors of the products lie that are added up: rows of a and tiles of b, and the same of
@@ -86,9 +115,9 @@ struct Factors {
 // c (32, 32), its rows c_row numbers apart, = the sum of `count` products, plus what was there if
 // `add`.
 inline void multiply(const Multiplier& by, Factors f, long count, float* c, long c_row, bool add) {
-  float* below = c + TILE * c_row;
 #ifdef __AMX_BF16__
   if (by.unit) {
+    float* below = c + TILE * c_row;
     const long bytes = c_row * sizeof(float), a_bytes = f.a_row * sizeof(bf16);
     constexpr long TILE_BYTES = BLOCK * sizeof(bf16);
     settle(f.a);
@@ -126,12 +155,11 @@ inline void multiply(const Multiplier& by, Factors f, long count, float* c, long
     store(c + r * c_row, Floats{});
     store(c + r * c_row + TILE, Floats{});
   }
+  alignas(64) float left[AREA], right[AREA];
   for (long i = 0; i < count; ++i, f.a += f.a_next, f.b += f.b_next) {
-    const bf16* lower = f.a + TILE * f.a_row;
-    add_product(f.a, f.a_row, f.b, c, c_row);
-    add_product(f.a, f.a_row, f.b + f.b_tile, c + TILE, c_row);
-    add_product(lower, f.a_row, f.b, below, c_row);
-    add_product(lower, f.a_row, f.b + f.b_tile, below + TILE, c_row);
+    widen_left(f.a, f.a_row, left);
+    widen_right(f.b, f.b_tile, right);
+    add_product(left, right, c, c_row);
   }
 }
 
@@ -139,50 +167,73 @@ inline void multiply(const Multiplier& by, Factors f, long count, float* c, long
 template <long APART, bool UPPER>
 constexpr uint32_t source(uint32_t i) {
   const bool beyond = i & APART;
-  if (UPPER) return beyond ? i - APART + TILE : i;
-  return beyond ? i + TILE : i + APART;
+  if (UPPER) return beyond ? i - APART + OWN_LANES : i;
+  return beyond ? i + OWN_LANES : i + APART;
 }
 
 template <long APART, bool UPPER, uint32_t... I>
-inline Words chosen(Words upper, Words lower, std::integer_sequence<uint32_t, I...>) {
+inline OwnWords chosen(OwnWords upper, OwnWords lower, std::integer_sequence<uint32_t, I...>) {
 #ifdef __clang__
   return __builtin_shufflevector(upper, lower, source<APART, UPPER>(I)...);
 #else
-  return __builtin_shuffle(upper, lower, Words{source<APART, UPPER>(I)...});
+  return __builtin_shuffle(upper, lower, OwnWords{source<APART, UPPER>(I)...});
 #endif
 }
 
 // Exchanges what lies `APART` off the diagonal of each square of 2 APART rows.
 template <long APART>
-inline void exchange(Words rows[TILE]) {
-  constexpr std::make_integer_sequence<uint32_t, TILE> lanes;
-  for (long r = 0; r < TILE; ++r) {
+inline void exchange(OwnWords rows[OWN_LANES]) {
+  constexpr std::make_integer_sequence<uint32_t, OWN_LANES> lanes;
+  UNROLLED for (long r = 0; r < OWN_LANES; ++r) {
     if (r & APART) continue;
-    const Words upper = rows[r], lower = rows[r + APART];
+    const OwnWords upper = rows[r], lower = rows[r + APART];
     rows[r] = chosen<APART, true>(upper, lower, lanes);
     rows[r + APART] = chosen<APART, false>(upper, lower, lanes);
   }
 }
 
+// A square of as many rows as a register has lanes, turned over while it lies in registers.
+struct Square {
+  OwnWords rows[OWN_LANES];
+
+  explicit Square(const uint32_t* from) {
+    UNROLLED for (long r = 0; r < OWN_LANES; ++r) rows[r] = read_own<OwnWords>(from + r * TILE);
+    exchange<1>(rows);
+    exchange<2>(rows);
+    if constexpr (OWN_LANES > 4) exchange<4>(rows);
+    if constexpr (OWN_LANES > 8) exchange<8>(rows);
+  }
+
+  void put(uint32_t* to) const {
+    UNROLLED for (long r = 0; r < OWN_LANES; ++r) write_own(to + r * TILE, rows[r]);
+  }
+};
+
 // Turns a square of 16 rows over.
 inline void turn_over(Words rows[TILE]) {
-  exchange<1>(rows);
-  exchange<2>(rows);
-  exchange<4>(rows);
-  exchange<8>(rows);
+  auto* place = reinterpret_cast<uint32_t*>(rows);
+  for (long i = 0; i < TILE; i += OWN_LANES) {
+    Square(place + i * TILE + i).put(place + i * TILE + i);
+    for (long j = 0; j < i; j += OWN_LANES) {
+      const Square lower(place + i * TILE + j), upper(place + j * TILE + i);
+      lower.put(place + j * TILE + i);
+      upper.put(place + i * TILE + j);
+    }
+  }
 }
 
 // 32 numbers that follow each other as 16 pairs, rounded.
 inline Words pairs_of(Floats first, Floats second) {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__)
   return same_bits<Words>(_mm512_cvtne2ps_pbh(same_bits<__m512>(second), same_bits<__m512>(first)));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  const Words one = rounded(first), two = rounded(second);
+  return {{lower_halves(one.parts[0], one.parts[1]), lower_halves(two.parts[0], two.parts[1])}};
 #else
   bf16 few[2 * LANES];
   store(few, first);
   store(few + LANES, second);
-  Words pairs;
-  std::memcpy(&pairs, few, sizeof(pairs));
-  return pairs;
+  return read<Words>(few);
 #endif
 }
 
@@ -195,21 +246,16 @@ inline Words paired_with(Floats first, Floats second) {
   const auto both = same_bits<__m512i>(pairs_of(first, second));
   return same_bits<Words>(_mm512_permutexvar_epi16(turns, both));
 #else
-  bf16 few[2 * LANES];
-  store(few, first);
-  store(few + LANES, second);
-  return (same_bits<Words>(load(few)) >> 16) | same_bits<Words>(load(few + LANES));
+  return rounded(first) | (rounded(second) << 16);
 #endif
 }
 
-inline void put(bf16* to, Words pairs) { std::memcpy(to, &pairs, sizeof(pairs)); }
+inline void put(bf16* to, const Words& pairs) { write(to, pairs); }
 
 inline Words pairs_at(const float* from) { return pairs_of(load(from), load(from + LANES)); }
 
 inline Words pairs_at(const bf16* from) {
-  Words pairs;
-  std::memcpy(&pairs, from, sizeof(pairs));
-  return pairs;
+  return read<Words>(from);
 }
 
 inline Words pairs_below(const float* first, const float* second) {
@@ -230,7 +276,7 @@ inline void pack_pairs_of_rows(const T* rows, long count, long width, bf16* pack
         pairs[pair] = pairs_below(from, from + width);
       }
       finish(pairs);
-      std::memcpy(packed, pairs, sizeof(pairs));
+      for (long r = 0; r < TILE; ++r) put(packed + r * BLOCK, pairs[r]);
     }
 }
 
@@ -257,7 +303,7 @@ inline void pack_columns(const T* rows, long count, long width, bf16* packed) {
       Words pairs[TILE];
       for (long r = 0; r < TILE; ++r) pairs[r] = pairs_at(rows + (start + r) * width + column);
       turn_over(pairs);
-      std::memcpy(packed, pairs, sizeof(pairs));
+      for (long r = 0; r < TILE; ++r) put(packed + r * BLOCK, pairs[r]);
     }
 }
 

@@ -1,45 +1,20 @@
-// Sixteen numbers at a time, whatever vectors the processor has, by the extension that GCC and Clang
-// share. All is computed in single precision and rounded once, when it is stored.
+// Arithmetic on sixteen numbers at a time. All is computed in single precision and rounded once, when
+// it is stored.
 
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+
+#include "lanes.h"
 
 namespace {
-
-constexpr long LANES = 16;
-using Floats = float __attribute__((vector_size(4 * LANES)));
-using Words = uint32_t __attribute__((vector_size(4 * LANES)));
-using Pairs = uint64_t __attribute__((vector_size(4 * LANES)));
-using Halves = uint16_t __attribute__((vector_size(2 * LANES)));
 
 struct bf16 {
   uint16_t bits;
 };
 
-template <typename To, typename From>
-inline To same_bits(From from) {
-  static_assert(sizeof(To) == sizeof(From), "another size");
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
 inline Floats all(float x) { return x - Floats{}; }
-
-inline Words widened(Halves x) {
-#ifdef __AVX512F__
-  return same_bits<Words>(_mm512_cvtepu16_epi32(same_bits<__m256i>(x)));
-#else
-  return __builtin_convertvector(x, Words);
-#endif
-}
 
 // How many numbers of a vector are meant: all, or fewer at the end of a row.
 struct Whole {};
@@ -55,29 +30,28 @@ inline void along(long width, Do what) {
 }
 
 inline Floats load(const float* from, Whole = {}, float = 0) {
-  Floats x;
-  std::memcpy(&x, from, sizeof(x));
-  return x;
+  return read<Floats>(from);
 }
 
 inline Floats load(const bf16* from, Whole = {}, float = 0) {
-  Halves x;
-  std::memcpy(&x, from, sizeof(x));
-  return same_bits<Floats>(widened(x) << 16);
+  return same_bits<Floats>(widened(&from->bits) << 16);
 }
 
-inline void store(float* to, Floats x, Whole = {}) { std::memcpy(to, &x, sizeof(x)); }
+inline void store(float* to, Floats x, Whole = {}) { write(to, x); }
+
+// Rounded to bfloat16, sixteen bits each.
+inline Words rounded(Floats x) {
+  const Words wide = same_bits<Words>(x);
+  const Words nearest = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  // Adding must not turn one that is not a number into one.
+  return choose(x == x, nearest, (wide >> 16) | 0x40);
+}
 
 inline void store(bf16* to, Floats x, Whole = {}) {
 #ifdef __AVX512BF16__
-  const auto rounded = _mm512_cvtneps_pbh(same_bits<__m512>(x));
-  std::memcpy(to, &rounded, sizeof(rounded));
+  write_own(to, _mm512_cvtneps_pbh(same_bits<__m512>(x)));
 #else
-  const Words wide = same_bits<Words>(x);
-  const Words rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
-  // Adding must not turn one that is not a number into one.
-  const Halves kept = __builtin_convertvector(x == x ? rounded : (wide >> 16) | 0x40, Halves);
-  std::memcpy(to, &kept, sizeof(kept));
+  narrow(&to->bits, rounded(x));
 #endif
 }
 
@@ -133,12 +107,12 @@ inline Floats exponential(Floats x) {
   return same_bits<Floats>(_mm512_maskz_scalef_ps(kept, same_bits<__m512>(p), power));
 #else
   const Floats low = all(LEAST);
-  const Floats kept = x < low ? low : x;
+  const Floats kept = choose(x < low, low, x);
   // Adding 1.5 * 2^23 leaves a whole number in the lowest bits.
   const Floats shifted = kept * LOG2_E + 12582912.0f;
   const Floats p = power_of_two_near_zero(kept * LOG2_E - (shifted - 12582912.0f));
   const Words scaled = same_bits<Words>(p) + (same_bits<Words>(shifted) << 23);
-  return x < low ? Floats{} : same_bits<Floats>(scaled);
+  return choose(x < low, Floats{}, same_bits<Floats>(scaled));
 #endif
 }
 
@@ -154,7 +128,7 @@ inline Floats reciprocal(Floats x) {
 
 inline Floats sigmoid(Floats x) {
   const Floats low = all(-87.0f);
-  return reciprocal(1.0f + exponential(-(x < low ? low : x)));
+  return reciprocal(1.0f + exponential(-choose(x < low, low, x)));
 }
 
 template <typename T>
