@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from engram_eval.config import TrainConfig
+from engram_eval.models.precision import has_instructions
 from engram_eval.training.data import Batch
 from engram_eval.training.optim import build_optimizer
 
-DTYPE = torch.bfloat16
 LEAST_STREAMS = 2
 """``Qwen4ExpTextConfig`` refuses fewer residual streams."""
 
@@ -23,6 +23,12 @@ class Peer(NamedTuple):
     name: str
     group: str
     build: Callable[[], transformers.PreTrainedModel]
+
+
+def dtype_of_products(device: torch.device) -> torch.dtype:
+    """Return what torch multiplies fastest there: bfloat16, or without instructions float32."""
+    on_cpu = device.type == "cpu"
+    return torch.float32 if on_cpu and not has_instructions() else torch.bfloat16
 
 
 def peers(
@@ -54,13 +60,15 @@ def peers(
 def peer_step(
     model: transformers.PreTrainedModel, batch: Batch, settings: TrainConfig
 ) -> Callable[[], None]:
-    """Return a training step as the library's users write it."""
+    """Return a training step as the library's users write it, at its best precision there."""
     optimizer = build_optimizer(model, settings)
+    device = batch.inputs.device
+    dtype = dtype_of_products(device)
     model.train()
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(batch.inputs.device.type, dtype=DTYPE):
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = model(input_ids=batch.inputs, labels=batch.inputs, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

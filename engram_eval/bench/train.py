@@ -1,12 +1,13 @@
 """Training throughput: our models beside transformers' own of the same shape, in one run.
 
-All take the same batch, in bf16 autocast, with AdamW and clipping. They take turns, step by step,
-so that what else the machine does hits all of them, and after each step of ours its products alone;
-the first step of each is not counted. Of times and of ratios within a turn the median counts: the
-matrix unit of a processor that others use has more than one speed, and so has a GPU that draws all
-the power it may. There each also runs with its blocks compiled, and is waited for once in some
-steps, since a training run asks for a step before it reads the one before; ours take turns with
-each other, peers are measured after them.
+All take the same batch, in bf16 autocast, with AdamW and clipping; where a CPU has no instructions
+for bfloat16 ours round to it all the same, and peers train in float32, which is faster there. They
+take turns, step by step, so that what else the machine does hits all of them, and after each step
+of ours its products alone; the first step of each is not counted. Of times and of ratios within a
+turn the median counts: the matrix unit of a processor that others use has more than one speed, and
+so has a GPU that draws all the power it may. There each also runs with its blocks compiled, and is
+waited for once in some steps, since a training run asks for a step before it reads the one before;
+ours take turns with each other, peers are measured after them.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import torch
 from transformers import PreTrainedModel
 
 from engram_eval.allocator import keep_freed_memory
-from engram_eval.bench.peers import DTYPE, Peer, peer_step, peers
+from engram_eval.bench.peers import Peer, dtype_of_products, peer_step, peers
 from engram_eval.bench.products import forward_products, timed, training_products, wait_for
 from engram_eval.config import TrainConfig
 from engram_eval.environment import compute_device
@@ -106,6 +107,7 @@ def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[
     settings, device = SCALES[scale].train, compute_device()
     if device.type == "cpu":
         report.say(f"between our products: {describe()}")
+        report.say(f"peers, and products alone, in {dtype_of_products(device)}")
     started = time.monotonic()
     with report.task("bench train", seconds) as task:
         if device.type == "cuda":
@@ -306,7 +308,7 @@ def _alone(
     config: EngramConfig, settings: TrainConfig, device: torch.device
 ) -> Callable[[], float]:
     forward = forward_products(config, settings.batch_size, settings.seq_len)
-    return timed(training_products(forward), DTYPE, device)
+    return timed(training_products(forward), dtype_of_products(device), device)
 
 
 def _rows(
