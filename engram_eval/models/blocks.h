@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <memory>
-
 #include "tiles.h"
 
 namespace {
@@ -11,10 +9,10 @@ namespace {
 // out (32, width) = block (32, depth) times weights that `pack_rows` packed.
 inline void times_rows(const Multiplier& by, const bf16* block, long depth, const bf16* packed,
                        long width, bf16* out) {
+  const Left left(by, block, depth, BLOCK, depth / BLOCK);
   float sums[AREA];
   for (long column = 0; column < width; column += BLOCK) {
-    multiply(by, {block, depth, BLOCK, packed + column * BLOCK, PACKED, width * BLOCK},
-             depth / BLOCK, sums, BLOCK, false);
+    multiply(by, left, {packed + column * BLOCK, PACKED, width * BLOCK}, sums, BLOCK, false);
     store_block(sums, out + column, width);
   }
 }
@@ -22,10 +20,10 @@ inline void times_rows(const Multiplier& by, const bf16* block, long depth, cons
 // The same with weights that `pack_columns` packed.
 inline void times_columns(const Multiplier& by, const bf16* block, long depth, const bf16* packed,
                           long width, bf16* out) {
+  const Left left(by, block, depth, BLOCK, depth / BLOCK);
   float sums[AREA];
   for (long column = 0; column < width; column += BLOCK) {
-    multiply(by, {block, depth, BLOCK, packed + column * depth, depth * TILE, PACKED},
-             depth / BLOCK, sums, BLOCK, false);
+    multiply(by, left, {packed + column * depth, depth * TILE, PACKED}, sums, BLOCK, false);
     store_block(sums, out + column, width);
   }
 }
@@ -58,11 +56,10 @@ class Outer {
   // 32 rows of out (height, width), from the `count` rows that were taken.
   void add_panel(const Multiplier& by, long panel, long count, float* out, bool add) const {
     const long row = panel * BLOCK;
+    const Left left(by, columns.get() + row * BLOCK, BLOCK, height * BLOCK, count / BLOCK);
     for (long column = 0; column < width; column += BLOCK)
-      multiply(by,
-               {columns.get() + row * BLOCK, BLOCK, height * BLOCK, pairs.get() + column * BLOCK,
-                PACKED, width * BLOCK},
-               count / BLOCK, out + row * width + column, width, add);
+      multiply(by, left, {pairs.get() + column * BLOCK, PACKED, width * BLOCK},
+               out + row * width + column, width, add);
   }
 
  private:

@@ -96,16 +96,17 @@ void multiply_pair_backward(const bf16* grads_first, const bf16* grads_second, c
 #pragma omp for
       for (long row = 0; row < count; row += BLOCK) {
         const long at = start + row;
-        const bf16 *left = grads_first + at * s.first, *right = grads_second + at * s.second;
+        const bf16 *of_first = grads_first + at * s.first, *of_other = grads_second + at * s.second;
+        const Left left(by, of_first, s.first, BLOCK, s.first / BLOCK);
+        const Left other(by, of_other, s.second, BLOCK, s.second / BLOCK);
         for (long column = 0; column < s.depth; column += BLOCK) {
-          multiply(by, {left, s.first, BLOCK, packed.get() + column * BLOCK, PACKED, s.depth * BLOCK},
-                   s.first / BLOCK, sums, BLOCK, false);
-          multiply(by, {right, s.second, BLOCK, of_second + column * BLOCK, PACKED, s.depth * BLOCK},
-                   s.second / BLOCK, sums, BLOCK, true);
+          const long next = s.depth * BLOCK;
+          multiply(by, left, {packed.get() + column * BLOCK, PACKED, next}, sums, BLOCK, false);
+          multiply(by, other, {of_second + column * BLOCK, PACKED, next}, sums, BLOCK, true);
           store_block(sums, grad_x + at * s.depth + column, s.depth);
         }
-        to_first.take(row, left, x + at * s.depth);
-        to_second.take(row, right, x + at * s.depth);
+        to_first.take(row, of_first, x + at * s.depth);
+        to_second.take(row, of_other, x + at * s.depth);
       }
 #pragma omp for
       for (long panel = 0; panel < to_first.panels() + to_second.panels(); ++panel) {

@@ -36,12 +36,11 @@ void find_logits(const Multiplier& by, const Loss& s, const bf16* x, const Weigh
   std::vector<Floats> most(count * BLOCK, all(-INFINITY));
   float sums[AREA];
   for (long first = 0; first < s.blocks(); first += COLUMNS_TOGETHER)
-    for (long row = 0; row < count; ++row)
+    for (long row = 0; row < count; ++row) {
+      const Left left(by, x + row * BLOCK * s.width, s.width, BLOCK, s.width / BLOCK);
       for (long column = first; column < std::min(first + COLUMNS_TOGETHER, s.blocks()); ++column) {
-        multiply(by,
-                 {x + row * BLOCK * s.width, s.width, BLOCK,
-                  w.columns.get() + column * BLOCK * s.width, s.width * TILE, PACKED},
-                 s.width / BLOCK, sums, BLOCK, false);
+        multiply(by, left, {w.columns.get() + column * BLOCK * s.width, s.width * TILE, PACKED}, sums,
+                 BLOCK, false);
         store_block(sums, logits + (row * s.blocks() + column) * AREA, BLOCK);
         for (long r = 0; r < BLOCK; ++r) {
           Floats& so_far = most[row * BLOCK + r];
@@ -51,6 +50,7 @@ void find_logits(const Multiplier& by, const Loss& s, const bf16* x, const Weigh
           }
         }
       }
+    }
   for (long r = 0; r < count * BLOCK; ++r) {
     float lanes[LANES];
     store(lanes, most[r]);
@@ -91,13 +91,14 @@ void find_row_gradients(const Multiplier& by, const Loss& s, const bf16* errors,
                         const float* scales, long count, bf16* grads) {
   std::vector<float> sums(count * BLOCK * s.width);
   for (long first = 0; first < s.blocks(); first += COLUMNS_TOGETHER)
-    for (long row = 0; row < count; ++row)
+    for (long row = 0; row < count; ++row) {
+      const Left left(by, errors + (row * s.blocks() + first) * AREA, BLOCK, AREA,
+                      std::min(COLUMNS_TOGETHER, s.blocks() - first));
+      const bf16* rows = w.rows.get() + first * BLOCK * s.width;
       for (long column = 0; column < s.width; column += BLOCK)
-        multiply(by,
-                 {errors + (row * s.blocks() + first) * AREA, BLOCK, AREA,
-                  w.rows.get() + first * BLOCK * s.width + column * BLOCK, PACKED, s.width * BLOCK},
-                 std::min(COLUMNS_TOGETHER, s.blocks() - first),
+        multiply(by, left, {rows + column * BLOCK, PACKED, s.width * BLOCK},
                  sums.data() + row * BLOCK * s.width + column, s.width, first > 0);
+    }
   for (long r = 0; r < count * BLOCK; ++r)
     along(s.width, [&](long i, auto part) {
       store(grads + r * s.width + i, load(sums.data() + r * s.width + i) * scales[r], part);
@@ -109,9 +110,9 @@ void add_word_gradients(const Multiplier& by, const Loss& s, const bf16* errors,
                         long count, bf16* turned, float* grads, bool add) {
   for (long row = 0; row < count; ++row)
     pack_rows_as_left(errors + row * s.blocks() * AREA, BLOCK, BLOCK, turned + row * AREA);
+  const Left left(by, turned, BLOCK, AREA, count);
   for (long column = 0; column < s.width; column += BLOCK)
-    multiply(by, {turned, BLOCK, AREA, rows + column * BLOCK, PACKED, s.width * BLOCK}, count,
-             grads + column, s.width, add);
+    multiply(by, left, {rows + column * BLOCK, PACKED, s.width * BLOCK}, grads + column, s.width, add);
 }
 }  // namespace
 

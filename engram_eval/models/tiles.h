@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <memory>
 #include <utility>
 
 #include "vectors.h"
@@ -103,64 +104,85 @@ inline void add_product(const float* left, const float* right, float* c, long c_
     }
 }
 
-// Where the factors of the products lie that are added up: rows of a and tiles of b, and the same of
-// the next product, so many numbers on.
-struct Factors {
-  const bf16* a;
-  long a_row, a_next;
-  const bf16* b;
-  long b_tile, b_next;
+// Left factors of products that are added up: 32 rows, `row` numbers apart, and those of the next
+// product `next` numbers on. By vectors they are widened once, however many right ones follow.
+class Left {
+ public:
+  Left(const Multiplier& by, const bf16* first, long row, long next, long count)
+      : first(first), row(row), next(next), count(count) {
+    if (by.unit) return;
+    wide.reset(new float[count * AREA]);
+    for (long i = 0; i < count; ++i) widen_left(first + i * next, row, wide.get() + i * AREA);
+  }
+
+  const bf16* const first;
+  const long row, next, count;
+  std::unique_ptr<float[]> wide;
 };
 
-// c (32, 32), its rows c_row numbers apart, = the sum of `count` products, plus what was there if
-// `add`.
-inline void multiply(const Multiplier& by, Factors f, long count, float* c, long c_row, bool add) {
+// Right factors: two tiles `tile` numbers apart, those of the next product `next` numbers on.
+struct Right {
+  const bf16* first;
+  long tile, next;
+};
+
 #ifdef __AMX_BF16__
-  if (by.unit) {
-    float* below = c + TILE * c_row;
-    const long bytes = c_row * sizeof(float), a_bytes = f.a_row * sizeof(bf16);
-    constexpr long TILE_BYTES = BLOCK * sizeof(bf16);
-    settle(f.a);
-    settle(f.b);
-    settle(c);
-    if (add) {
-      _tile_loadd(0, c, bytes);
-      _tile_loadd(1, c + TILE, bytes);
-      _tile_loadd(2, below, bytes);
-      _tile_loadd(3, below + TILE, bytes);
-    } else {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (long i = 0; i < count; ++i, f.a += f.a_next, f.b += f.b_next) {
-      _tile_loadd(4, f.a, a_bytes);
-      _tile_loadd(6, f.b, TILE_BYTES);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, f.b + f.b_tile, TILE_BYTES);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, f.a + TILE * f.a_row, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, c, bytes);
-    _tile_stored(1, c + TILE, bytes);
-    _tile_stored(2, below, bytes);
-    _tile_stored(3, below + TILE, bytes);
-    return;
+inline void multiply_by_unit(const Left& left, Right right, float* c, long c_row, bool add) {
+  const bf16* a = left.first;
+  float* below = c + TILE * c_row;
+  const long bytes = c_row * sizeof(float), a_bytes = left.row * sizeof(bf16);
+  constexpr long TILE_BYTES = BLOCK * sizeof(bf16);
+  settle(a);
+  settle(right.first);
+  settle(c);
+  if (add) {
+    _tile_loadd(0, c, bytes);
+    _tile_loadd(1, c + TILE, bytes);
+    _tile_loadd(2, below, bytes);
+    _tile_loadd(3, below + TILE, bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
   }
+  for (long i = 0; i < left.count; ++i, a += left.next, right.first += right.next) {
+    _tile_loadd(4, a, a_bytes);
+    _tile_loadd(6, right.first, TILE_BYTES);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, right.first + right.tile, TILE_BYTES);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, a + TILE * left.row, a_bytes);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, bytes);
+  _tile_stored(1, c + TILE, bytes);
+  _tile_stored(2, below, bytes);
+  _tile_stored(3, below + TILE, bytes);
+}
 #endif
+
+inline void multiply_by_vectors(const Left& left, Right right, float* c, long c_row, bool add) {
   for (long r = 0; !add && r < BLOCK; ++r) {
     store(c + r * c_row, Floats{});
     store(c + r * c_row + TILE, Floats{});
   }
-  alignas(64) float left[AREA], right[AREA];
-  for (long i = 0; i < count; ++i, f.a += f.a_next, f.b += f.b_next) {
-    widen_left(f.a, f.a_row, left);
-    widen_right(f.b, f.b_tile, right);
-    add_product(left, right, c, c_row);
+  alignas(64) float wide[AREA];
+  for (long i = 0; i < left.count; ++i, right.first += right.next) {
+    widen_right(right.first, right.tile, wide);
+    add_product(left.wide.get() + i * AREA, wide, c, c_row);
   }
+}
+
+// c (32, 32), its rows c_row numbers apart, = the sum of the factors' products, plus what was there if
+// `add`.
+inline void multiply([[maybe_unused]] const Multiplier& by, const Left& left, Right right, float* c,
+                     long c_row, bool add) {
+#ifdef __AMX_BF16__
+  if (by.unit) return multiply_by_unit(left, right, c, c_row, add);
+#endif
+  multiply_by_vectors(left, right, c, c_row, add);
 }
 
 // Lane i of a row after an exchange: of the upper row, or of the lower one, whose lanes count on.
