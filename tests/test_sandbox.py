@@ -15,7 +15,7 @@ from engram_eval.evaluation import sandbox
 from engram_eval.evaluation.code_eval import ContainedCodeEval, pass_at_k
 from engram_eval.evaluation.sandbox import Limits, Outcome, check_sandbox, run_program
 
-QUICK = Limits(wall_s=20.0, cpu_s=1)
+QUICK = Limits(wall_s=20.0, cpu_s=1, memory_bytes=2**28)
 
 
 TEMPORARY = "import tempfile\nplace = tempfile.gettempdir()\n"

@@ -24,6 +24,12 @@ constexpr long OWN_LANES = 8;
 constexpr long OWN_LANES = 4;
 #endif
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr long OWN_REGISTERS = 32;
+#else
+constexpr long OWN_REGISTERS = 16;
+#endif
+
 template <typename T, long N>
 struct RegisterOf {
   typedef T Type __attribute__((vector_size(sizeof(T) * N)));

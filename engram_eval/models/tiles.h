@@ -84,9 +84,9 @@ inline OwnFloats in_a_register(OwnFloats x) {
 }
 
 // c (32, 32), its rows c_row numbers apart, += left (32, 32) times right (32, 32): as many sums at a time
-// as the processor's registers hold.
+// as half of the processor's registers hold.
 inline void add_product(const float* left, const float* right, float* c, long c_row) {
-  constexpr long ROWS = 4, ACROSS = TILE / OWN_LANES;
+  constexpr long ACROSS = TILE / OWN_LANES, ROWS = OWN_REGISTERS / 2 / ACROSS;
   for (long column = 0; column < BLOCK; column += TILE)
     for (long row = 0; row < BLOCK; row += ROWS) {
       const float *a = left + row * BLOCK, *b = right + column;
