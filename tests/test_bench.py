@@ -246,6 +246,22 @@ def test_peers_have_our_models_shape() -> None:
     assert theirs.ngram_embedding.weight.shape[1] == ours.engram_row_dim
 
 
+@pytest.mark.parametrize("instructions", [True, False])
+def test_peers_train_in_what_is_fastest_here(
+    instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "has_instructions", lambda: instructions)
+    expected = torch.bfloat16 if instructions else torch.float32
+    assert peers.dtype_of_products(torch.device("cpu")) == expected
+    assert peers.dtype_of_products(torch.device("cuda")) == torch.bfloat16
+    llama = next(peers.peers({**KINDS["moe"], "vocab_size": 512}, SIZES.memory)).build()
+    seen: list[torch.dtype] = []
+    projection = llama.model.layers[0].self_attn.q_proj
+    projection.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    peers.peer_step(llama, train._batch("smoke", torch.device("cpu")), SIZES.train)()
+    assert seen == [expected]
+
+
 def test_unknown_scale_is_named() -> None:
     with pytest.raises(UserError, match=r"unknown scale 'quik'.*did you mean 'quick'"):
         train.bench_train(1.0, Reporter(quiet=True), scale="quik")

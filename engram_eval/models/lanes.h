@@ -39,8 +39,9 @@ using Register = typename RegisterOf<T, N>::Type;
 using OwnFloats = Register<float, OWN_LANES>;
 using OwnWords = Register<uint32_t, OWN_LANES>;
 
-// A loop over registers.
+// A loop over registers, and one whose counting would cost as much as what it does.
 #define UNROLLED _Pragma("GCC unroll 16")
+#define UNROLLED_BY_4 _Pragma("GCC unroll 4")
 
 template <typename To, typename From>
 inline To same_bits(From from) {

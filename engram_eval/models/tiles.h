@@ -83,25 +83,40 @@ inline OwnFloats in_a_register(OwnFloats x) {
   return x;
 }
 
-// c (32, 32), its rows c_row numbers apart, += left (32, 32) times right (32, 32): as many sums at a time
-// as half of the processor's registers hold.
-inline void add_product(const float* left, const float* right, float* c, long c_row) {
-  constexpr long ACROSS = TILE / OWN_LANES, ROWS = OWN_REGISTERS / 2 / ACROSS;
-  for (long column = 0; column < BLOCK; column += TILE)
-    for (long row = 0; row < BLOCK; row += ROWS) {
-      const float *a = left + row * BLOCK, *b = right + column;
-      float* to = c + row * c_row + column;
-      OwnFloats sums[ROWS][ACROSS];
+// c (ROWS, 32), its rows c_row numbers apart, += left (ROWS, 32) times right (32, 32); sums stay in
+// registers.
+template <long ROWS>
+inline void add_rows(const float* left, const float* right, float* c, long c_row) {
+  constexpr long ACROSS = TILE / OWN_LANES;
+  for (long column = 0; column < BLOCK; column += TILE) {
+    OwnFloats sums[ROWS][ACROSS];
+    float* to = c + column;
+    UNROLLED for (long r = 0; r < ROWS; ++r)
+      UNROLLED for (long i = 0; i < ACROSS; ++i)
+        sums[r][i] = read_own<OwnFloats>(to + r * c_row + i * OWN_LANES);
+    UNROLLED_BY_4 for (long k = 0; k < BLOCK; ++k) {
+      OwnFloats across[ACROSS];
+      UNROLLED for (long i = 0; i < ACROSS; ++i)
+        across[i] = in_a_register(read_own<OwnFloats>(right + k * BLOCK + column + i * OWN_LANES));
       UNROLLED for (long r = 0; r < ROWS; ++r)
-        UNROLLED for (long i = 0; i < ACROSS; ++i) sums[r][i] = read_own<OwnFloats>(to + r * c_row + i * OWN_LANES);
-      for (long k = 0; k < BLOCK; ++k, ++a, b += BLOCK)
-        UNROLLED for (long i = 0; i < ACROSS; ++i) {
-          const OwnFloats across = in_a_register(read_own<OwnFloats>(b + i * OWN_LANES));
-          UNROLLED for (long r = 0; r < ROWS; ++r) sums[r][i] += a[r * BLOCK] * across;
-        }
-      UNROLLED for (long r = 0; r < ROWS; ++r)
-        UNROLLED for (long i = 0; i < ACROSS; ++i) write_own(to + r * c_row + i * OWN_LANES, sums[r][i]);
+        UNROLLED for (long i = 0; i < ACROSS; ++i) sums[r][i] += left[r * BLOCK + k] * across[i];
     }
+    UNROLLED for (long r = 0; r < ROWS; ++r)
+      UNROLLED for (long i = 0; i < ACROSS; ++i) write_own(to + r * c_row + i * OWN_LANES, sums[r][i]);
+  }
+}
+
+// c (32, 32), its rows c_row numbers apart, += left (32, 32) times right (32, 32).
+inline void add_product(const float* left, const float* right, float* c, long c_row) {
+  // So many rows fill most of the registers: one, two or four sums each.
+  constexpr long MOST = OWN_LANES == 16 ? 16 : OWN_LANES * OWN_REGISTERS >= 128 ? 6 : 2;
+  constexpr long REST = MOST == 6 ? 8 : 0;
+  const auto add = [&](auto rows, long row) {
+    add_rows<rows>(left + row * BLOCK, right, c + row * c_row, c_row);
+  };
+  long row = 0;
+  for (; row < BLOCK - REST; row += MOST) add(std::integral_constant<long, MOST>(), row);
+  for (; row < BLOCK; row += 4) add(std::integral_constant<long, 4>(), row);
 }
 
 // Left factors of products that are added up: 32 rows, `row` numbers apart, and those of the next
