@@ -83,40 +83,45 @@ inline OwnFloats in_a_register(OwnFloats x) {
   return x;
 }
 
-// c (ROWS, 32), its rows c_row numbers apart, += left (ROWS, 32) times right (32, 32); sums stay in
-// registers.
+// c (ROWS, 32), its rows c_row numbers apart, = the sum of `count` products of left (ROWS, 32) and right
+// (32, 32), each a block after the one before, plus what was there if `add`. Sums stay in registers.
 template <long ROWS>
-inline void add_rows(const float* left, const float* right, float* c, long c_row) {
+inline void multiply_rows_by_vectors(const float* left, const float* right, long count, float* c,
+                                     long c_row, bool add) {
   constexpr long ACROSS = TILE / OWN_LANES;
   for (long column = 0; column < BLOCK; column += TILE) {
     OwnFloats sums[ROWS][ACROSS];
     float* to = c + column;
     UNROLLED for (long r = 0; r < ROWS; ++r)
       UNROLLED for (long i = 0; i < ACROSS; ++i)
-        sums[r][i] = read_own<OwnFloats>(to + r * c_row + i * OWN_LANES);
-    UNROLLED_BY_4 for (long k = 0; k < BLOCK; ++k) {
-      OwnFloats across[ACROSS];
-      UNROLLED for (long i = 0; i < ACROSS; ++i)
-        across[i] = in_a_register(read_own<OwnFloats>(right + k * BLOCK + column + i * OWN_LANES));
-      UNROLLED for (long r = 0; r < ROWS; ++r)
-        UNROLLED for (long i = 0; i < ACROSS; ++i) sums[r][i] += left[r * BLOCK + k] * across[i];
+        sums[r][i] = add ? read_own<OwnFloats>(to + r * c_row + i * OWN_LANES) : OwnFloats{};
+    for (long block = 0; block < count; ++block) {
+      const float *a = left + block * AREA, *b = right + block * AREA + column;
+      UNROLLED_BY_4 for (long k = 0; k < BLOCK; ++k) {
+        OwnFloats across[ACROSS];
+        UNROLLED for (long i = 0; i < ACROSS; ++i)
+          across[i] = in_a_register(read_own<OwnFloats>(b + k * BLOCK + i * OWN_LANES));
+        UNROLLED for (long r = 0; r < ROWS; ++r)
+          UNROLLED for (long i = 0; i < ACROSS; ++i) sums[r][i] += a[r * BLOCK + k] * across[i];
+      }
     }
     UNROLLED for (long r = 0; r < ROWS; ++r)
       UNROLLED for (long i = 0; i < ACROSS; ++i) write_own(to + r * c_row + i * OWN_LANES, sums[r][i]);
   }
 }
 
-// c (32, 32), its rows c_row numbers apart, += left (32, 32) times right (32, 32).
-inline void add_product(const float* left, const float* right, float* c, long c_row) {
+// The same for all 32 rows.
+inline void multiply_widened(const float* left, const float* right, long count, float* c, long c_row,
+                             bool add) {
   // So many rows fill most of the registers: one, two or four sums each.
   constexpr long MOST = OWN_LANES == 16 ? 16 : OWN_LANES * OWN_REGISTERS >= 128 ? 6 : 2;
   constexpr long REST = MOST == 6 ? 8 : 0;
-  const auto add = [&](auto rows, long row) {
-    add_rows<rows>(left + row * BLOCK, right, c + row * c_row, c_row);
+  const auto some = [&](auto rows, long row) {
+    multiply_rows_by_vectors<rows>(left + row * BLOCK, right, count, c + row * c_row, c_row, add);
   };
   long row = 0;
-  for (; row < BLOCK - REST; row += MOST) add(std::integral_constant<long, MOST>(), row);
-  for (; row < BLOCK; row += 4) add(std::integral_constant<long, 4>(), row);
+  for (; row < BLOCK - REST; row += MOST) some(std::integral_constant<long, MOST>(), row);
+  for (; row < BLOCK; row += 4) some(std::integral_constant<long, 4>(), row);
 }
 
 // Left factors of products that are added up: 32 rows, `row` numbers apart, and those of the next
@@ -179,14 +184,14 @@ inline void multiply_by_unit(const Left& left, Right right, float* c, long c_row
 #endif
 
 inline void multiply_by_vectors(const Left& left, Right right, float* c, long c_row, bool add) {
-  for (long r = 0; !add && r < BLOCK; ++r) {
-    store(c + r * c_row, Floats{});
-    store(c + r * c_row + TILE, Floats{});
-  }
-  alignas(64) float wide[AREA];
-  for (long i = 0; i < left.count; ++i, right.first += right.next) {
-    widen_right(right.first, right.tile, wide);
-    add_product(left.wide.get() + i * AREA, wide, c, c_row);
+  // Widened right factors of so many products stay in the nearest cache.
+  constexpr long CLOSE = 4;
+  alignas(64) float wide[CLOSE * AREA];
+  for (long start = 0; start < left.count; start += CLOSE) {
+    const long count = std::min(CLOSE, left.count - start);
+    for (long i = 0; i < count; ++i, right.first += right.next)
+      widen_right(right.first, right.tile, wide + i * AREA);
+    multiply_widened(left.wide.get() + start * AREA, wide, count, c, c_row, add || start);
   }
 }
 
