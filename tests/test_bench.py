@@ -123,14 +123,14 @@ def test_each_set_has_its_time_and_goes() -> None:
     started = time.monotonic()
     told = io.StringIO()
     done, times = train.set_by_set(
-        watched(), 0.05 * train.GPU_CONTENDERS, Task("bench", 1.0), Reporter(out=told)
+        watched(), 0.25 * train.GPU_CONTENDERS, Task("bench", 1.0), Reporter(out=told)
     )
     assert [line.split(":")[0] for line in told.getvalue().splitlines()] == [c.name for c in done]
     assert [each.name for each in done] == ["first", "second", "third"] == list(times.steps)
-    assert all(times.steps.values())
-    # Each has 0.05 s, but for a last turn that would end too late.
+    assert all(len(counted) >= 3 for counted in times.steps.values())
+    # Each has 0.25 s, but for a last turn that would end too late.
     late = sum(max(counted) for counted in times.steps.values())
-    assert 0.15 - late < time.monotonic() - started < 5
+    assert 0.75 - late < time.monotonic() - started < 5
     together = taken[: taken.index("third")]
     assert together == ["first", "second"] * (len(together) // 2), "turn by turn"
     with pytest.raises(RuntimeError, match="given up"):

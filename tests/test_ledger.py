@@ -16,7 +16,7 @@ from engram_eval.errors import UserError
 from engram_eval.footprint import training_footprint
 from engram_eval.initialisation import initialisation
 from engram_eval.ledger import Ledger, ledger, ledger_of
-from engram_eval.models import grouped_experts
+from engram_eval.models import grouped_experts, precision
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.moe import MoE
@@ -318,9 +318,10 @@ def test_footprint(
     model = build(wide)
     params = sum(p.numel() for p in model.parameters())
     ids = torch.randint(1, 61, (8, seq_len), generator=torch.Generator().manual_seed(0))
-    for kernels in (True, False):
+    for kernels, instructions in ((True, True), (False, True), (False, False)):
         if not kernels:
             native_tools.take_away(monkeypatch)
+            monkeypatch.setattr(precision, "has_instructions", lambda it=instructions: it)
         by = products()
         found = training_footprint(wide, train, by)
         assert found.gradients == 4 * params and found.optimizer == 8 * params

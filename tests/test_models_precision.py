@@ -1,5 +1,8 @@
 """Products in bfloat16 where a processor has no instructions for them: rounded, then widened."""
 
+import platform
+from pathlib import Path
+
 import native_tools
 import pytest
 import torch
@@ -8,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engram_eval.models import native, precision
+from engram_eval.models import native, native_experts, precision
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.linear import linear
 from engram_eval.models.modeling_engram import EngramForCausalLM
-from engram_eval.models.native_experts import NativeExperts
+from engram_eval.models.native_experts import NativeExperts, products_pay
 from engram_eval.models.precision import multiplies_slowly, widened
 
 SHAPE = {
@@ -116,14 +119,23 @@ def test_what_is_widened() -> None:
 
 
 @native_tools.needed
-def test_compiled_products_pay_where_torch_has_no_instructions() -> None:
+@pytest.mark.parametrize("instructions", [True, False])
+def test_compiled_products_pay_on_a_matrix_unit_and_without_instructions(
+    instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     library = native.library()
     assert library is not None
-    functions = NativeExperts(library)
-    instructions = torch.cpu._is_avx512_bf16_supported()
-    if not precision.has_instructions():
-        assert functions.pay()
-    if functions.has_matrix_unit():
-        assert functions.pay() and instructions
-    elif instructions:
-        assert not functions.pay()
+    monkeypatch.setattr(native_experts, "has_instructions", lambda: instructions)
+    for unit in (True, False):
+        monkeypatch.setattr(NativeExperts, "has_matrix_unit", lambda self, unit=unit: unit)
+        assert products_pay(library) == (unit or not instructions)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells what a CPU can do")
+def test_instructions_are_those_that_linux_names() -> None:
+    told = Path("/proc/cpuinfo").read_text().split()
+    if platform.machine() == "x86_64":
+        assert precision.has_instructions() == ("avx512_bf16" in told)
+    if native.library() is not None:
+        unit = NativeExperts(native.library()).has_matrix_unit()
+        assert not unit or "amx_bf16" in told

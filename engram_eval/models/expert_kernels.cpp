@@ -56,15 +56,6 @@ int64_t matrix_unit(int) {
   return by.unit;
 }
 
-// Whether they pay: on a matrix unit, and where torch's have no instructions for bfloat16 either.
-int64_t products_pay(int) {
-#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16)
-  return matrix_unit(1);
-#else
-  return true;
-#endif
-}
-
 // x (tokens, width) -> out (tokens, width): of each token the weighted sum of what its experts make of
 // it, plus what lies in `beside`. gate_up (experts, width, 2 inner), down (experts, inner, width); hidden
 // (rows, 2 inner) is kept for backward. Places (tokens, chosen) say in which rows a token is.

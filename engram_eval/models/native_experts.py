@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .native import ADDRESS, BLOCK, ID, SIZE, Functions, in_reach, library
+from .precision import has_instructions
 
 
 class Sizes(ctypes.Structure):
@@ -20,7 +21,6 @@ class Sizes(ctypes.Structure):
 
 ARGUMENTS = {
     "matrix_unit": (),
-    "products_pay": (),
     "experts_forward": (*[ADDRESS] * 10, Sizes),
     "experts_backward": (*[ADDRESS] * 14, Sizes),
 }
@@ -52,14 +52,6 @@ class NativeExperts:
     def has_matrix_unit(self) -> bool:
         """Tell whether products of small blocks run on a matrix unit, and not by vectors."""
         return bool(self._call("matrix_unit"))
-
-    def pay(self) -> bool:
-        """Tell whether they are faster than torch's here.
-
-        They are on a matrix unit, and where no instruction multiplies bfloat16: there torch has
-        only loops, and these widen whole blocks for products in single precision.
-        """
-        return bool(self._call("products_pay"))
 
     def forward(
         self, x: Tensor, rows: Sorted, gate_up: Tensor, down: Tensor, beside: Tensor | None = None
@@ -122,5 +114,9 @@ def _experts() -> NativeExperts | None:
 
 
 def products_pay(found: ctypes.CDLL) -> bool:
-    """Tell whether compiled products are faster than torch's here; see ``NativeExperts.pay``."""
-    return NativeExperts(found).pay()
+    """Tell whether compiled products are faster than torch's here.
+
+    They are on a matrix unit, and where no instruction multiplies bfloat16: there torch has only
+    loops, and these widen whole blocks for products in single precision.
+    """
+    return NativeExperts(found).has_matrix_unit() or not has_instructions()

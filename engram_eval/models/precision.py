@@ -6,6 +6,7 @@ are exact in single precision, and sums are kept in it anyway.
 """
 
 import functools
+import platform
 
 import torch
 
@@ -39,6 +40,8 @@ def widened(x: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def has_instructions() -> bool:
     """Whether torch multiplies bfloat16 by instructions for it on this CPU."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported())
     return torch.backends.mkldnn.is_available() and bool(
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
