@@ -10,8 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from engram_eval.adapters.load import is_own, load_causal_lm
+from engram_eval.bench.products import wait_for
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
+from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import (
     Documents,
@@ -36,6 +38,8 @@ def bench_quantised(
     folder: Path, corpus_folder: Path | None, seconds: float, report: Reporter
 ) -> list[dict[str, Any]]:
     """Score a trained model with its rows as they are and quantised, on the same held-out text.
+
+    On the GPU where there is one.
 
     Args:
         folder: a model with a memory.
@@ -66,7 +70,7 @@ def bench_quantised(
     with report.task("bench quantised", len(KINDS)) as task:
         for kind in KINDS:
             model = plain if kind == "none" else _open(folder, kind)
-            bits = token_bits(model, tokens, seq_len, BATCH)
+            bits = token_bits(model, tokens, seq_len, BATCH, model.device)
             scores.append(per_document(corpus, "val", bits))
             rows.append(_sizes(model) | _loss(scores[0], scores[-1]) | _error(own, model))
             rows[-1] |= {"read_ns": _read_ns(model, tokens)}
@@ -99,7 +103,8 @@ def _check_saved(folder: Path) -> None:
 
 def _open(folder: Path, kind: str) -> PreTrainedModel:
     with no_bars():
-        return load_causal_lm(folder, engram_row_quantization=kind).eval()
+        model = load_causal_lm(folder, engram_row_quantization=kind)
+    return model.to(compute_device()).eval()
 
 
 def _check(model: PreTrainedModel, corpus: Corpus, folder: Path) -> None:
@@ -115,9 +120,9 @@ def _check(model: PreTrainedModel, corpus: Corpus, folder: Path) -> None:
 def _windows(model: PreTrainedModel, corpus: Corpus, seq_len: int, seconds: float) -> int:
     """Return how many windows can be scored in the time; at least one batch."""
     tokens = scored_tokens(corpus, "val", seq_len, BATCH)
-    token_bits(model, tokens, seq_len, BATCH)
+    token_bits(model, tokens, seq_len, BATCH, model.device)
     started = time.perf_counter()
-    token_bits(model, tokens, seq_len, BATCH)
+    token_bits(model, tokens, seq_len, BATCH, model.device)
     batches = seconds / len(KINDS) / (time.perf_counter() - started)
     return BATCH * max(1, int(batches))
 
@@ -165,11 +170,14 @@ def _error(own: list[torch.Tensor], model: PreTrainedModel) -> dict[str, float]:
 @torch.inference_mode()
 def _read_ns(model: PreTrainedModel, tokens: Ints) -> float:
     """Return the nanoseconds per token in which the tables are read, without the hash."""
-    rows = list(model.model.ngram_rows(torch.from_numpy(tokens[None, :READ])).values())
+    some = torch.from_numpy(tokens[None, :READ]).to(model.device)
+    rows = list(model.model.ngram_rows(some).values())
     times = []
     for _ in range(TURNS):
+        wait_for(model.device)
         started = time.perf_counter()
         for table, wanted in zip(_tables(model), rows, strict=True):
             table(wanted)
+        wait_for(model.device)
         times.append(time.perf_counter() - started)
     return 1e9 * min(times) / rows[0].shape[1]
