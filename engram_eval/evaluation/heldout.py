@@ -18,6 +18,7 @@ from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.scores import ratio
 from engram_eval.records import MetricRow
+from engram_eval.tensor_cores import tensor_cores
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -64,6 +65,8 @@ def token_bits(
 ) -> Floats:
     """Return what each token costs a causal language model, in bits, (T,).
 
+    A GPU multiplies by its tensor cores.
+
     Args:
         model: takes ids (B, T) and returns an object with ``logits`` (B, T, V).
         tokens: (T,).
@@ -79,10 +82,11 @@ def token_bits(
     padded[1 : len(tokens) + 1] = tokens
     inputs = torch.from_numpy(padded[:-1].reshape(windows, seq_len))
     targets = torch.from_numpy(padded[1:].reshape(windows, seq_len))
-    costs = [
-        _window_nats(model, x.to(device), y.to(device))
-        for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
-    ]
+    with tensor_cores(device):
+        costs = [
+            _window_nats(model, x.to(device), y.to(device))
+            for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
+        ]
     model.train(training)
     return torch.cat(costs).double().numpy().ravel()[: len(tokens)] / LN2
 
