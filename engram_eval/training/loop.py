@@ -204,7 +204,9 @@ def _ask(run: Run, state: State, step: int, batch: Batch) -> Pending:
         "grad_norm_table": outcome.norms.table,
         **outcome.shown,
     }
-    values = Later(torch.stack([value.double() for value in scalars.values()]))
+    # What is known of a table elsewhere lies there.
+    device = outcome.loss.device
+    values = Later(torch.stack([value.double().to(device) for value in scalars.values()]))
     return Pending(step, batch, rate, tuple(scalars), values, Later(outcome.each), started)
 
 
