@@ -11,7 +11,8 @@ import torch
 SCALE_BYTES = 4
 CHUNK = 2**16
 """Rows that are quantised at once."""
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+SMALLEST_SCALE, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+EPSILON = torch.finfo(torch.float32).eps
 
 
 class RowFormat(NamedTuple):
@@ -42,7 +43,9 @@ class RowFormat(NamedTuple):
         peaks = rows.abs().amax(dim=-1, keepdim=True)
         if not bool(peaks.isfinite().all()):
             raise ValueError("rows with numbers that are not finite cannot be quantised")
-        scales = (peaks / self.largest).clamp_min(SMALLEST_SCALE)
+        # The largest code of a scale that is rounded up may be more than a float can be.
+        largest_scale = LARGEST / (self.largest * (1 + EPSILON))
+        scales = (peaks / self.largest).clamp(SMALLEST_SCALE, largest_scale)
         codes = (rows / scales).clamp(-self.largest, self.largest)
         if not self.dtype.is_floating_point:
             codes = codes.round()
