@@ -87,10 +87,12 @@ def plan_table(planned: dict[str, Any]) -> str:
 
 def _model_lines(models: dict[str, Any]) -> list[str]:
     wide = max(map(len, ("model", *models)))
-    head = f"{'model':{wide}}" + "".join(f"{name:>12}" for name in COLUMNS)
+    most = {key: max(len(f"{row[key]:,}") for row in models.values()) for key in COLUMNS.values()}
+    widths = {key: max(12, digits + 1) for key, digits in most.items()}
+    head = f"{'model':{wide}}" + "".join(f"{n:>{widths[key]}}" for n, key in COLUMNS.items())
     lines = [f"{head}   time/seed  seeds"]
     for name, row in models.items():
-        counts = "".join(f"{row[key]:12,}" for key in COLUMNS.values())
+        counts = "".join(f"{row[key]:{width},}" for key, width in widths.items())
         lines.append(
             f"{name:{wide}}{counts} {_time(row['training_seconds']):>11} {len(row['seeds']):6}"
         )

@@ -79,3 +79,10 @@ def test_stages_side_by_side_and_nothing_unmeasured(monkeypatch: pytest.MonkeyPa
 def test_a_plan_knows_what_it_is_asked_for(named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "smoke", "--no-time", "--set", named]) == 2
     assert "unknown" in capsys.readouterr().err
+
+
+def test_counts_of_a_billion_do_not_run_into_each_other() -> None:
+    study = solve(find_study("horizon", "wiki", arms=["moe_wide"]))
+    head, row = plan_table(plan(study, measure=False)).splitlines()[1:3]
+    assert len(row.split()) == len(head.replace("memory MB", "memory_MB").split())
+    assert row.split()[1:5] == ["1,083,940,992", "189,179,136", "1,046,192,256", "170,303,616"]
