@@ -36,6 +36,25 @@ def test_horizon_multiplies_tokens_and_matches_at_every_width(horizon: StudyConf
     assert {label: widths[label] / widths["4x"] for label in WIDTHS} == dict(WIDTHS)
 
 
+def test_what_is_overridden_of_a_scale_holds_for_what_follows_from_it() -> None:
+    study = find_study("horizon", "tiny", ["train.tokens=4096", "train.lr=0.5", "corpus.seed=3"])
+    arms = {model.name: arm_training(study, model) for model in study.models}
+    assert [arms[f"moe_{label}"].tokens for label in TOKENS] == [1024, 4096, 16384]
+    assert arms["moe_narrow"].lr == pytest.approx(0.5 * WIDTHS["narrow"] ** -0.5)
+    assert study.corpus.seed == 3
+    told = find_study("memory-systems", "tiny", ["train.tokens=4096"])
+    assert told.baseline_tokens == 4096
+
+
+def test_an_override_has_the_last_word() -> None:
+    assert find_study("allocation", "tiny").evaluate.tasks == ()
+    study = find_study(
+        "allocation", "tiny", ['evaluate.tasks=["pocket"]', "models.rho_95.seeds=[7]"]
+    )
+    assert study.evaluate.tasks == ("pocket",)
+    assert study.models[1].seeds == (7,)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_width_of_one_is_the_scale_itself(scale: str) -> None:
     assert widened(SCALES[scale], 1.0) == SCALES[scale]

@@ -12,7 +12,7 @@ from engram_eval.config import TUNED, StudyConfig, UpdateConfig, from_dict, to_d
 from engram_eval.errors import UserError, unknown
 from engram_eval.overrides import override
 from engram_eval.records import content_hash
-from engram_eval.scales import SCALES
+from engram_eval.scales import SCALES, Scale
 from engram_eval.stages import resolve
 
 
@@ -78,6 +78,11 @@ STUDIES: dict[str, Shipped] = {
     ),
 }
 
+SCALE_KEYS = {f.name for f in dataclasses.fields(Scale)} & {
+    f.name for f in dataclasses.fields(StudyConfig)
+}
+"""What a study takes from its scale."""
+
 
 def find_study(
     name: str,
@@ -93,7 +98,8 @@ def find_study(
     Args:
         name: ``main``, ``quick``, ``my_study.toml``, or a folder with a ``study.json``.
         scale: a key of ``SCALES``; default ``quick``.
-        assignments: ``key=value`` overrides.
+        assignments: ``key=value`` overrides; those of a scale's own keys hold before a shipped
+            study derives others from them, as ``horizon`` its arms' tokens.
         corpus: the user's text instead of the pocket corpus.
         n_seeds: seeds 0..n-1 for every model; as many measurements where storages are timed.
         tune: choose each arm's rates by short runs (``config.TUNED``).
@@ -102,7 +108,7 @@ def find_study(
     Raises:
         UserError: for an unknown name or arm, a conflicting scale, or a bad file.
     """
-    study = _base(name, scale)
+    study = _base(name, scale, assignments)
     if arms:
         study = _only(study, arms)
     if corpus:
@@ -155,7 +161,7 @@ def _on_own_text(study: StudyConfig, paths: Sequence[str]) -> StudyConfig:
     return dataclasses.replace(study, corpus=text, models=models, update=UpdateConfig())
 
 
-def _base(name: str, scale: str | None) -> StudyConfig:
+def _base(name: str, scale: str | None, assignments: Sequence[str]) -> StudyConfig:
     path = Path(name)
     if path.is_dir() and (path / "study.json").exists():
         path = path / "study.json"
@@ -176,7 +182,9 @@ def _base(name: str, scale: str | None) -> StudyConfig:
     if name not in STUDIES:
         raise unknown("study", name, [*STUDIES, *SCALES])
     scale = scale or "quick"
-    study: StudyConfig = resolve(STUDIES[name].function)(SCALES[scale], scale)
+    own = [each for each in assignments if each.partition(".")[0] in SCALE_KEYS]
+    changed = override(SCALES[scale], own) if own else SCALES[scale]
+    study: StudyConfig = resolve(STUDIES[name].function)(changed, scale)
     return study
 
 
