@@ -18,11 +18,12 @@ pytestmark = native_tools.needed
 VOCABULARY, PAD, BOUNDARY = 9, 3, 5
 
 
-@pytest.fixture(scope="module")
-def lookup() -> NativeLookup:
-    found = lookup_for(torch.zeros(1, dtype=torch.int64))
-    assert found is not None
-    return found
+@pytest.fixture(scope="module", params=native_tools.BUILDS)
+def lookup(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> NativeLookup:
+    folder = tmp_path_factory.mktemp("kernels")
+    return NativeLookup(native_tools.build(request.param, "lookup", folder))
 
 
 def history_of(length: int, boundary: int | None) -> TokenHistory:

@@ -7,8 +7,8 @@
 
 namespace {
 
-// Tokens are worked on by eights.
-constexpr long TOKENS = 8;
+// Tokens are worked on by eights, in as many registers as they take.
+constexpr long EIGHT = 8, TOKENS = OWN_LANES / 2, GROUPS = EIGHT / TOKENS;
 // Fewer tokens than these are not worth a second thread.
 constexpr long MANY = 4096;
 using Doubles = Register<double, TOKENS>;
@@ -34,7 +34,7 @@ struct Head {
 // Below it a remainder times 2^32 is less than 2^50.
 constexpr double SMALL_PRIME = 1 << 18;
 
-// Of eight mixed n-grams at a time, BITS after the others: no vector unit divides 64 bits.
+// Of some mixed n-grams at a time, BITS after the others: no vector unit divides 64 bits.
 template <int BITS>
 inline Ids remainders(Ids mix, const Head& head) {
   constexpr uint64_t BASE = uint64_t{1} << BITS;
@@ -48,7 +48,7 @@ inline Ids remainders(Ids mix, const Head& head) {
 }
 
 // The numbers of two vectors that PLACES name, counted through both.
-template <unsigned... PLACES>
+template <size_t... PLACES>
 inline Ids chosen(Ids a, Ids b) {
 #ifdef __clang__
   return __builtin_shufflevector(a, b, PLACES...);
@@ -57,28 +57,42 @@ inline Ids chosen(Ids a, Ids b) {
 #endif
 }
 
-// Eight vectors of eight, rows for columns.
+// Blocks of STEP by STEP numbers on either side of the diagonal change places.
+template <size_t STEP, size_t... I>
+inline void swap_blocks(Ids& a, Ids& b, std::index_sequence<I...>) {
+  const Ids lower = chosen<(I & STEP ? TOKENS + I - STEP : I)...>(a, b);
+  b = chosen<(I & STEP ? TOKENS + I : I + STEP)...>(a, b);
+  a = lower;
+}
+
+// As many vectors as one has numbers, rows for columns.
+template <size_t STEP = 1>
 inline void turn(Ids (&x)[TOKENS]) {
-  Ids y[TOKENS], z[TOKENS];
-  for (long i = 0; i < TOKENS; i += 2) {
-    y[i] = chosen<0, 8, 2, 10, 4, 12, 6, 14>(x[i], x[i + 1]);
-    y[i + 1] = chosen<1, 9, 3, 11, 5, 13, 7, 15>(x[i], x[i + 1]);
-  }
-  for (long i = 0; i < TOKENS; i += 4)
-    for (long j = i; j < i + 2; ++j) {
-      z[j] = chosen<0, 1, 8, 9, 4, 5, 12, 13>(y[j], y[j + 2]);
-      z[j + 2] = chosen<2, 3, 10, 11, 6, 7, 14, 15>(y[j], y[j + 2]);
-    }
-  for (long i = 0; i < TOKENS / 2; ++i) {
-    x[i] = chosen<0, 1, 2, 3, 8, 9, 10, 11>(z[i], z[i + 4]);
-    x[i + 4] = chosen<4, 5, 6, 7, 12, 13, 14, 15>(z[i], z[i + 4]);
+  if constexpr (STEP < TOKENS) {
+    UNROLLED for (size_t i = 0; i < TOKENS; ++i)
+      if (!(i & STEP)) swap_blocks<STEP>(x[i], x[i + STEP], std::make_index_sequence<TOKENS>());
+    turn<2 * STEP>(x);
   }
 }
 
-// The ids of eight tokens, fewer at the end of the text.
+// Writes of each token, as far as there are so many, the first rows of some heads; found is lost.
+inline void write_turned(Ids (&found)[TOKENS], int64_t* out, long step, long tokens, long heads) {
+  turn(found);
+  UNROLLED for (long i = 0; i < TOKENS; ++i) {
+    if (i >= tokens) return;
+    if (heads == TOKENS) {
+      write_own(out + i * step, found[i]);
+    } else {
+      std::memcpy(out + i * step, &found[i], heads * sizeof(int64_t));
+    }
+  }
+}
+
+// The ids of a register's tokens; none at the end of a text.
 inline Ids load_ids(const int64_t* from, long count) {
   Ids ids{};
-  std::memcpy(&ids, from, std::min(count, TOKENS) * sizeof(int64_t));
+  if (count >= TOKENS) return read_own<Ids>(from);
+  if (count > 0) std::memcpy(&ids, from, count * sizeof(int64_t));
   return ids;
 }
 
@@ -134,30 +148,34 @@ int64_t hash_history(const int64_t* history, const int64_t* multipliers, const i
                      int threads) {
   const long columns = orders * heads;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && tokens >= MANY)
-  for (long start = 0; start < tokens; start += TOKENS) {
-    const long count = std::min(TOKENS, tokens - start);
+  for (long start = 0; start < tokens; start += EIGHT) {
+    const long left = tokens - start;
     int64_t* out = rows + start * columns;
-    Ids mix{}, found[TOKENS];
+    Ids mix[GROUPS] = {}, found[GROUPS][TOKENS] = {};
     long mixed = 0, column = 0;
     for (long order = 0; order < orders; ++order) {
       for (; mixed < lengths[order]; ++mixed)
-        mix ^= load_ids(history + mixed * tokens + start, tokens - start) *
-               static_cast<uint64_t>(multipliers[mixed]);
+        UNROLLED for (long group = 0; group < GROUPS; ++group) {
+          const long first = group * TOKENS;
+          mix[group] ^= load_ids(history + mixed * tokens + start + first, left - first) *
+                        static_cast<uint64_t>(multipliers[mixed]);
+        }
       for (long head = 0; head < heads; ++head, ++column) {
-        const Head& one = of_heads[column];
-        found[column % TOKENS] =
-            one.prime < SMALL_PRIME ? remainders<32>(mix, one) : remainders<16>(mix, one);
-        // A token's rows lie side by side: eight heads of eight tokens are written at once.
-        if (column % TOKENS < TOKENS - 1) continue;
-        turn(found);
-        for (long i = 0; i < count; ++i)
-          std::memcpy(out + i * columns + column - (TOKENS - 1), &found[i], sizeof(Ids));
+        const Head one = of_heads[column];
+        const long place = column % TOKENS;
+        if (one.prime < SMALL_PRIME) {
+          UNROLLED for (long group = 0; group < GROUPS; ++group)
+            found[group][place] = remainders<32>(mix[group], one);
+        } else {
+          UNROLLED for (long group = 0; group < GROUPS; ++group)
+            found[group][place] = remainders<16>(mix[group], one);
+        }
+        // A token's rows lie side by side: those of some heads are written at once.
+        const long written = place == TOKENS - 1 ? TOKENS : column == columns - 1 ? place + 1 : 0;
+        for (long group = 0; written && group < GROUPS; ++group)
+          write_turned(found[group], out + group * TOKENS * columns + column - place, columns,
+                       left - group * TOKENS, written);
       }
-    }
-    for (long rest = columns / TOKENS * TOKENS; rest < columns; ++rest) {
-      int64_t left[TOKENS];
-      std::memcpy(left, &found[rest % TOKENS], sizeof(left));
-      for (long i = 0; i < count; ++i) out[i * columns + rest] = left[i];
     }
   }
   return -1;
