@@ -1,6 +1,6 @@
 """What a study will cost, before it runs."""
 
-from typing import Any
+from typing import Any, cast
 
 from engram_eval.config import StudyConfig, arm_training
 from engram_eval.environment import default_workers, gpus, products
@@ -8,9 +8,13 @@ from engram_eval.plan_stages import other_seconds
 from engram_eval.stages import resolve
 from engram_eval.study import graph
 from engram_eval.study_folder import study_ledger
+from engram_eval.training.steps import checkpoint_steps, n_steps
 
 TRAINING_FLOPS_PER_FORWARD_FLOP = 3
 """The backward pass costs twice the forward pass (arXiv:2001.08361 section 2.1)."""
+
+BYTES_PER_PARAMETER = 4
+WORTH_TELLING_MB = 10_000
 
 COLUMNS = {
     "total": "params_total",
@@ -53,6 +57,8 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int = 0) -> dict[str, 
         )
         taken = footprint(row["architecture"], train, by)
         row["training_memory_mb"] = round(taken.total / 1e6)
+        row["weights_mb"] = BYTES_PER_PARAMETER * row["params_total"] / 1e6
+        row["checkpoints"] = len(checkpoint_steps(train.checkpoints, n_steps(train)))
         row["training_seconds"] = None
         if measure:
             rate = resolve("engram_eval.bench.rate:seconds_per_token")
@@ -82,7 +88,7 @@ def plan_table(planned: dict[str, Any]) -> str:
     lines = [f"{planned['study']} at scale {planned['scale']}"]
     if planned["models"]:
         lines += [*_model_lines(planned["models"]), *_rank_lines(planned["models"])]
-    return "\n".join([*lines, *_time_lines(planned)])
+    return "\n".join([*lines, *_disk_lines(planned["models"]), *_time_lines(planned)])
 
 
 def _model_lines(models: dict[str, Any]) -> list[str]:
@@ -97,6 +103,22 @@ def _model_lines(models: dict[str, Any]) -> list[str]:
             f"{name:{wide}}{counts} {_time(row['training_seconds']):>11} {len(row['seeds']):6}"
         )
     return [*lines, "P_tot, P_act: total and active parameters without embedding and head"]
+
+
+def _disk_lines(models: dict[str, Any]) -> list[str]:
+    """Say what models take on a disk, where it is more than anyone has to spare."""
+    rows = [row for row in models.values() if row["checkpoints"]]
+    weights = sum(row["weights_mb"] * row["checkpoints"] * len(row["seeds"]) for row in rows)
+    if weights < WORTH_TELLING_MB:
+        return []
+    count = sum(row["checkpoints"] * len(row["seeds"]) for row in rows)
+    # Weights and both moments.
+    point = 3 * max(row["weights_mb"] for row in rows)
+    resuming = point * cast(int, resolve("engram_eval.training.checkpoint:KEPT"))
+    return [
+        f"{count} checkpoints take {weights / 1e3:,.0f} GB on disk (train.checkpoints says how "
+        f"many); a training that runs up to {resuming / 1e3:,.1f} GB more"
+    ]
 
 
 def _time_lines(planned: dict[str, Any]) -> list[str]:

@@ -86,3 +86,14 @@ def test_counts_of_a_billion_do_not_run_into_each_other() -> None:
     head, row = plan_table(plan(study, measure=False)).splitlines()[1:3]
     assert len(row.split()) == len(head.replace("memory MB", "memory_MB").split())
     assert row.split()[1:5] == ["1,083,940,992", "189,179,136", "1,046,192,256", "170,303,616"]
+
+
+def test_what_a_study_leaves_on_a_disk_is_told_where_it_is_much() -> None:
+    large = plan(solve(find_study("brief", "wiki", ["train.checkpoints=[0.5,1.0]"])), measure=False)
+    bytes_of_all = sum(
+        4 * row["params_total"] * 2 * len(row["seeds"]) for row in large["models"].values()
+    )
+    (line,) = [line for line in plan_table(large).splitlines() if "on disk" in line]
+    count = 2 * sum(len(row["seeds"]) for row in large["models"].values())
+    assert line.startswith(f"{count} checkpoints take {bytes_of_all / 1e9:,.0f} GB on disk")
+    assert "on disk" not in plan_table(plan(solve(find_study("main", "tiny")), measure=False))

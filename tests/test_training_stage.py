@@ -21,7 +21,8 @@ from engram_eval.records import MetricRow, read_jsonl
 from engram_eval.stage_config import TrainStage
 from engram_eval.training.data import Batches
 from engram_eval.training.loop import TrainingError
-from engram_eval.training.stage import build_model, checkpoint_steps, n_steps, train
+from engram_eval.training.stage import build_model, train
+from engram_eval.training.steps import checkpoint_steps, n_steps
 
 QUIET = Reporter(quiet=True)
 

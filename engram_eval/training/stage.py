@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ from engram_eval.training.checkpoint import delete_resume_points
 from engram_eval.training.data import Batches
 from engram_eval.training.folder import write_model_folder
 from engram_eval.training.loop import Run, TrainingError, train_model
+from engram_eval.training.steps import checkpoint_steps, n_steps
 from engram_eval.training.watch import (
     GATE_QUANTILES,
     peak_gpu_memory_mb,
@@ -138,30 +138,6 @@ def tuned(settings: TrainConfig, folder: Path) -> TrainConfig:
     """Return the settings with the rates that the tuning stage found best."""
     best = json.loads((folder / "best.json").read_text())
     return replace(settings, **{key: best[key] for key in best if key != "losses_nats"})
-
-
-def n_steps(config: TrainConfig) -> int:
-    """Return the optimiser steps that read at least ``config.tokens`` tokens.
-
-    Raises:
-        UserError: tokens, seq_len or batch_size below 1.
-    """
-    for name in ("tokens", "seq_len", "batch_size"):
-        if getattr(config, name) < 1:
-            raise UserError(f"train.{name}={getattr(config, name)}: at least 1 is needed")
-    return math.ceil(config.tokens / (config.seq_len * config.batch_size))
-
-
-def checkpoint_steps(shares: Sequence[float], steps: int) -> list[int]:
-    """Return the steps at which weights are kept, ascending; the last one always is.
-
-    Raises:
-        UserError: a share outside (0, 1].
-    """
-    for share in shares:
-        if not 0 < share <= 1:
-            raise UserError(f"train.checkpoints: {share} is not a share of the tokens in (0, 1]")
-    return sorted({max(1, round(share * steps)) for share in (*shares, 1.0)})
 
 
 def build_model(architecture: Mapping[str, Any], seed: int, corpus: Corpus) -> EngramForCausalLM:
