@@ -141,12 +141,13 @@ def test_what_does_not_lie_on_a_gpu_is_not_recorded() -> None:
 def test_what_is_read_back_while_a_step_runs() -> None:
     off = {"engram_compression": False}
     moe, memory = tools.ARCHITECTURES["moe"], tools.ARCHITECTURES["engram"] | off
+    sparse = tools.BACKBONE | {"attention_kind": "block_sparse"}
     elsewhere = memory | {"engram_storage": "host", "n_routed_experts": 0}
     found = [
         [reads_back(EngramForCausalLM(architecture_config(keys)), bf16) for bf16 in (True, False)]
-        for keys in (tools.BACKBONE, moe, memory, elsewhere)
+        for keys in (tools.BACKBONE, moe, memory, elsewhere, sparse)
     ]
-    assert found == [[False, False], [False, True], [False, True], [True, True]]
+    assert found == [[False, False], [False, True], [False, True], [True, True], [True, True]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

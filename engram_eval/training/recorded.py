@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from engram_eval.models.block_sparse_attention import BlockSparseAttention
 from engram_eval.models.moe import MoE
 from engram_eval.models.offload import HostTable
 from engram_eval.training.data import Batch
@@ -66,10 +67,10 @@ def can_be_recorded(model: nn.Module, bf16: bool) -> bool:
 def reads_back(model: nn.Module, bf16: bool) -> bool:
     """Whether a training step on a GPU waits for numbers that only the GPU knows.
 
-    So do tables elsewhere, whose rows are fetched, and experts in single precision, which no kernel
-    multiplies without knowing their loads.
+    So do tables elsewhere, whose rows are fetched, block-sparse attention, which counts its blocks,
+    and experts in single precision, which no kernel multiplies without knowing their loads.
     """
-    waits = HostTable if bf16 else (HostTable, MoE)
+    waits = (HostTable, BlockSparseAttention, *(() if bf16 else (MoE,)))
     return any(isinstance(module, waits) for module in model.modules())
 
 
