@@ -29,12 +29,15 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Return to the kernel what has been freed, between two pieces of work.
+    """Return to the kernel what has been freed, between two pieces of work, and to a GPU's others.
 
     Returns:
         Whether the C library has this function.
     """
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = _from_glibc("malloc_trim")
     if trim is not None:
         trim(0)

@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from engram_eval.allocator import give_back_freed_memory
 
 CODE = """
 import gc, resource, sys
@@ -35,6 +38,16 @@ with kept_out_of_collections() as keep:
     assert gc.get_freeze_count() == outside
 assert gc.get_freeze_count() == 0
 """
+
+
+def test_a_gpu_gets_back_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(True))
+    give_back_freed_memory()
+    assert not given, "to ask would start CUDA"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    give_back_freed_memory()
+    assert given == [True]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is on Linux")

@@ -68,10 +68,11 @@ class HostTable(RowTable):
         self.cache: RowCache | None = None
         self._fetch: Fetch | None = None
         self._pool: Executor | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the thread and what it reads: neither can be copied."""
-        return {**self.__dict__, "_fetch": None, "_pool": None}
+        """Leave out the thread, its stream and what it reads: they cannot be copied."""
+        return {**self.__dict__, "_fetch": None, "_pool": None, "_stream": None}
 
     def _room(self, rows: int) -> torch.Tensor:
         if self.format is None:
@@ -146,7 +147,7 @@ class HostTable(RowTable):
         if self.ahead:
             self._settle()
             self._pool = self._pool or ThreadPoolExecutor(1, "rows")
-            self._fetch = Fetch(rows, self._reader(), self.anchor.device, self._pool)
+            self._fetch = Fetch(rows, self._reader(), self._pool, self._own_stream())
 
     def forward(self, rows: torch.Tensor, rounded: bool = False) -> torch.Tensor:
         """Read ``rows`` (B, T, heads) and concatenate them: (B, T, heads * row_dim), eq. 2."""
@@ -166,6 +167,15 @@ class HostTable(RowTable):
         if fetched is not None:
             fetched.wait()
         return fetched
+
+    def _own_stream(self) -> torch.cuda.Stream | None:
+        """Return the stream of the GPU on which rows are copied; None where there is no GPU."""
+        device = self.anchor.device
+        if device.type != "cuda":
+            return None
+        if self._stream is None or self._stream.device != device:
+            self._stream = torch.cuda.Stream(device)
+        return self._stream
 
     def _learns(self) -> bool:
         learns = self.training and not self.frozen and torch.is_grad_enabled()

@@ -97,7 +97,7 @@ def delete_resume_points(folder: Path) -> None:
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten the state of model and optimiser into named tensors."""
+    """Flatten the state of model and optimiser into named tensors on the CPU."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     with _as_they_are(model):
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -106,8 +106,8 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
-    # Tied weights share memory, which safetensors refuses; the copy costs nothing that matters.
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    # Tied weights share memory, which safetensors refuses. A GPU may have no room for copies.
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def unpack(
