@@ -9,6 +9,7 @@ from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
 from engram_eval.node import Node
 from engram_eval.node_run import run_node
+from engram_eval.parallel.launched import alone
 from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
 from engram_eval.runner import run_study, selected
@@ -56,7 +57,8 @@ def _run(
     store = out.parent / "store"
     inputs = {node.stage for each in wanted for node in each.inputs.values()}
     if ranks.first:
-        run_study(study, out, report, tuple(inputs - {each.stage for each in wanted}), only)
+        with alone():
+            run_study(study, out, report, tuple(inputs - {each.stage for each in wanted}), only)
     todo = ranks.share([node.key for node in wanted if not node.done(store)])
     failed = []
     for node in wanted:

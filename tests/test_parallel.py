@@ -25,6 +25,8 @@ from engram_eval.corpus.store import load_corpus
 from engram_eval.errors import UserError
 from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
+from engram_eval.parallel.launched import alone as without_others
+from engram_eval.parallel.launched import launched
 from engram_eval.parallel.loop import share_of, train_in_parallel
 from engram_eval.parallel.model import spread
 from engram_eval.parallel.ranks import Ranks
@@ -244,6 +246,16 @@ def test_what_cannot_be_shared_out_is_refused(corpus: Path, tmp_path: Path) -> N
     model = EngramForCausalLM(architecture_config({**ARCHITECTURE, "engram_storage": "host"}))
     with pytest.raises(UserError, match=r"engram_storage='host'.*they need 'device'"):
         spread(model, ranks)
+
+
+def test_alone_is_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    with without_others():
+        assert not launched()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    with pytest.raises(KeyError), without_others():
+        assert not launched()
+        raise KeyError
+    assert launched() and os.environ["TORCHELASTIC_RUN_ID"] == "7"
 
 
 @pytest.mark.slow

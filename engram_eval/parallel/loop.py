@@ -195,8 +195,10 @@ def _keep(parts: Parts, export: EngramForCausalLM, done: int) -> None:
         if parts.ranks.first:
             target[name.removeprefix("model.")].copy_(tensor)
     if parts.ranks.first:
+        export.to(parts.ranks.device)
         for row in parts.run.keep(done):
             parts.logs["validation.jsonl"].write(row)
+        export.to("cpu")
     parts.ranks.wait()
 
 

@@ -1,5 +1,6 @@
 """The processes of one training run, as ``torchrun`` starts them."""
 
+import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from engram_eval.parallel.launched import launched
+
+PATIENCE = datetime.timedelta(hours=1)
+"""How long processes wait for one that builds a corpus, validates or writes alone."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def joined() -> Iterator[Ranks]:
     processes are together already.
     """
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else "cpu"
+    device = torch.device("cuda", _own_gpu()) if cuda else "cpu"
     ours = not dist.is_initialized()
     if ours:
         _meet("nccl" if cuda else "gloo", torch.device(device))
@@ -80,10 +84,15 @@ def joined() -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
+def _own_gpu() -> int:
+    """Return the GPU that ``torchrun`` means, or that a process on its own is on already."""
+    return int(os.environ["LOCAL_RANK"]) if launched() else torch.cuda.current_device()
+
+
 def _meet(backend: str, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launched():
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=PATIENCE)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
