@@ -6,6 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from engram_eval.api import load_model
+from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 
 
@@ -26,9 +27,9 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: i
         raise UserError("the prompt is empty")
     if tokens < 1 or temperature < 0:
         raise UserError(f"--tokens {tokens} --temperature {temperature}: need >= 1 and >= 0")
-    model = load_model(folder)
+    model = load_model(folder).to(compute_device())
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    inputs = tokenizer(prompt, return_tensors="pt")
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -152,18 +152,19 @@ def trace(
         raise UserError(f"the text has {ids.shape[1]} tokens: must be 1 to {adapter.max_positions}")
     sites = ("memory_out", "memory_gate", "memory_index", "resid_pre")
     taps = [Tap(site, layer) for layer in adapter.memory_layers for site in sites]
+    here = ids.to(adapter.device)
     with torch.no_grad(), adapter.record([tap for tap in taps if tap in adapter.places]) as found:
-        bits = _next_bits(adapter.logits(ids), ids)
+        bits = _next_bits(adapter.logits(here), here)
     with torch.no_grad(), adapter.memory_off():
-        bits_off = _next_bits(adapter.logits(ids), ids)
+        bits_off = _next_bits(adapter.logits(here), here)
     words = Words(tokenizer, adapter)
-    history = words.history(ids[0])
+    history = words.history(here[0])
     by_layer = []
     for layer in adapter.memory_layers:
         rows = found[Tap("memory_index", layer)][0]
         ngrams = ngrams_of(adapter.reads[layer], rows, history, words)
         by_layer.append(_writes(adapter, layer, ngrams, found, words))
-    compressed = words.compressed_ids(ids[0])
+    compressed = words.compressed_ids(here[0])
     writes = zip(*by_layer, strict=True)
     tokens = zip(ids[0].tolist(), compressed, bits, bits_off, writes, strict=True)
     steps = (
@@ -190,7 +191,7 @@ def ngrams_of(
         history: for each token the ids that it looks back on, itself first.
         words: texts.
     """
-    head_rows = torch.tensor(reads.head_rows)
+    head_rows = torch.tensor(reads.head_rows, device=rows.device)
     parts = (rows - (head_rows.cumsum(0) - head_rows)).unflatten(1, (len(reads.orders), -1))
     sizes = head_rows.unflatten(0, (len(reads.orders), -1)).tolist()
     found = []

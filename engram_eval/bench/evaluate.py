@@ -18,6 +18,7 @@ from engram_eval.allocator import keep_freed_memory
 from engram_eval.bench.train import Contender, take_turns
 from engram_eval.corpus.stdlib import stdlib_documents
 from engram_eval.corpus.tokenizer import EOS, train_tokenizer
+from engram_eval.environment import compute_device
 from engram_eval.errors import unknown
 from engram_eval.evaluation.fast_lm import FastLM
 from engram_eval.evaluation.quiet import quiet_lm_eval
@@ -106,7 +107,8 @@ def _model(scale: str) -> EngramForCausalLM:
     architecture = {**sizes.backbone, **sizes.experts, **sizes.memory, **own}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return EngramForCausalLM(architecture_config({**architecture, "engram_compression": False}))
+        config = architecture_config({**architecture, "engram_compression": False})
+        return EngramForCausalLM(config).to(compute_device())
 
 
 def _words(characters: int) -> list[str]:
