@@ -140,9 +140,11 @@ def views(adapter: Adapter) -> list[View]:
     """Return all readings: depths, the places inside blocks, and the depths less the writes.
 
     Before the first memory nothing is subtracted, so that no view is read twice. Where several
-    streams are mixed, what lies between attention and feed-forward is not the sum of its parts.
+    streams are mixed, what lies between attention and feed-forward is not the sum of its parts. A
+    memory that writes last leaves nothing to read inside of its block.
     """
-    inside = [View("resid_memory", layer) for layer in adapter.memory_layers]
+    at_first = () if adapter.memory_ends_block else adapter.memory_layers
+    inside = [View("resid_memory", layer) for layer in at_first]
     if adapter.streams == 1:
         inside += [View("resid_mid", layer) for layer in range(adapter.n_layers)]
     first = min(adapter.memory_layers, default=adapter.n_layers)

@@ -1,10 +1,12 @@
 """The lens against definitions, against the model's own loss, and on models known in advance."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from adapters_fixture import opened
 from hypothesis import given
 from hypothesis import strategies as st
 from probes_fixture import VOCAB, engram, llama, noise_sample, silence
@@ -155,6 +157,13 @@ def test_a_memory_that_is_all_of_the_prediction_is_gone_when_subtracted() -> Non
     assert (plain[0].value or 0) > 1
     early = {r.condition: r.value for r in rows if r.metric == "early_kl_bits" and not r.slice}
     assert early[SUBTRACTED] == pytest.approx(plain[0].value, rel=1e-4)
+
+
+def test_a_memory_that_writes_last_leaves_nothing_inside_of_its_block() -> None:
+    adapter, found = opened("gemma3n"), noise_sample(windows=2, length=8)
+    small = dataclasses.replace(found, token=found.token % adapter.vocab_size)
+    rows = logit_lens(adapter, small).rows
+    assert {row.site for row in rows if row.metric == "kl_bits"} == {"resid_pre", "resid_post"}
 
 
 def test_a_model_without_memory_has_nothing_subtracted() -> None:

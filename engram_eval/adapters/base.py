@@ -126,6 +126,8 @@ class Adapter:
         tables: the rows of each layer's memory, (rows, row width); they share the model's storage.
         reads: of each layer's memory that looks up tokens, what its rows stand for.
         needs_all_blocks: why no block can be skipped; empty where ``start_at`` works.
+        memory_ends_block: whether a memory's one vector is added behind all else in its block, to
+            every stream but the first.
     """
 
     model: nn.Module
@@ -140,6 +142,7 @@ class Adapter:
     tables: Mapping[int, Tensor] = field(default_factory=dict)
     reads: Mapping[int, Reads] = field(default_factory=dict)
     needs_all_blocks: str = ""
+    memory_ends_block: bool = False
 
     @property
     def d_model(self) -> int:

@@ -77,5 +77,6 @@ def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
         streams=streams,
         tables=tables,
         reads=reads,
+        memory_ends_block=True,
         needs_all_blocks=f"the last {shared} reuse keys and values of others" if shared else "",
     )
