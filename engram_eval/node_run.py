@@ -33,9 +33,10 @@ def run_node(node: Node, store: Path, report: Reporter) -> str | None:
         if node.done(store):
             return None
         (folder / "record.json").unlink(missing_ok=True)
-        error = _run(node, store, folder, report)
-    give_back_freed_memory()
-    return error
+        try:
+            return _run(node, store, folder, report)
+        finally:
+            give_back_freed_memory()
 
 
 @contextmanager

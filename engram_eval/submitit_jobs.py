@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engram_eval.environment import gpus, take_gpu
 from engram_eval.errors import UserError
 from engram_eval.node import Node
 from engram_eval.node_run import run_node
 from engram_eval.progress import Board, Reporter
-from engram_eval.workers import FOUNDATIONS, Plan
+from engram_eval.workers import FOUNDATIONS, TRAININGS, TRAININGS_PER_GPU, Plan
 
 POLL_S = 1.0
+LOCAL = "local"
+"""The executor whose jobs are processes of this machine; it hides its GPUs unless told how many."""
 
 
 def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
@@ -56,8 +59,8 @@ def run_as_jobs(plan: Plan, store: Path, report: Reporter, parameters: Mapping[s
     try:
         with Board(report) as board:
             while True:
-                while node := plan.next():
-                    jobs[node.key] = executor.submit(run_job, node, store)
+                while node := plan.next(_excluded(plan, executor)):
+                    jobs[node.key] = executor.submit(run_job, node, store, plan.started)
                     board.say(f"{plan.heading(node)}: job {jobs[node.key].job_id}")
                 if not plan.running:
                     return
@@ -81,14 +84,27 @@ def _executor(store: Path, parameters: dict[str, Any]) -> Any:
         executor = submitit.AutoExecutor(
             folder=store / "jobs" / "%j", cluster=parameters.pop("cluster", None)
         )
+        if executor.cluster == LOCAL:
+            parameters.setdefault("gpus_per_node", gpus())
         executor.update_parameters(name="engram-eval", **parameters)
     except (ValueError, NameError, TypeError, RuntimeError) as error:
         raise UserError(f"--job: {str(error).splitlines()[0]}") from error
     return executor
 
 
-def run_job(node: Node, store: Path) -> tuple[str | None, bool]:
-    """Run one stage inside a job; return its error, and whether it is the user's mistake."""
+def _excluded(plan: Plan, executor: Any) -> Sequence[str]:
+    """Return the stages that must not begin: jobs here share this machine's GPUs."""
+    most = TRAININGS_PER_GPU * gpus() if executor.cluster == LOCAL else 0
+    running = sum(node.stage in TRAININGS for node in plan.running.values())
+    return TRAININGS if most and running >= most else ()
+
+
+def run_job(node: Node, store: Path, turn: int) -> tuple[str | None, bool]:
+    """Run one stage inside a job; return its error, and whether it is the user's mistake.
+
+    Of several GPUs that it sees jobs take one each by ``turn``.
+    """
+    take_gpu(turn)
     try:
         return run_node(node, store, Reporter()), False
     except UserError as mistake:

@@ -16,6 +16,14 @@ from engram_eval.models.native_routing import routing_for, top_k
 pytestmark = native_tools.needed
 
 
+def test_what_may_not_be_chosen_comes_last_and_nothing_twice() -> None:
+    low = float("-inf")
+    scores = torch.tensor([[low, 0.3, low, low], [0.1, low, low, 0.2]])
+    found = native_routing._one_after_the_other(scores, 3).tolist()
+    assert [row[0] for row in found] == [1, 3] and found[1][1] == 0
+    assert all(len(set(row)) == 3 for row in found)
+
+
 @given(st.integers(1, 20), st.integers(1, 40), st.data())
 def test_the_largest_scores_are_chosen(rows: int, width: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, width))

@@ -1,13 +1,15 @@
 """A study's stages as jobs: the local executor of submitit runs them in processes of their own."""
 
+import functools
 import os
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from engram_eval import stages
+from engram_eval import stages, submitit_jobs
 from engram_eval.cli import main
 from engram_eval.config import EvalConfig
 from engram_eval.errors import UserError
@@ -15,7 +17,7 @@ from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import read_record
 from engram_eval.submitit_jobs import read_parameters, run_as_jobs
-from engram_eval.workers import run_nodes
+from engram_eval.workers import Plan, run_nodes
 
 QUIET = Reporter(quiet=True)
 
@@ -24,11 +26,15 @@ JOB_STAGES = """
     from engram_eval.records import MetricRow
     import engram_eval.stages as stages
 
-    NAMES = ("fine", "fails", "dies")
+    NAMES = ("fine", "fails", "dies", "looks")
     stages.STAGES.update({n: stages.Stage(f"job_stages:{n}", 1) for n in NAMES})
 
     def fine(inputs, config, seed, out, report):
         return [MetricRow("fine", "seconds", float(os.getpid()))]
+
+    def looks(inputs, config, seed, out, report):
+        seen = os.environ["CUDA_VISIBLE_DEVICES"]
+        return [MetricRow("looks", "seconds", float(len(seen.split(","))))]
 
     def fails(inputs, config, seed, out, report):
         raise RuntimeError("broken")
@@ -79,6 +85,31 @@ def test_jobs_run_in_order_and_failures_leave_the_rest_alone(
     record = read_record(broken.folder(store))
     assert record is not None and record.error == "RuntimeError: broken"
     assert run_nodes([first, second], store, QUIET, 1, launcher) == []
+
+
+def test_jobs_of_this_machine_see_its_gpus(
+    tmp_path: Path, job_stages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitit_jobs, "gpus", lambda: 3)
+    node, parameters = Node("looks", EvalConfig()), {"cluster": "local", "timeout_min": 2}
+    launcher = functools.partial(run_as_jobs, parameters=parameters)
+    assert run_nodes([node], tmp_path, QUIET, 1, launcher) == []
+    record = read_record(node.folder(tmp_path))
+    assert record is not None and record.metrics[0].value == 3
+
+
+@pytest.mark.parametrize(
+    ("cluster", "devices", "waits"),
+    [("local", 1, True), ("local", 2, False), ("local", 0, False), ("slurm", 1, False)],
+)
+def test_trainings_wait_for_a_gpu_here(
+    cluster: str, devices: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitit_jobs, "gpus", lambda: devices)
+    plan = Plan([], Path())
+    plan.running = {str(n): Node("train", EvalConfig(), seed=n) for n in range(2)}
+    found = submitit_jobs._excluded(plan, SimpleNamespace(cluster=cluster))
+    assert bool(found) == waits
 
 
 def test_parameters_are_read_as_json_or_text() -> None:

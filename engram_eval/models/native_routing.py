@@ -130,8 +130,9 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def _one_after_the_other(scores: Tensor, k: int) -> Tensor:
-    """Return what ``top_k`` does for rows with ``k`` scores above minus infinity."""
     numbers = torch.arange(scores.shape[-1], device=scores.device)
+    # What may not be chosen is above what has been: no number is found twice.
+    scores = scores.clamp_min(torch.finfo(scores.dtype).min)
     found = [scores.argmax(-1, keepdim=True)]
     for _ in range(k - 1):
         scores = scores.masked_fill(numbers == found[-1], float("-inf"))
