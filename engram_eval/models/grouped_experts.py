@@ -75,8 +75,7 @@ def grouped_experts(
         total = chosen.numel() + len(loads) * ALIGNED
         slices: Slices = KernelSlices(sizes.cumsum(0).int())
     else:
-        sizes = _slice_sizes(loads)
-        listed = sizes.tolist()
+        sizes, listed = _slice_sizes(loads, chosen.numel())
         total, slices = sum(listed), ListedSlices(listed)
     place, tokens = _sorted(chosen, loads, sizes, total)
     # Padding holds some token's row; its factor is 0, and so is all that it contributes.
@@ -124,12 +123,17 @@ class Compiled(NamedTuple):
     beside: NativeSwiGLU | None
 
 
-def _slice_sizes(loads: Tensor) -> Tensor:
-    """Return the rows of each expert's slice; all equal where the loads are even enough."""
+def _slice_sizes(loads: Tensor, taken: int) -> tuple[Tensor, list[int]]:
+    """Return the rows of each expert's slice, and read back; all equal if loads are even enough.
+
+    ``taken`` is the sum of ``loads``: a GPU is waited for once.
+    """
     sizes = _whole_blocks(loads)
-    fullest = sizes.max()
-    even = int(fullest) * len(sizes) <= EVEN * int(loads.sum())
-    return fullest.expand_as(sizes) if even else sizes
+    listed: list[int] = sizes.tolist()
+    fullest = max(listed)
+    if fullest * len(listed) <= EVEN * taken:
+        return torch.full_like(sizes, fullest), [fullest] * len(listed)
+    return sizes, listed
 
 
 def _whole_blocks(loads: Tensor) -> Tensor:
