@@ -78,6 +78,19 @@ def take_gpu(number: int) -> None:
         torch.cuda.set_device(number % gpus())
 
 
+def gpu_is_lost() -> bool:
+    """Whether this process's GPU answers no more, as after an access outside of its memory."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.allocator import kept_out_of_collections
-from engram_eval.environment import gpus, take_gpu
+from engram_eval.environment import gpu_is_lost, gpus, take_gpu
 from engram_eval.errors import UserError
 from engram_eval.node import Node
 from engram_eval.node_run import run_node
@@ -167,6 +167,16 @@ def _run_here(plan: Plan, store: Path, report: Reporter) -> None:
             plan.finish(node.key, error)
             if error is not None:
                 report.say(f"{node.label} failed: {error}")
+                _check_gpu(node)
+
+
+def _check_gpu(failed: Node) -> None:
+    """End the study where nothing that comes after a failed stage could be computed."""
+    if gpu_is_lost():
+        raise UserError(
+            f"the GPU answers no more after {failed.label}: run the same command again, "
+            "what is finished stays"
+        )
 
 
 def _run_beside(plan: Plan, store: Path, report: Reporter, workers: int) -> None:
@@ -276,6 +286,9 @@ def _work(tasks: Any, events: Any, number: int, store: Path, parent: int) -> Non
             except (KeyboardInterrupt, SystemExit):
                 return
             keep()
+            if error is not None and gpu_is_lost():
+                # Its successor has a GPU again.
+                return
             events.put(("end", number, node.key, error, users_mistake))
 
 

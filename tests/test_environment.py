@@ -16,6 +16,20 @@ def test_without_a_gpu_the_cpu_computes(monkeypatch: pytest.MonkeyPatch) -> None
     environment.take_gpu(3)
 
 
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_gpu_is_lost_if_it_answers_no_more(
+    monkeypatch: pytest.MonkeyPatch, started: bool, answers: bool
+) -> None:
+    def synchronize() -> None:
+        if not answers:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert environment.gpu_is_lost() == (started and not answers)
+
+
 def test_processes_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the driver would answer is given here: the choice is ours."""
     taken: list[int] = []

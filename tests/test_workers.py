@@ -25,9 +25,8 @@ SLOW_STAGES = """
     from engram_eval.records import MetricRow
     import engram_eval.stages as stages
 
-    stages.STAGES.update(
-        {n: stages.Stage(f"slow_stages:{n}", 1) for n in ("fine", "fails", "dies", "wrong")}
-    )
+    NAMES = ("fine", "fails", "dies", "wrong", "loses")
+    stages.STAGES.update({n: stages.Stage(f"slow_stages:{n}", 1) for n in NAMES})
 
     stages.STAGES["corpus"] = stages.Stage("slow_stages:wrong", 1)
     stages.STAGES["train"] = stages.Stage("slow_stages:times", 1)
@@ -50,6 +49,11 @@ SLOW_STAGES = """
 
     def dies(inputs, config, seed, out, report):
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def loses(inputs, config, seed, out, report):
+        import engram_eval.workers
+        engram_eval.workers.gpu_is_lost = lambda: True
+        raise RuntimeError("illegal access")
 
     def wrong(inputs, config, seed, out, report):
         raise UserError("bad line")
@@ -120,6 +124,26 @@ def test_a_gpu_is_shared_by_few_trainings(
     # Processes start one after the other, so that fewer may have met.
     assert most <= at_once
     assert fine.done(tmp_path / "store")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nothing_is_computed_on_a_gpu_that_is_lost(
+    slow_stages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    # The stage puts something else in its place.
+    monkeypatch.setattr(runner_module, "gpu_is_lost", runner_module.gpu_is_lost)
+    lost, after = node("loses", 1), [node("fine", 2), node("fine", 3)]
+    store, out = tmp_path / "store", io.StringIO()
+    if workers == 1:
+        with pytest.raises(UserError, match=r"the GPU answers no more after loses.*run the same"):
+            run_nodes([lost, *after], store, Reporter(out=out), workers)
+        assert not any(each.done(store) for each in after)
+    else:
+        assert run_nodes([lost, *after], store, Reporter(out=out), workers) == [lost]
+        assert "its process ended with 0" in out.getvalue()
+        assert all(each.done(store) for each in after)
+    record = read_record(lost.folder(store))
+    assert record is not None and record.error == "RuntimeError: illegal access"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
