@@ -132,7 +132,9 @@ def test_each_set_has_its_time_and_goes() -> None:
     late = sum(max(counted) for counted in times.steps.values())
     assert 0.75 - late < time.monotonic() - started < 5
     together = taken[: taken.index("third")]
-    assert together == ["first", "second"] * (len(together) // 2), "turn by turn"
+    both = min(together.count(name) for name in ("first", "second"))
+    assert together[: 2 * both] == ["first", "second"] * both, "turn by turn"
+    assert len({*together[2 * both :]}) <= 1, "until one sits out"
     with pytest.raises(RuntimeError, match="given up"):
         done[0].step()
 
