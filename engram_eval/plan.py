@@ -107,7 +107,7 @@ def _model_lines(models: dict[str, Any]) -> list[str]:
 
 def _disk_lines(models: dict[str, Any]) -> list[str]:
     """Say what models take on a disk, where it is more than anyone has to spare."""
-    rows = [row for row in models.values() if row["checkpoints"]]
+    rows = list(models.values())
     weights = sum(row["weights_mb"] * row["checkpoints"] * len(row["seeds"]) for row in rows)
     if weights < WORTH_TELLING_MB:
         return []

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils import backend_registration
 
 from engram_eval.cli import main
 from engram_eval.records import read_jsonl
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch has no backends in Python",
+)
 TESTS = Path(__file__).parent
 STUDY = ("smoke", "--arms", "moe", "engram", "--seeds", "1", "--workers", "1", "--quiet")
 SINGLE = "train.autocast_bf16=false"
