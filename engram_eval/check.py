@@ -84,10 +84,25 @@ def _check_people(study: StudyConfig) -> None:
 
 
 def _check_training(train: TrainConfig) -> None:
+    optimizers: Any = resolve("engram_eval.training.optim:OPTIMIZERS")
+    if train.optimizer not in optimizers:
+        raise unknown("optimizer", train.optimizer, optimizers)
+    for name in ("lr", "table_lr_multiplier", "expert_lr_multiplier", "clip_norm"):
+        if getattr(train, name) <= 0:
+            raise UserError(f"train.{name}={getattr(train, name)}: must be above 0")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(train, name) < 1:
+            raise UserError(f"train.{name}={getattr(train, name)}: must be in [0, 1)")
+    for name in ("warmup_fraction", "min_lr_ratio"):
+        if not 0 <= getattr(train, name) <= 1:
+            raise UserError(f"train.{name}={getattr(train, name)}: must be in [0, 1]")
     for name in ("tokens", "seq_len", "batch_size"):
         if getattr(train, name) < 1:
             raise UserError(f"train.{name}={getattr(train, name)}: at least 1 is needed")
-    for name in ("router_bias_rate", "router_aux_loss_coef", "table_weight_decay"):
+    for name in (
+        *("router_bias_rate", "router_aux_loss_coef", "table_weight_decay", "weight_decay"),
+        *("threads", "skip_bad_batches", "save_every_s"),
+    ):
         if getattr(train, name) < 0:
             raise UserError(f"train.{name}={getattr(train, name)}: must not be below 0")
     for share in train.checkpoints:

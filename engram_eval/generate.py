@@ -28,7 +28,10 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: i
     if tokens < 1 or temperature < 0:
         raise UserError(f"--tokens {tokens} --temperature {temperature}: need >= 1 and >= 0")
     model = load_model(folder).to(compute_device())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its tokenizer cannot be opened") from error
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     with torch.random.fork_rng(devices=[]):

@@ -41,11 +41,15 @@ SECTIONS: tuple[Callable[[Study], Section], ...] = (
     method.section,
 )
 
+PAGE = "report.html"
+"""A study's own."""
+
 
 def build_report(study_dir: Path, out_file: Path, most_data: int | None = None) -> Path:
     """Render a study folder, finished or not, into ``out_file`` and return its path.
 
-    ``summary.json`` is written beside it.
+    ``summary.json`` is written beside ``report.html``; beside another page its name begins with
+    that of the page.
 
     Args:
         study_dir: holds study.json, ledger.json, stages.json, metrics.jsonl, comparisons.jsonl.
@@ -57,7 +61,8 @@ def build_report(study_dir: Path, out_file: Path, most_data: int | None = None) 
         study = load_study(study_dir)
         html = render(study, most_data)
     write_atomic(out_file, printable(html).encode())
-    write_json(out_file.with_name("summary.json"), summary(study))
+    told = "summary.json" if out_file.name == PAGE else f"{out_file.stem}.summary.json"
+    write_json(out_file.with_name(told), summary(study))
     return out_file
 
 

@@ -120,6 +120,19 @@ def test_every_list_has_entries(what: str, capsys: pytest.CaptureFixture[str]) -
     assert len(json.loads(capsys.readouterr().out)) == len(lines) > 0
 
 
+def test_a_seed_that_a_model_does_not_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["train", "smoke", "--model", "dense", "--seed", "1", "--out", str(tmp_path / "d")]
+    assert main(given) == 2
+    assert "--seed 1: dense has [0]" in capsys.readouterr().err
+    assert main(["bench", "lookup", "--seconds", "-1"]) == 2
+    assert "--seconds -1: must be above 0" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("no model")
+    assert main(["compare", str(tmp_path / "README.md"), str(tmp_path)]) == 2
+    assert "README.md: a file; expected a model's folder" in capsys.readouterr().err
+
+
 def test_long_names_leave_a_plans_columns_where_they_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -149,6 +149,17 @@ def test_overlapping_seeds_are_no_winner(fresh):
     assert "In every domain" not in text and "overlapping in code" in text
 
 
+def test_only_a_study_as_it_is_shipped_is_run_again_by_its_name(fresh):
+    config = json.loads((fresh / "study.json").read_text())
+    command = f"engram-eval run {config['name']} --scale {config['scale']}"
+    for folder, told in ((f"{config['name']}-{config['scale']}", True), ("changed-1a2b3c", False)):
+        moved = shutil.copytree(fresh, fresh.parent / folder)
+        page = build_report(moved, moved / "page.html").read_text()
+        assert (command in Page(page).text()) == told
+        assert f"engram-eval run runs/{folder}/study.json" in Page(page).text()
+        assert (moved / "page.summary.json").exists()
+
+
 def test_overlap_over_all_text_is_no_clear_difference(fresh):
     rows = read_metrics(fresh)
     for row in rows:

@@ -89,7 +89,8 @@ def test_compared_checkpoints_need_neither_training_nor_held_out_text(study):
     config = json.loads((study / "study.json").read_text())
     for entry in config["models"]:
         entry |= {"path": f"/models/{entry['name']}", "match": None}
-    config["evaluate"] |= {"heldout": False, "tasks": ["pocket", "x y"]}
+    config["evaluate"] |= {"heldout": False, "tasks": ["pocket", "x y"], "limit": 5}
+    config["baselines"] = ["knn", "moe+knn", "engram+rag"]
     config["probe"]["probes"] = []
     write_json(study / "study.json", config | {"scale": "loaded"})
     write_json(study / "ledger.json", {})
@@ -104,8 +105,9 @@ def test_compared_checkpoints_need_neither_training_nor_held_out_text(study):
     assert "These models were loaded, not trained here." in text
     assert "No analysis of the models' inside was asked for" in text
     assert (
-        "engram-eval compare /models/dense /models/moe /models/engram --tasks 'pocket,x y'" in text
-    )
+        "engram-eval compare /models/dense /models/moe /models/engram --tasks 'pocket,x y' "
+        "--limit 5 --with knn,rag"
+    ) in text
     assert "untuned" not in text and "is not recorded" not in text
 
 

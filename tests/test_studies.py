@@ -85,6 +85,32 @@ def test_an_arms_settings_are_checked_before_anything_runs() -> None:
         check_study(with_training(tokens=0))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("optimizer", "adamm", "unknown optimizer 'adamm' .did you mean 'adamw'"),
+        ("lr", -1.0, "must be above 0"),
+        ("clip_norm", 0.0, "must be above 0"),
+        ("beta1", 1.0, r"must be in \[0, 1\)"),
+        ("warmup_fraction", 2.0, r"must be in \[0, 1\]"),
+        ("threads", -1, "must not be below 0"),
+        ("save_every_s", -1.0, "must not be below 0"),
+        ("skip_bad_batches", -1, "must not be below 0"),
+    ],
+)
+def test_impossible_training_is_refused_before_anything_runs(
+    key: str, value: object, told: str
+) -> None:
+    study = find_study("smoke", assignments=[f"train.{key}={value}"])
+    with pytest.raises(UserError, match=told):
+        check_study(study)
+
+
+def test_a_scale_is_not_a_label() -> None:
+    with pytest.raises(UserError, match=r"--set scale=quick: .*follow from --scale"):
+        find_study("smoke", assignments=["scale=quick"])
+
+
 def test_a_study_that_scores_nothing_is_refused() -> None:
     nothing = ["evaluate.tasks=[]", "evaluate.heldout=false"]
     with pytest.raises(UserError, match="nothing to score"):

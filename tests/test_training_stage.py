@@ -71,6 +71,8 @@ def test_folder_holds_model_checkpoints_and_logs(trained: tuple[Path, list[Metri
     assert (out / "checkpoints" / "000012").resolve() == (out / "model").resolve()
     names = {p.name for p in (out / "model").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+    modes = {path.stat().st_mode & 0o777 for path in (out / "model").glob("*.safetensors")}
+    assert modes == {0o644}, "others may read what they share a disk with"
     assert {"modeling_engram.py", "configuration_engram.py", "loss.py"} <= names
     log = list(read_jsonl(out / "train.jsonl"))
     assert [line["step"] for line in log] == list(range(1, 13))

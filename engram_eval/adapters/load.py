@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nForCausalLM, PreTrainedModel
 
 from engram_eval.adapters.base import Adapter
@@ -67,7 +68,7 @@ def load_causal_lm(
             **options,
             **keys,
         )
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         if "custom code" in reason:
             reason = "it brings Python code of its own; allow it with trust_remote_code=True"

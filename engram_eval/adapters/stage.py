@@ -20,6 +20,8 @@ def model_sha256(folder: Path) -> str:
         UserError: the folder holds no model with safetensors.
     """
     weights = sorted(folder.glob("*.safetensors"))
+    if folder.is_file():
+        raise UserError(f"{folder}: a file; expected a model's folder")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder{_nearest(folder)}")
     if not (folder / "config.json").is_file() or not weights:

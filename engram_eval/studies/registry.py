@@ -127,7 +127,10 @@ def find_study(
         study = dataclasses.replace(study, models=models, offload=offload)
     if tune:
         study = dataclasses.replace(study, tune=TUNED)
-    return override(study, assignments) if assignments else study
+    changed = override(study, assignments) if assignments else study
+    if changed.scale != study.scale:
+        raise UserError(f"--set scale={changed.scale}: a study's sizes follow from --scale")
+    return changed
 
 
 def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:

@@ -55,6 +55,9 @@ def write_model_folder(
         with no_bars():
             model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
+        for path in fresh.rglob("*.safetensors"):
+            # They come for their owner's eyes alone; others may share the disk.
+            path.chmod(0o644)
         (fresh / "README.md").write_text(_card(model, tokens, facts), encoding="utf-8")
         if folder.is_symlink():
             folder.unlink()

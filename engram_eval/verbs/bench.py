@@ -30,6 +30,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     what, model, corpus = arguments.what, arguments.model, arguments.corpus
     if what not in {**BENCHES, **MODEL_BENCHES}:
         raise unknown("bench", what, [*BENCHES, *MODEL_BENCHES])
+    if arguments.seconds <= 0:
+        raise UserError(f"--seconds {arguments.seconds:g}: must be above 0")
     bench, options = resolve({**BENCHES, **MODEL_BENCHES}[what]), {}
     if arguments.scale is not None:
         if "scale" not in inspect.signature(bench).parameters:

@@ -145,9 +145,11 @@ def one_stage(arguments: argparse.Namespace) -> int:
     names = [model.name for model in study.models]
     if arguments.model is not None and arguments.model not in names:
         raise unknown("model", arguments.model, names)
-    seeds = {seed for model in study.models for seed in model.seeds}
+    asked = [model for model in study.models if arguments.model in (None, model.name)]
+    seeds = {seed for model in asked for seed in model.seeds}
     if arguments.seed is not None and arguments.seed not in seeds:
-        raise UserError(f"--seed {arguments.seed}: the study has {sorted(seeds)}")
+        whose = "the study" if arguments.model is None else arguments.model
+        raise UserError(f"--seed {arguments.seed}: {whose} has {sorted(seeds)}")
     only = (arguments.model, arguments.seed)
     if launched():
         return _in_ranks(study, out, arguments, only)

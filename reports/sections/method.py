@@ -53,8 +53,9 @@ def commands(study: Study) -> list[tuple[str, str]]:
     if study.published is not None:
         return [("Run the study again", study.published.command)]
     folder = f"runs/{study.folder.name}"
+    again = _again(study)
     return [
-        ("Run the study again", shlex.join(["engram-eval", *_again(study)])),
+        *([("Run the study again", again)] if again else []),
         (
             "Run exactly this configuration",
             shlex.join(["engram-eval", "run", f"{folder}/study.json"]),
@@ -84,16 +85,30 @@ def citation(study: Study) -> str:
     )
 
 
-def _again(study: Study) -> list[str]:
-    """Return the verb that starts such a study from its name, or from its model folders."""
+def _again(study: Study) -> str:
+    """Return what starts such a study from its name, or from its model folders; "" if nothing.
+
+    A study that was changed on the command line has a folder of another name by default; what was
+    changed is in its configuration alone.
+    """
     entries = study.config.get("models")
     models = entries if isinstance(entries, list) else []
     paths = [str(m["path"]) for m in models if isinstance(m, Mapping) and m.get("path")]
     if paths:
         tasks = asked(study, "evaluate", "tasks", [])
         listed = ",".join(map(str, tasks)) if isinstance(tasks, list) else ""
-        return ["compare", *paths, "--tasks", listed]
-    return ["run", study.text("name") or "main", "--scale", study.text("scale") or "quick"]
+        baselines = study.config.get("baselines")
+        listed_baselines = baselines if isinstance(baselines, list) else []
+        # Alone, or around a model.
+        beside = dict.fromkeys(str(each).rpartition("+")[2] for each in listed_baselines)
+        limit = asked(study, "evaluate", "limit", 0)
+        options = ["--tasks", listed, *(["--limit", str(limit)] if limit else [])]
+        options += ["--with", ",".join(beside)] if beside else []
+        return shlex.join(["engram-eval", "compare", *paths, *options])
+    name, scale = study.text("name"), study.text("scale")
+    default = scale if name == "brief" else f"{name}-{scale}"
+    same = study.folder.name == default
+    return shlex.join(["engram-eval", "run", name, "--scale", scale]) if same else ""
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
