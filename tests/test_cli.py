@@ -158,3 +158,13 @@ def test_a_plan_is_printed_and_matched(capsys: pytest.CaptureFixture[str]) -> No
     assert moe["training_seconds"] is None
     assert moe["training_flops"] == 3 * moe["flops_per_token"] * moe["tokens"]
     assert abs(models["dense"]["flops_per_token"] / moe["flops_per_token"] - 1) <= 0.01
+
+
+def test_verdicts_that_are_missing_are_advised_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["claims", str(tmp_path)]) == 2
+    assert "no claim could be judged" in capsys.readouterr().err
+    (tmp_path / "stages.json").write_text("[]")
+    assert main(["claims", str(tmp_path)]) == 2
+    assert f"`engram-eval analyze {tmp_path}` writes it" in capsys.readouterr().err

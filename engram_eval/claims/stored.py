@@ -19,6 +19,8 @@ def read_verdicts(study_dir: Path) -> list[dict[str, Any]]:
     if not study_dir.is_dir():
         raise UserError(f"{study_dir}: no such folder; expected a study's, as runs/quick")
     if not path.exists():
-        raise UserError(f"{study_dir}: no {FILE} here; `engram-eval analyze {study_dir}` writes it")
+        ran = (study_dir / "stages.json").exists()
+        why = f"`engram-eval analyze {study_dir}` writes it" if ran else "no claim could be judged"
+        raise UserError(f"{study_dir}: no {FILE} here; {why}")
     found: list[dict[str, Any]] = read_json(path)
     return found
