@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engram_eval.cli import VERBS, main
 from engram_eval.environment import versions
 from engram_eval.listing import LISTS
+from engram_eval.studies.registry import find_study
+from engram_eval.verbs import study as study_verbs
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,3 +171,21 @@ def test_verdicts_that_are_missing_are_advised_on(
     (tmp_path / "stages.json").write_text("[]")
     assert main(["claims", str(tmp_path)]) == 2
     assert f"`engram-eval analyze {tmp_path}` writes it" in capsys.readouterr().err
+
+
+def test_what_else_was_compared_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Path] = []
+
+    def run(study: Any, out: Path, *_: Any, **__: Any) -> int:
+        taken.append(out)
+        return 0
+
+    monkeypatch.setattr(study_verbs, "_run_study", run)
+    monkeypatch.setattr(
+        study_verbs, "find_loaded", lambda given: find_study("smoke", n_seeds=len(given.models))
+    )
+    for given in (["a"], ["a", "b"], ["b", "a"], ["a", "--out", "elsewhere"]):
+        assert main(["compare", *given]) == 0
+    one, two, again, elsewhere = taken
+    assert one != two == again and elsewhere == Path("elsewhere")
+    assert one.parent == Path("runs") and one.name.startswith("compare-")

@@ -221,7 +221,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=[], metavar="N", help="of the context suite"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder to fill")
+    parser.add_argument("--out", type=Path, help="folder to fill (default: runs/compare-<hash>)")
     _data_arguments(parser)
     _process_arguments(parser)
 
@@ -239,8 +239,13 @@ def find_loaded(arguments: argparse.Namespace) -> Any:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    from engram_eval.config import to_dict
+    from engram_eval.records import content_hash
+
     study = find_loaded(arguments)
-    return _run_study(study, arguments.out, _every_stage(), arguments, table=True)
+    # What else was compared stays.
+    own = Path("runs") / f"compare-{content_hash(to_dict(study))[:6]}"
+    return _run_study(study, arguments.out or own, _every_stage(), arguments, table=True)
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
