@@ -305,7 +305,10 @@ def test_a_folder_without_verdicts_is_a_mistake(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["claims", str(tmp_path)]) == 2
-    assert "no verdicts.json here" in capsys.readouterr().err
+    assert "no verdicts.json here; no claim could be judged" in capsys.readouterr().err
+    (tmp_path / "stages.json").write_text("[]")
+    assert main(["claims", str(tmp_path)]) == 2
+    assert f"`engram-eval analyze {tmp_path}` writes it" in capsys.readouterr().err
     (tmp_path / "verdicts.json").write_text("[")
     assert main(["claims", str(tmp_path)]) == 2
     assert "damaged" in capsys.readouterr().err

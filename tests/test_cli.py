@@ -163,16 +163,6 @@ def test_a_plan_is_printed_and_matched(capsys: pytest.CaptureFixture[str]) -> No
     assert abs(models["dense"]["flops_per_token"] / moe["flops_per_token"] - 1) <= 0.01
 
 
-def test_verdicts_that_are_missing_are_advised_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["claims", str(tmp_path)]) == 2
-    assert "no claim could be judged" in capsys.readouterr().err
-    (tmp_path / "stages.json").write_text("[]")
-    assert main(["claims", str(tmp_path)]) == 2
-    assert f"`engram-eval analyze {tmp_path}` writes it" in capsys.readouterr().err
-
-
 def test_what_else_was_compared_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Path] = []
 

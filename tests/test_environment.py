@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engram_eval import environment
+from engram_eval.parallel.ranks import _own_gpu
 
 
 def test_without_a_gpu_the_cpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +29,18 @@ def test_a_gpu_is_lost_if_it_answers_no_more(
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     assert environment.gpu_is_lost() == (started and not answers)
+
+
+@pytest.mark.parametrize(("rank", "own"), [(None, 2), ("1", 1)])
+def test_a_process_alone_stays_on_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, rank: str | None, own: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert _own_gpu() == own
 
 
 def test_processes_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
