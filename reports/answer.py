@@ -8,6 +8,7 @@ from reports.load import Model, Study, Verdict
 from reports.numbers import count, listing, quoted
 from reports.query import (
     asked,
+    by_domain,
     domain_of,
     headline_pair,
     heldout,
@@ -119,7 +120,7 @@ def _from_tasks(study: Study, a: str, b: str) -> tuple[str, str]:
 def _points(rows: Sequence[MetricRow], a: str, b: str) -> dict[str, dict[str, list[float]]]:
     """Return the points of both models for each domain that both have."""
     found = {}
-    for domain in ordered(domain_of(row) for row in rows):
+    for domain in by_domain(domain_of(row) for row in rows):
         here = [row for row in rows if domain_of(row) == domain]
         points = {name: values(pick(here, model=name)) for name in (a, b)}
         if all(points.values()):

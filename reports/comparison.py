@@ -19,7 +19,7 @@ from reports.build import page, printable
 from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, load_study
 from reports.numbers import MISSING, count, duration, fixed, listing
-from reports.query import domain_of, heldout, ordered, value_of
+from reports.query import by_domain, domain_of, heldout, ordered, value_of
 from reports.sections.columns import MANY, SEVERAL, seeds_cell
 from reports.sections.overview import who
 from reports.sections.verdicts import short
@@ -230,7 +230,7 @@ def score_tables(runs: Sequence[Run], look: dict[str, Look]) -> list[Item]:
         for row in heldout(run.study):
             values = cells.setdefault((str(row.model), domain_of(row)), {})
             values.setdefault(run.name, []).append(value_of(row))
-    domains = ordered((domain for _, domain in cells), first=("all",))
+    domains = by_domain(domain for _, domain in cells)
     keys = sorted(
         cells,
         key=lambda key: (domains.index(key[1]), list(look).index(key[0]) if key[0] in look else -1),

@@ -38,9 +38,14 @@ def values(rows: Iterable[MetricRow]) -> list[float]:
     return [value_of(row) for row in sorted(rows, key=lambda row: row.seed or 0)]
 
 
-def domain_of(row: MetricRow) -> str:
-    """Return the domain that a row is about, ``all`` where it names none."""
+def domain_of(row: MetricRow | Comparison) -> str:
+    """Return the domain that a row or a difference is about, ``all`` where it names none."""
     return row.slice.get("domain", "all")
+
+
+def by_domain(names: Iterable[str]) -> list[str]:
+    """Return distinct domains in the order of every table and picture: all text, then by name."""
+    return sorted(set(names), key=lambda name: (name != "all", name))
 
 
 def only_domain(row: MetricRow) -> bool:

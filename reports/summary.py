@@ -1,13 +1,22 @@
 """The key results for machines: ``summary.json`` beside the report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from engram_eval.records import SCHEMA, MetricRow
 from reports.answer import answer
 from reports.load import Study
-from reports.query import domain_of, heldout, only_domain, pick, pooled_comparisons, value_of
+from reports.query import (
+    by_domain,
+    domain_of,
+    heldout,
+    only_domain,
+    ordered,
+    pick,
+    pooled_comparisons,
+    value_of,
+)
 from reports.sections.scores import uninformative
 
 
@@ -29,7 +38,7 @@ def summary(study: Study) -> dict[str, Any]:
         "complete": bool(study.stage_count) and not study.unfinished,
         "unfinished": {s.label: s.error or s.status for s in study.unfinished},
         "models": {m.name: asdict(m) for m in study.models},
-        "heldout_bits_per_byte": _nested(heldout(study), domain=True),
+        "heldout_bits_per_byte": _by_domain(heldout(study)),
         "accuracy": _nested(_tasks(study, "acc")),
         "task_bits_per_byte": _nested(_tasks(study, "bits_per_byte")),
         "memory": _memory(study),
@@ -51,18 +60,32 @@ def _tasks(study: Study, metric: str) -> list[MetricRow]:
 
 def _memory(study: Study) -> dict[str, Any]:
     """Return what memories beside the models cost: metric -> model -> seed -> value."""
-    found: dict[str, Any] = {}
-    for row in pick(study.rows, name="memory"):
-        seeds = found.setdefault(row.metric, {}).setdefault(str(row.model), {})
-        seeds["all" if row.seed is None else str(row.seed)] = value_of(row)
-    return found
+    rows = pick(study.rows, name="memory")
+    return {
+        metric: _by_model(row for row in rows if row.metric == metric)
+        for metric in ordered(row.metric for row in rows)
+    }
 
 
-def _nested(rows: Sequence[MetricRow], domain: bool = False) -> dict[str, Any]:
-    """Arrange rows as task (or domain) -> model -> seed -> value."""
+def _nested(rows: Sequence[MetricRow]) -> dict[str, Any]:
+    """Arrange rows as task -> model -> seed -> value."""
+    return {
+        name: _by_model(row for row in rows if row.name == name)
+        for name in ordered(row.name for row in rows)
+    }
+
+
+def _by_domain(rows: Sequence[MetricRow]) -> dict[str, Any]:
+    """Arrange rows as domain -> model -> seed -> value."""
+    return {
+        name: _by_model(row for row in rows if domain_of(row) == name)
+        for name in by_domain(map(domain_of, rows))
+    }
+
+
+def _by_model(rows: Iterable[MetricRow]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row in rows:
-        key = domain_of(row) if domain else row.name
-        seeds = found.setdefault(key, {}).setdefault(str(row.model), {})
+        seeds = found.setdefault(str(row.model), {})
         seeds["all" if row.seed is None else str(row.seed)] = value_of(row)
     return found

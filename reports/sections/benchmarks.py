@@ -5,7 +5,7 @@ from collections.abc import Callable
 from reports.blocks import Cell, Column, Item, Section, Table
 from reports.load import Comparison, Study
 from reports.numbers import fixed, percent
-from reports.query import headline_pair, ordered, widest
+from reports.query import by_domain, domain_of, headline_pair, ordered, widest
 from reports.sections.columns import comparison_row, difference_note, effect_cell, turned
 from reports.sections.heldout import heldout_items
 from reports.sections.offload import offload_tables
@@ -81,18 +81,8 @@ def against(study: Study, reference: str, name: str) -> dict[Key, Comparison]:
         if (found := c.seen_from(reference)) is not None and found.model_b == name
     ]
     kept = [c for c in widest(turned) if set(c.slice) <= {"domain"}]
-    texts = {
-        ("bits_per_byte", c.slice.get("domain", "all")): c
-        for c in kept
-        if c.name == "heldout" and c.metric == "bits_per_byte"
-    }
-    tasks = {
-        ("acc", c.slice.get("domain", "all")): c
-        for c in kept
-        if c.name == "tasks" and c.metric == "acc"
-    }
-    domains = [*dict.fromkeys(domain for _, domain in tasks)]
-    order = ordered(domains, first=DOMAINS)
-    return dict(sorted(texts.items(), key=lambda item: item[0][1] != "all")) | {
-        ("acc", domain): tasks["acc", domain] for domain in order
+    texts = {domain_of(c): c for c in kept if (c.name, c.metric) == ("heldout", "bits_per_byte")}
+    tasks = {domain_of(c): c for c in kept if (c.name, c.metric) == ("tasks", "acc")}
+    return {("bits_per_byte", domain): texts[domain] for domain in by_domain(texts)} | {
+        ("acc", domain): tasks[domain] for domain in ordered(tasks, first=DOMAINS)
     }

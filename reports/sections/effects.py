@@ -6,7 +6,7 @@ from reports.blocks import Block, Panel, View
 from reports.draw import Canvas, Dot, dots, zero_line
 from reports.load import Comparison, Study
 from reports.numbers import fixed, listing, percent
-from reports.query import domain_of, headline_pair, heldout, ordered, pooled_comparisons
+from reports.query import by_domain, domain_of, headline_pair, ordered, pooled_comparisons
 from reports.sections.columns import comparison_row
 from reports.theme import looks
 
@@ -62,10 +62,10 @@ def _whole(study: Study, metric: str) -> list[Comparison]:
 
 
 def _texts(study: Study) -> list[Comparison]:
-    """Return the held-out domains in the order of the first picture."""
+    """Return the differences on held-out text by domain."""
     found = [c for c in _whole(study, "bits_per_byte") if c.name == "heldout"]
-    order = ordered((domain_of(row) for row in heldout(study)), first=("all",))
-    return sorted(found, key=lambda c: order.index(_label(c)) if _label(c) in order else -1)
+    order = by_domain(map(_label, found))
+    return sorted(found, key=lambda c: order.index(_label(c)))
 
 
 def _tasks(study: Study, metric: str) -> list[Comparison]:
@@ -76,7 +76,7 @@ def _tasks(study: Study, metric: str) -> list[Comparison]:
 
 
 def _label(found: Comparison) -> str:
-    domain = found.slice.get("domain", "all")
+    domain = domain_of(found)
     if found.name == "heldout":
         return domain
     return f"all of {domain}" if found.name == "tasks" else found.name

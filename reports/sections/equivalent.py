@@ -8,7 +8,7 @@ from reports.blocks import Block, Panel, View, flat_rows
 from reports.draw import Canvas, Dot, Line, dots, lines
 from reports.load import Comparison, Study
 from reports.numbers import fixed, listing
-from reports.query import heldout, ordered, pick, value_of
+from reports.query import by_domain, domain_of, heldout, ordered, pick, value_of
 from reports.sections.overview import who
 from reports.theme import Look, looks
 
@@ -48,10 +48,10 @@ def equivalent_block(study: Study) -> Block | None:
 
 
 def _worth(found: Sequence[Comparison], look: Mapping[str, Look], width: int) -> Canvas:
-    names = ordered((c.slice.get("domain", "all") for c in found), first=("all",))
+    names = by_domain(domain_of(c) for c in found)
     values = [
         Dot(
-            names.index(c.slice.get("domain", "all")),
+            names.index(domain_of(c)),
             float(c.effect or 0),
             look[c.model_b],
             f"{c.model_b}, seed {_seed(c)}: {_told(c)}",

@@ -9,10 +9,10 @@ from reports.load import Study
 from reports.numbers import MANY, MISSING, fixed
 from reports.query import (
     asked,
+    by_domain,
     domain_of,
     heldout,
     only_domain,
-    ordered,
     pick,
     pooled_comparisons,
     value_of,
@@ -52,7 +52,7 @@ def heldout_items(study: Study) -> list[Item]:
 def domain_table(study: Study, rows: Sequence[MetricRow]) -> Table:
     """List bits per byte per domain and model, with the difference of the headline pair."""
     effects = {
-        c.slice.get("domain", "all"): c
+        domain_of(c): c
         for c in pooled_comparisons(study, "bits_per_byte")
         if c.name == "heldout" and set(c.slice) <= {"domain"}
     }
@@ -61,7 +61,7 @@ def domain_table(study: Study, rows: Sequence[MetricRow]) -> Table:
     columns = [Column("Domain", numeric=False), *model_columns(study, models)]
     columns += difference_columns(study, effects.values())
     body = []
-    for domain in ordered((domain_of(row) for row in rows), first=("all",)):
+    for domain in by_domain(domain_of(row) for row in rows):
         here = [row for row in rows if domain_of(row) == domain]
         cells = [Cell(domain), *seed_cells(here, models, fixed, best="low")]
         cells += [effect_cell(effects.get(domain), fixed)] if effects else []
@@ -80,7 +80,7 @@ def domain_table(study: Study, rows: Sequence[MetricRow]) -> Table:
 
 def answers_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     """Place each model between "skill absent" and "skill perfect" in each generated domain."""
-    domains = ordered(domain_of(row) for row in rows)
+    domains = by_domain(domain_of(row) for row in rows)
     look = looks(study)
     bounds = [
         row

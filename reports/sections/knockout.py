@@ -7,7 +7,7 @@ from reports.blocks import Block, Panel, View, flat_rows
 from reports.draw import Canvas, Dot, dots, share_axis, zero_line
 from reports.load import Study
 from reports.numbers import fixed
-from reports.query import domain_of, only_domain, ordered, pick, value_of
+from reports.query import by_domain, domain_of, only_domain, pick, value_of
 from reports.sections.layers import conditions_of, drawn_models, layer_panel
 from reports.sections.lens import memory_layers
 from reports.sections.overview import who
@@ -53,7 +53,7 @@ def _by_domain(study: Study, rows: Sequence[MetricRow], look: Mapping[str, Look]
     local = [row for row in rows if row.model in owners and row.layer in layers]
     if not local:
         return None
-    domains = ordered((domain_of(row) for row in local), first=("all",))
+    domains = by_domain(domain_of(row) for row in local)
     conditions = sorted(conditions_of(local), key=lambda c: c != "memory_zeroed")
     panels = [
         Panel(_name(condition), _dots(pick(local, condition=condition), domains, look))

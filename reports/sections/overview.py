@@ -8,7 +8,7 @@ from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, fla
 from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, Verdict
 from reports.numbers import MANY, MISSING, count, each, fixed, middle
-from reports.query import asked, domain_of, heldout, ordered, pick, value_of, values
+from reports.query import asked, by_domain, domain_of, heldout, pick, value_of, values
 from reports.sections.offload import told as speed_told
 from reports.sections.verdicts import tally
 from reports.theme import Look, looks
@@ -63,7 +63,7 @@ def heldout_block(study: Study, rows: Sequence[MetricRow], told: Answer) -> Bloc
     Of many models each has a row of its own, and each domain a choice: in one row for all they
     would cover each other.
     """
-    domains = ordered((domain_of(row) for row in rows), first=("all",))
+    domains = by_domain(domain_of(row) for row in rows)
     look = looks(study)
     names = [m.name for m in study.models] + study.baselines()
     drawn = [n for n in names if pick(rows, model=n)]
