@@ -110,7 +110,8 @@ def train_translators(
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, len(steps))
     with (report or Reporter(quiet=True)).task(f"{NAME} (fit)", len(steps)) as progress:
         for part in steps:
-            _set_gradients(adapter, leaves, streams[:, part], last[part])
+            here = streams[:, part].to(last.device)
+            _set_gradients(adapter, leaves, here, last[part])
             optimiser.step()
             schedule.step()
             progress.advance()
@@ -119,11 +120,16 @@ def train_translators(
 
 
 def _collect(adapter: Adapter, sample: Sample, report: Reporter | None) -> tuple[Tensor, Tensor]:
-    """Return the streams (depths, n, D) of all depths but the last, and the last one, (n, D)."""
-    taps = lens_taps(adapter)
-    read = list(batches(adapter, sample, taps, report=report, title=f"{NAME} (read)"))
-    found = torch.stack([torch.cat([batch.taps[tap] for batch in read]) for tap in taps])
-    return found[:-1], found[-1]
+    """Return the streams (depths, n, D) of all depths but the last, and the last one, (n, D).
+
+    The first lie in host memory: those of a large model would fill a GPU.
+    """
+    *taps, final = lens_taps(adapter)
+    before, last = [], []
+    for batch in batches(adapter, sample, (*taps, final), report=report, title=f"{NAME} (read)"):
+        before.append(torch.stack([batch.taps[tap].cpu() for tap in taps]))
+        last.append(batch.taps[final])
+    return torch.cat(before, dim=1), torch.cat(last)
 
 
 def least_squares(streams: Tensor, last: Tensor, ridge: float = RIDGE) -> Translators:
@@ -131,16 +137,20 @@ def least_squares(streams: Tensor, last: Tensor, ridge: float = RIDGE) -> Transl
 
     Args:
         streams: what is translated.
-        last: what it is translated to.
+        last: what it is translated to; the work is done where it lies.
         ridge: penalty, relative to the mean variance of a stream's coordinates.
     """
-    centre, goal = streams.mean(1, keepdim=True), last.mean(0)
-    x = (streams - centre).double()
-    gram = x.transpose(1, 2) @ x
-    scale = gram.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(1e-12)
-    gram = gram + ridge * scale[:, None, None] * torch.eye(x.shape[-1], device=x.device)
-    weight = torch.linalg.solve(gram, x.transpose(1, 2) @ (last - goal).double()).to(last.dtype)
-    return Translators(weight, goal - (centre @ weight)[:, 0])
+    maps = [_closest_map(stream.to(last.device), last, ridge) for stream in streams]
+    return Translators(*(torch.stack(parts) for parts in zip(*maps, strict=True)))
+
+
+def _closest_map(stream: Tensor, last: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    centre, goal = stream.mean(0), last.mean(0)
+    x = (stream - centre).double()
+    gram = x.T @ x
+    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
+    weight = torch.linalg.solve(gram, x.T @ (last - goal).double()).to(last.dtype)
+    return weight, goal - centre @ weight
 
 
 def _parts(n: int, generator: torch.Generator) -> Iterator[Tensor]:
