@@ -36,6 +36,16 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 CODE = Path(modeling_engram.__file__)
 MULTIPLIERS = "hash.multipliers"
 COMPRESSED = "token_history.compressed_ids"
+CARD, KEPT_CARD = "README.md", "README.hf.md"
+OFFICIAL_CARD = """# Engram weights under the official demonstration's names
+
+Made by `engram-eval convert`. transformers does not load them under these names; this makes the
+folder that it loads, described in README.hf.md, again:
+
+```sh
+engram-eval convert PATH hf_folder --to hf
+```
+"""
 
 
 FORMATS: Mapping[str, Callable[[Shapes], list[Output]]] = {
@@ -104,6 +114,7 @@ def convert(source: Path, target: Path, to: str) -> None:
         fresh = Path(name) / "fresh"
         if source.is_dir():
             _write_folder(source, fresh, tensors, outputs, complete=to == "hf")
+            _exchange_cards(fresh, to)
             if to in ROW_FORMATS:
                 _note_quantization(fresh / CONFIG, to)
                 _renew_code(fresh)
@@ -125,6 +136,16 @@ def _check_rows(source: Path, to: str) -> None:
 def _note_quantization(path: Path, kept: str) -> None:
     config = {**json.loads(path.read_text(encoding="utf-8")), "engram_row_quantization": kept}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _exchange_cards(folder: Path, to: str) -> None:
+    """Put a model's card aside where it would tell how to load what does not load, and back."""
+    card, kept = folder / CARD, folder / KEPT_CARD
+    if to == "official" and card.exists():
+        card.rename(kept)
+        card.write_text(OFFICIAL_CARD, encoding="utf-8")
+    elif to == "hf" and kept.exists():
+        kept.replace(card)
 
 
 def _renew_code(folder: Path) -> None:

@@ -48,7 +48,9 @@ def names(folder: Path) -> set[str]:
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_there_and_back_every_file_is_the_same(kind: str, tmp_path: Path) -> None:
     source = saved(tmp_path / "hf", **OPTIONS[kind])
+    (source / "README.md").write_text("from_pretrained loads it")
     convert(source, tmp_path / "official", "official")
+    assert "--to hf" in (tmp_path / "official" / "README.md").read_text()
     convert(tmp_path / "official", tmp_path / "back", "hf")
     assert contents(tmp_path / "back") == contents(source)
     renamed = names(tmp_path / "official")
