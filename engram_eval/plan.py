@@ -35,13 +35,13 @@ RANK_COLUMNS = {
 }
 
 
-def plan(study: StudyConfig, measure: bool = True, ranks: int = 0) -> dict[str, Any]:
+def plan(study: StudyConfig, measure: bool = True, ranks: int | None = None) -> dict[str, Any]:
     """Return the ledger of a solved study with what training each model takes, and all else.
 
     Args:
         study: solved; models that are loaded cost nothing and are left out.
         measure: take a few training steps here to estimate the time; else it is None.
-        ranks: also count what each of so many processes needs, in ``ranks``; 0 leaves it out.
+        ranks: also count what each of so many processes needs, in ``ranks``.
 
     Raises:
         UserError: processes that cannot share the batch.
@@ -63,7 +63,7 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int = 0) -> dict[str, 
         if measure:
             rate = resolve("engram_eval.bench.rate:seconds_per_token")
             row["training_seconds"] = rate(row["architecture"], train) * row["tokens"]
-        if ranks:
+        if ranks is not None:
             costs = resolve("engram_eval.rank_costs:rank_costs")
             found = costs(row["architecture"], train, ranks)
             row["ranks"] = {"world": ranks, **found._asdict()}

@@ -252,7 +252,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", nargs="?", help=STUDY_HELP)
     parser.add_argument("--paper", action="store_true", help="count the paper's models instead")
     _change_arguments(parser)
-    parser.add_argument("--ranks", type=int, default=0, metavar="N", help="costs of N processes")
+    parser.add_argument("--ranks", type=int, metavar="N", help="costs of N processes")
     parser.add_argument("--no-time", action="store_true", help="do not measure this machine")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
@@ -268,7 +268,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     study, _ = find(arguments)
     check_names(study)
-    if arguments.ranks < 0:
+    if arguments.ranks is not None and arguments.ranks < 1:
         raise UserError(f"--ranks {arguments.ranks}: at least 1 is needed")
     planned = plan(solve(study), not arguments.no_time, arguments.ranks)
     print(json.dumps(planned, indent=1) if arguments.json else plan_table(planned))
