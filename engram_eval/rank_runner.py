@@ -37,7 +37,7 @@ def run_in_ranks(
         only: model name and seed to which the stages are limited; None means all.
 
     Returns:
-        The stages that failed, in the first process; elsewhere nothing.
+        The stages that failed in this process; the last of them alone where it is not the others'.
     """
     check_study(study)
     solved = solve(study)
@@ -64,18 +64,21 @@ def _run(
     for node in wanted:
         if node.key not in todo:
             continue
-        if not ranks.first:
-            _take_part(node, store, ranks.rank)
-        elif run_node(node, store, report) is not None:
+        if ranks.first:
+            ended_well = run_node(node, store, report) is None
+        else:
+            ended_well = _take_part(node, store, ranks.rank)
+        if not ended_well:
             failed.append(node)
-        ranks.wait()
+        if not ranks.finish(node.key, failed=not ended_well):
+            return failed
     if ranks.first:
         run_study(study, out, report, ())
     return failed
 
 
-def _take_part(node: Node, store: Path, rank: int) -> None:
-    """Do what the first process does in ``run_node``, without a record.
+def _take_part(node: Node, store: Path, rank: int) -> bool:
+    """Do what the first process does in ``run_node``, without a record; return whether it ended.
 
     A failure is told on stderr and kept in ``error.<rank>.txt``: usually the first process fails
     alike and records it, but it cannot record what happened here alone.
@@ -92,3 +95,5 @@ def _take_part(node: Node, store: Path, rank: int) -> None:
         Reporter().say(f"engram-eval: {told}")
         place = node.folder(store) / f"error.{rank}.txt"
         place.write_text(traceback.format_exc(), encoding="utf-8")
+        return False
+    return True

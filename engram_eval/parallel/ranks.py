@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ from engram_eval.parallel.launched import launched
 PATIENCE = datetime.timedelta(hours=1)
 """How long processes wait for one that builds a corpus, validates or writes alone."""
 
+ALIKE = datetime.timedelta(minutes=1)
+"""How long one that has failed waits for the others to fail alike."""
+
+POLL_S = 0.1
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -27,12 +33,15 @@ class Ranks:
         world: how many there are.
         device: where this one computes.
         mesh: all of them, in one row.
+        store: what they tell each other beside their computations; None in a block inside of
+            another.
     """
 
     rank: int
     world: int
     device: torch.device
     mesh: DeviceMesh
+    store: dist.Store | None = None
 
     @property
     def first(self) -> bool:
@@ -62,6 +71,28 @@ class Ranks:
         """Wait for all others."""
         dist.barrier()
 
+    def finish(self, stage: str, failed: bool) -> bool:
+        """Wait for all others at the end of a stage; return whether they came there.
+
+        Where a stage failed in this process alone, the others stand in the middle of it and wait
+        for this one, which must leave: then ``torchrun`` ends them.
+
+        Args:
+            stage: names it; each is finished once.
+            failed: whether it failed here: then others have a minute to fail alike.
+
+        Raises:
+            DistError: another process is gone.
+        """
+        if self.store is None:
+            return True
+        last = time.monotonic() + (ALIKE if failed else PATIENCE).total_seconds()
+        there = self.store.add(stage, 1)
+        while there < self.world and time.monotonic() < last:
+            time.sleep(POLL_S)
+            there = self.store.add(stage, 0)
+        return there == self.world
+
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
@@ -73,12 +104,11 @@ def joined() -> Iterator[Ranks]:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", _own_gpu()) if cuda else "cpu"
     ours = not dist.is_initialized()
-    if ours:
-        _meet("nccl" if cuda else "gloo", torch.device(device))
+    store = _meet("nccl" if cuda else "gloo", torch.device(device)) if ours else None
     try:
         rank, world = dist.get_rank(), dist.get_world_size()
         mesh = init_device_mesh("cuda" if cuda else "cpu", (world,))
-        yield Ranks(rank, world, torch.device(device), mesh)
+        yield Ranks(rank, world, torch.device(device), mesh, store)
     finally:
         if ours:
             dist.destroy_process_group()
@@ -89,10 +119,11 @@ def _own_gpu() -> int:
     return int(os.environ["LOCAL_RANK"]) if launched() else torch.cuda.current_device()
 
 
-def _meet(backend: str, device: torch.device) -> None:
+def _meet(backend: str, device: torch.device) -> dist.Store:
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    store, rank, world = dist.HashStore(), 0, 1
     if launched():
-        dist.init_process_group(backend, timeout=PATIENCE)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    return store
