@@ -10,16 +10,6 @@ from torch import Tensor
 
 from engram_eval.models import (
     native,
-    native_attention,
-    native_experts,
-    native_gate,
-    native_kernels,
-    native_linear,
-    native_lookup,
-    native_loss,
-    native_routing,
-    native_stream,
-    native_swiglu,
 )
 
 FLAGS = {"for this processor": None, "for any": (), "with AVX2": ("-mavx2", "-mfma")}
@@ -44,12 +34,7 @@ def build(kind: str, name: str, folder: Path) -> ctypes.CDLL:
 
 def take_away(patch: pytest.MonkeyPatch) -> None:
     """Leave everything to torch's functions."""
-    for module in (
-        *(native_attention, native_experts, native_gate, native_kernels, native_linear),
-        *(native_lookup, native_loss, native_routing, native_stream, native_swiglu),
-    ):
-        kept = f"_{module.__name__.rpartition('native_')[2]}"
-        patch.setattr(module, kept, lambda *_: None)
+    patch.setattr(native.Functions, "load", lambda *_: None)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from engram_eval.models import native_attention, native_linear
 from engram_eval.models.attention import EngramAttention
 from engram_eval.models.causal_attention import joined_projections, rotary_causal_attention
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.native_attention import NativeAttention, Sizes, attention_for
+from engram_eval.models.native_linear import NativeLinear
 
 pytestmark = native_tools.needed
 
@@ -50,7 +50,7 @@ def test_output_and_gradient(
     exact, given_rows = (part.requires_grad_() for part in (projected.double(), projected))
     expected = attend(exact, kv_heads, groups, angles)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_attention, "_attention", lambda: attention)
+        patch.setattr(NativeAttention, "load", lambda: attention)
         found = attend(given_rows, kv_heads, groups, angles)
     assert found.dtype == torch.bfloat16 and found.shape == expected.shape
     assert float((found - expected).norm().detach()) < 0.01 * float(expected.norm().detach())
@@ -65,7 +65,7 @@ def test_nothing_is_seen_ahead(attention: NativeAttention) -> None:
     later = projected.clone()
     later[:, 33:] = 100
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_attention, "_attention", lambda: attention)
+        patch.setattr(NativeAttention, "load", lambda: attention)
         one, other = (attend(each, 1, 1, angles) for each in (projected, later))
     assert torch.equal(one[:, :33], other[:, :33]) and not torch.equal(one[:, 33:], other[:, 33:])
 
@@ -73,7 +73,7 @@ def test_nothing_is_seen_ahead(attention: NativeAttention) -> None:
 def test_large_scores_and_what_is_no_number(attention: NativeAttention) -> None:
     projected, angles = make(1, 40, 3, 4, True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_attention, "_attention", lambda: attention)
+        patch.setattr(NativeAttention, "load", lambda: attention)
         large = attend(projected * 30, 1, 1, angles)
         expected = attend((projected * 30).double(), 1, 1, angles)
         assert float((large - expected).norm()) < 0.02 * float(expected.norm())
@@ -110,7 +110,7 @@ def a_layer(module: nn.Module, x: Tensor, autocast: bool) -> list[Tensor]:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = module(x, half)[0]
     by_kernel = type(output.grad_fn).__name__ == "_LayerByKernelBackward"
-    assert by_kernel == (autocast and native_linear._linear() is not None)
+    assert by_kernel == (autocast and NativeLinear.load() is not None)
     inputs = [x, *module.parameters()]
     return [output.detach(), *torch.autograd.grad(output.to(x.dtype).square().sum(), inputs)]
 
@@ -122,8 +122,8 @@ def test_a_whole_layer_against_double_precision(monkeypatch: pytest.MonkeyPatch)
     for seed, parameter in enumerate(layer.parameters()):
         parameter.data = native_tools.draw(*parameter.shape, seed=seed) / 8
     runs = []
-    for way in (native_linear._linear(), None):
-        monkeypatch.setattr(native_linear, "_linear", lambda way=way: way)
+    for way in (NativeLinear.load(), None):
+        monkeypatch.setattr(NativeLinear, "load", lambda way=way: way)
         runs.append(a_layer(layer, x, autocast=True))
     exact = a_layer(layer.double(), x.double(), autocast=False)
     for ours, torchs, true in zip(*runs, exact, strict=True):

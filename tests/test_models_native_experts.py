@@ -9,7 +9,6 @@ from native_tools import assert_near, draw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engram_eval.models import native_experts
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.grouped_experts import experts_by_kernel, grouped_experts
 from engram_eval.models.moe import MoE, expert_counts
@@ -125,7 +124,7 @@ def test_a_layer_of_experts_is_the_same_by_either_way(
     layer = x, weights, chosen, draw(5, 64, 64) / 8, draw(5, 32, 64) / 8
     runs = []
     for way in (experts, None):
-        monkeypatch.setattr(native_experts, "_experts", lambda way=way: way)
+        monkeypatch.setattr(NativeExperts, "load", lambda way=way: way)
         runs.append(through(*layer))
     for ours, theirs in zip(*runs, strict=True):
         assert ours.dtype == theirs.dtype
@@ -151,7 +150,7 @@ def test_routed_and_shared_experts_are_one_function_unless_somebody_looks(
     for by_kernel in (True, False):
         if not by_kernel:
             native_tools.take_away(monkeypatch)
-        together = by_kernel and hooked is None and native_experts._experts() is not None
+        together = by_kernel and hooked is None and NativeExperts.load() is not None
         x = draw(4, 64, 64, seed=9).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             output = layer(x)
@@ -202,7 +201,7 @@ def test_a_part_in_the_place_of_another_is_called(name: str) -> None:
 
 
 def test_they_work_on_whole_blocks_of_the_right_types_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_experts, "_experts", lambda: "there")
+    monkeypatch.setattr(NativeExperts, "load", lambda: "there")
     x = draw(2, 32).bfloat16()
     assert experts_for(x, draw(3, 32, 64)) == "there"  # type: ignore[comparison-overlap]
     assert experts_for(x, draw(3, 32, 48)) is None

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from engram_eval.models import native_kernels
 from engram_eval.models.loss import losses_by_token
 from engram_eval.models.memory import EngramMemory, MemorySpec
 from engram_eval.models.native_kernels import SUFFIXES, NativeKernels, kernels_for
@@ -184,7 +183,7 @@ def results(threads: int) -> list[Tensor]:
 
 
 def without_kernels(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(native_kernels, "_kernels", lambda suffix: None)
+    patch.setattr(NativeKernels, "load", lambda suffix: None)
 
 
 def test_the_model_computes_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:

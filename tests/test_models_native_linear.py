@@ -9,7 +9,6 @@ from native_tools import assert_near, draw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engram_eval.models import native_linear
 from engram_eval.models.linear import Linear, is_plain
 from engram_eval.models.linear_pair import linear_pair
 from engram_eval.models.moe import SwiGLU
@@ -93,8 +92,8 @@ def test_layers_are_as_near_to_double_precision_as_torch_is(
 ) -> None:
     module = module.float()
     x, runs = draw(3, 64, 64), []
-    for way in (native_linear._linear(), None):
-        monkeypatch.setattr(native_linear, "_linear", lambda way=way: way)
+    for way in (NativeLinear.load(), None):
+        monkeypatch.setattr(NativeLinear, "load", lambda way=way: way)
         runs.append(gradients(module, x, autocast=True))
     exact = gradients(module.double(), x.double(), autocast=False)
     for ours, torchs, true in zip(*runs, exact, strict=True):
@@ -141,7 +140,7 @@ def test_without_autocast_and_with_a_bias_torch_multiplies() -> None:
 def test_they_work_on_whole_blocks_of_the_right_types_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(native_linear, "_linear", lambda: "there")
+    monkeypatch.setattr(NativeLinear, "load", lambda: "there")
     x, weight = draw(64, 32).bfloat16(), draw(32, 32)
     assert linear_for(x, weight) == "there"  # type: ignore[comparison-overlap]
     assert linear_for(x[:40], weight) is None
@@ -154,7 +153,7 @@ def test_they_work_on_whole_blocks_of_the_right_types_only(
 
 def test_more_threads_change_no_bit() -> None:
     before, runs = torch.get_num_threads(), []
-    products = native_linear._linear()
+    products = NativeLinear.load()
     if products is None:
         pytest.skip("torch's products are faster")
     x, weight = draw(1600, 96).bfloat16(), draw(64, 96, seed=1)

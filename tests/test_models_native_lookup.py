@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from engram_eval.models import native_lookup
 from engram_eval.models.hashing import NgramHash, TokenHistory, allot_primes, draw_multipliers
 from engram_eval.models.native_lookup import LARGEST, NativeLookup, hashing, lookup_for
 from engram_eval.models.table import RowTable
@@ -46,7 +45,7 @@ def test_looking_back_equals_torch(
     history, given_ids = history_of(length, boundary), torch.tensor(ids)
     found = history(given_ids, new)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_lookup, "_lookup", lambda: None)
+        patch.setattr(NativeLookup, "load", lambda: None)
         expected = history(given_ids, new)
     assert torch.equal(found, expected)
 
@@ -125,7 +124,7 @@ def test_a_hash_is_the_same_by_either_way(rows: int, monkeypatch: pytest.MonkeyP
     index.primes.copy_(torch.tensor([53, 59, 61, 67]))
     mixes = index.mixes(history).repeat_interleave(2, dim=-1)
     assert torch.equal(index.hash_ids(history), mixes % torch.tensor([53, 59, 61, 67]))
-    monkeypatch.setattr(native_lookup, "_lookup", lambda: None)
+    monkeypatch.setattr(NativeLookup, "load", lambda: None)
     assert torch.equal(index.hash_ids(history), mixes % torch.tensor([53, 59, 61, 67]))
 
 

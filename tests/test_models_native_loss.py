@@ -9,7 +9,6 @@ from native_tools import assert_near, draw
 from torch import Tensor
 from torch.nn import functional as F
 
-from engram_eval.models import native_loss
 from engram_eval.models.loss import losses_by_token
 from engram_eval.models.native import BLOCK
 from engram_eval.models.native_loss import NativeLoss, loss_for
@@ -84,8 +83,8 @@ def test_the_loss_is_the_same_by_either_way(
     labels = torch.arange(160) % 96
     labels[:ignored] = -100
     runs = []
-    for way in (native_loss._loss(), None):
-        monkeypatch.setattr(native_loss, "_loss", lambda way=way: way)
+    for way in (NativeLoss.load(), None):
+        monkeypatch.setattr(NativeLoss, "load", lambda way=way: way)
         runs.append(through(hidden, weight, labels))
     for ours, torchs in zip(*runs, strict=True):
         assert ours.dtype == torchs.dtype
@@ -93,7 +92,7 @@ def test_the_loss_is_the_same_by_either_way(
 
 
 def test_it_works_on_whole_blocks_of_the_right_types_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_loss, "_loss", lambda: "there")
+    monkeypatch.setattr(NativeLoss, "load", lambda: "there")
     rows, weight, targets = draw(64, 32).bfloat16(), draw(32, 32), torch.zeros(64).long()
     assert loss_for(rows, weight, targets) == "there"  # type: ignore[comparison-overlap]
     assert loss_for(rows[:40], weight, targets) is None

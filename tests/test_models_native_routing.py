@@ -11,7 +11,7 @@ from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.grouped_experts import _sorted_by_expert
 from engram_eval.models.moe import Router
 from engram_eval.models.native_kernels import kernels_for
-from engram_eval.models.native_routing import routing_for, top_k
+from engram_eval.models.native_routing import NativeRouting, routing_for, top_k
 
 pytestmark = native_tools.needed
 
@@ -68,7 +68,7 @@ def test_rows_of_a_token_are_added(dtype: torch.dtype) -> None:
 
 
 def test_without_them_torch_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_routing, "_routing", lambda: None)
+    monkeypatch.setattr(NativeRouting, "load", lambda: None)
     assert top_k(torch.tensor([[1.0, 3, 2]]), 2).tolist() == [[1, 2]]
 
 

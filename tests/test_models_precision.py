@@ -15,7 +15,7 @@ from engram_eval.models import native, native_experts, precision
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.linear import linear
 from engram_eval.models.modeling_engram import EngramForCausalLM
-from engram_eval.models.native_experts import NativeExperts, products_pay
+from engram_eval.models.native_experts import NativeExperts
 from engram_eval.models.precision import multiplies_slowly, widened
 
 SHAPE = {
@@ -128,7 +128,7 @@ def test_compiled_products_pay_on_a_matrix_unit_and_without_instructions(
     monkeypatch.setattr(native_experts, "has_instructions", lambda: instructions)
     for unit in (True, False):
         monkeypatch.setattr(NativeExperts, "has_matrix_unit", lambda self, unit=unit: unit)
-        assert products_pay(library) == (unit or not instructions)
+        assert NativeExperts.pay(library) == (unit or not instructions)
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells what a CPU can do")

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from native_tools import assert_near, draw
 from torch import Tensor
 
-from engram_eval.models import native_stream
 from engram_eval.models.native_stream import NativeStream, stream_for
 from engram_eval.models.norm import RMSNorm
 from engram_eval.models.residual import add, add_and_norm
@@ -82,8 +81,8 @@ def through(stream: Tensor, added: Tensor, norm: RMSNorm) -> list[Tensor]:
 
 def test_a_stream_is_the_same_by_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
     norm, runs = RMSNorm(48), []
-    for way in (native_stream._stream(), None):
-        monkeypatch.setattr(native_stream, "_stream", lambda way=way: way)
+    for way in (NativeStream.load(), None):
+        monkeypatch.setattr(NativeStream, "load", lambda way=way: way)
         runs.append(through(draw(2, 300, 48), draw(2, 300, 48, seed=1).bfloat16(), norm))
     for ours, torchs in zip(*runs, strict=True):
         assert_near(ours, torchs.double(), 0.005)

@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -160,29 +160,40 @@ ADDRESS, SIZE, ID, FLAG, FLOAT = (
 
 
 class Functions:
-    """Compiled functions by their names.
+    """Compiled functions by their names, of one file: a subclass says which.
 
-    Args:
-        arguments: of each function, but for the number of threads, which all take last.
-        suffix: what the exported names end in.
-        returns: what they return, if anything.
+    Attributes:
+        ARGUMENTS: of each function, but for the number of threads, which all take last.
+        RETURNS: what they return, if anything.
     """
 
-    def __init__(
-        self,
-        library: ctypes.CDLL,
-        arguments: Mapping[str, Sequence[Any]],
-        suffix: str = "",
-        returns: Any = None,
-    ) -> None:
+    ARGUMENTS: ClassVar[Mapping[str, Sequence[Any]]]
+    RETURNS: ClassVar[Any] = None
+
+    def __init__(self, library: ctypes.CDLL, suffix: str = "") -> None:
         self._functions: dict[str, tuple[Any, list[int]]] = {}
-        for name, kinds in arguments.items():
+        for name, kinds in self.ARGUMENTS.items():
             function = getattr(library, name + suffix)
-            function.argtypes, function.restype = (*kinds, ctypes.c_int), returns
+            function.argtypes, function.restype = (*kinds, ctypes.c_int), self.RETURNS
             places = [number for number, kind in enumerate(kinds) if kind is ADDRESS]
             self._functions[name] = function, places
 
-    def __call__(self, name: str, *arguments: Any) -> Any:
+    @classmethod
+    @functools.cache
+    def load(cls, suffix: str = "") -> Self | None:
+        """Return this machine's, whose exported names end in ``suffix``; None where torch's serve.
+
+        That is where nothing is compiled, or what is compiled is no faster.
+        """
+        found = library()
+        return cls(found, suffix) if found is not None and cls.pay(found) else None
+
+    @classmethod
+    def pay(cls, library: ctypes.CDLL) -> bool:
+        """Tell whether they are faster than torch's functions on this machine."""
+        return True
+
+    def _call(self, name: str, *arguments: Any) -> Any:
         """Call one; tensors must lie in memory as it expects them, None is no tensor."""
         (function, places), given = self._functions[name], list(arguments)
         for place in places:

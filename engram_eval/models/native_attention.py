@@ -1,13 +1,12 @@
 """Causal attention for training on a CPU in bfloat16, compiled: scores are never written out."""
 
 import ctypes
-import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, BLOCK, FLOAT, SIZE, Functions, in_reach, library
+from .native import ADDRESS, BLOCK, FLOAT, SIZE, Functions, in_reach
 
 
 class Sizes(ctypes.Structure):
@@ -19,15 +18,6 @@ class Sizes(ctypes.Structure):
     kv_heads: int
     groups: int
     width: int
-
-
-ARGUMENTS = {
-    "attention": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 2, Sizes),
-    "attention_backward": (*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, Sizes),
-    "join_projections": (*[ADDRESS] * 4, Sizes, SIZE, FLOAT),
-    "separate_projections": (*[ADDRESS] * 4, Sizes, SIZE, FLOAT),
-}
-"""Of the functions of ``attention_kernels.cpp``."""
 
 
 class Attended(NamedTuple):
@@ -42,11 +32,15 @@ class Attended(NamedTuple):
     log_sums: Tensor
 
 
-class NativeAttention:
+class NativeAttention(Functions):
     """The functions of ``attention_kernels.cpp``, on tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = Functions(found, ARGUMENTS)
+    ARGUMENTS: ClassVar = {
+        "attention": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 2, Sizes),
+        "attention_backward": (*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, Sizes),
+        "join_projections": (*[ADDRESS] * 4, Sizes, SIZE, FLOAT),
+        "separate_projections": (*[ADDRESS] * 4, Sizes, SIZE, FLOAT),
+    }
 
     def forward(self, projected: Tensor, turns: Tensor, sizes: Sizes) -> Attended:
         """Rotate queries and keys, then attend.
@@ -99,10 +93,8 @@ def _step(turns: Tensor) -> int:
 
 def attention_for(projected: Tensor) -> NativeAttention | None:
     """Return the functions if they exist and can work on ``projected``."""
-    return _attention() if projected.dtype == torch.bfloat16 and in_reach(projected) else None
-
-
-@functools.cache
-def _attention() -> NativeAttention | None:
-    found = library()
-    return None if found is None else NativeAttention(found)
+    return (
+        NativeAttention.load()
+        if projected.dtype == torch.bfloat16 and in_reach(projected)
+        else None
+    )

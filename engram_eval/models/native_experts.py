@@ -1,13 +1,12 @@
 """A layer of SwiGLU experts on a CPU, in bfloat16: compiled."""
 
 import ctypes
-import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, BLOCK, ID, SIZE, Functions, in_reach, library
+from .native import ADDRESS, BLOCK, ID, SIZE, Functions, in_reach
 from .precision import has_instructions
 
 
@@ -17,14 +16,6 @@ class Sizes(ctypes.Structure):
     _fields_ = [(name, SIZE) for name in ("experts", "tokens", "chosen", "rows", "width", "inner")]
     rows: int
     inner: int
-
-
-ARGUMENTS = {
-    "matrix_unit": (),
-    "experts_forward": (*[ADDRESS] * 10, Sizes),
-    "experts_backward": (*[ADDRESS] * 14, Sizes),
-}
-"""Of the functions of ``expert_kernels.cpp``."""
 
 
 class Sorted(NamedTuple):
@@ -43,11 +34,28 @@ class Sorted(NamedTuple):
     sizes: Tensor
 
 
-class NativeExperts:
+class Products(Functions):
+    """Functions that mainly multiply matrices."""
+
+    @classmethod
+    def pay(cls, library: ctypes.CDLL) -> bool:
+        """Tell whether compiled products are faster than torch's on this machine.
+
+        They are on a matrix unit, and where no instruction multiplies bfloat16: there torch has
+        only loops, and these widen whole blocks for products in single precision.
+        """
+        return NativeExperts(library).has_matrix_unit() or not has_instructions()
+
+
+class NativeExperts(Products):
     """The functions of ``expert_kernels.cpp``, on contiguous tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = Functions(found, ARGUMENTS, returns=ID)
+    ARGUMENTS: ClassVar = {
+        "matrix_unit": (),
+        "experts_forward": (*[ADDRESS] * 10, Sizes),
+        "experts_backward": (*[ADDRESS] * 14, Sizes),
+    }
+    RETURNS = ID
 
     def has_matrix_unit(self) -> bool:
         """Tell whether products of small blocks run on a matrix unit, and not by vectors."""
@@ -104,19 +112,4 @@ def experts_for(x: Tensor, *weights: Tensor) -> NativeExperts | None:
         return None
     if any(side % BLOCK for each in weights for side in each.shape[1:]):
         return None
-    return _experts() if in_reach(x, *weights) else None
-
-
-@functools.cache
-def _experts() -> NativeExperts | None:
-    found = library()
-    return NativeExperts(found) if found is not None and products_pay(found) else None
-
-
-def products_pay(found: ctypes.CDLL) -> bool:
-    """Tell whether compiled products are faster than torch's here.
-
-    They are on a matrix unit, and where no instruction multiplies bfloat16: there torch has only
-    loops, and these widen whole blocks for products in single precision.
-    """
-    return NativeExperts(found).has_matrix_unit() or not has_instructions()
+    return NativeExperts.load() if in_reach(x, *weights) else None

@@ -1,23 +1,18 @@
 """The memory's gate on a CPU: how well keys match the streams, compiled."""
 
 import ctypes
-import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, FLOAT, SIZE, Functions, in_reach, library
+from .native import ADDRESS, FLOAT, SIZE, Functions, in_reach
 
 
 class Sizes(ctypes.Structure):
     """The fields of ``struct Match`` in ``gate_kernels.cpp``."""
 
     _fields_ = [*((name, SIZE) for name in ("rows", "width", "gains")), ("eps", FLOAT)]
-
-
-ARGUMENTS = {"match": (*[ADDRESS] * 6, Sizes), "match_backward": (*[ADDRESS] * 11, Sizes)}
-"""Of the functions of ``gate_kernels.cpp``."""
 
 
 class Matched(NamedTuple):
@@ -27,11 +22,13 @@ class Matched(NamedTuple):
     scales: Tensor
 
 
-class NativeGate:
+class NativeGate(Functions):
     """The functions of ``gate_kernels.cpp``, on contiguous tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = Functions(found, ARGUMENTS)
+    ARGUMENTS: ClassVar = {
+        "match": (*[ADDRESS] * 6, Sizes),
+        "match_backward": (*[ADDRESS] * 11, Sizes),
+    }
 
     def match(
         self, streams: Tensor, keys: Tensor, query_gain: Tensor, key_gain: Tensor, eps: float
@@ -82,10 +79,4 @@ def gate_for(streams: Tensor, keys: Tensor, *gains: Tensor) -> NativeGate | None
     wide = all(each.dtype == torch.float32 for each in (streams, *gains))
     if not wide or keys.dtype != torch.bfloat16 or not in_reach(streams, keys, *gains):
         return None
-    return _gate()
-
-
-@functools.cache
-def _gate() -> NativeGate | None:
-    found = library()
-    return None if found is None else NativeGate(found)
+    return NativeGate.load()

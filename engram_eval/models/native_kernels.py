@@ -1,14 +1,14 @@
 """Kernels for training on a CPU: in one pass what torch does in several between two products."""
 
 import ctypes
-import functools
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach, library
+from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach
 
-SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
+SUFFIXES = {torch.bfloat16: "_bf16", torch.float32: "_f32"}
 
 
 class Write(ctypes.Structure):
@@ -20,22 +20,6 @@ class Write(ctypes.Structure):
     ]
 
 
-ARGUMENTS = {
-    "cross_entropy": (*[ADDRESS] * 3, *[SIZE] * 2, FLAG),
-    "rms_norm": (*[ADDRESS] * 4, *[SIZE] * 3, FLOAT),
-    "rms_norm_backward": (*[ADDRESS] * 6, *[SIZE] * 3),
-    "swiglu": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 2, *[SIZE] * 2),
-    "swiglu_backward": (
-        *(*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, SIZE, ADDRESS),
-        *[SIZE] * 2,
-    ),
-    "add_rows": (*[ADDRESS] * 3, *[SIZE] * 3),
-    "memory_write": (*[ADDRESS] * 6, Write),
-    "memory_write_backward": (*[ADDRESS] * 10, Write),
-}
-"""Of the functions of ``step_kernels.cpp``, each for two types."""
-
-
 def kernels_for(*tensors: Tensor) -> "NativeKernels | None":
     """Return the kernels if they can work on all of ``tensors``, of one type, and exist."""
     suffix = SUFFIXES.get(tensors[0].dtype)
@@ -43,20 +27,25 @@ def kernels_for(*tensors: Tensor) -> "NativeKernels | None":
         return None
     if any(tensor.dtype != tensors[0].dtype for tensor in tensors):
         return None
-    return _kernels(suffix)
+    return NativeKernels.load(suffix)
 
 
-@functools.cache
-def _kernels(suffix: str) -> "NativeKernels | None":
-    found = library()
-    return None if found is None else NativeKernels(found, suffix)
-
-
-class NativeKernels:
+class NativeKernels(Functions):
     """The functions of ``step_kernels.cpp`` for one type, on contiguous tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL, suffix: str) -> None:
-        self._call = Functions(found, ARGUMENTS, f"_{suffix}")
+    ARGUMENTS: ClassVar = {
+        "cross_entropy": (*[ADDRESS] * 3, *[SIZE] * 2, FLAG),
+        "rms_norm": (*[ADDRESS] * 4, *[SIZE] * 3, FLOAT),
+        "rms_norm_backward": (*[ADDRESS] * 6, *[SIZE] * 3),
+        "swiglu": (*[ADDRESS] * 2, SIZE, *[ADDRESS] * 2, *[SIZE] * 2),
+        "swiglu_backward": (
+            *(*[ADDRESS] * 3, SIZE, *[ADDRESS] * 3, SIZE, ADDRESS),
+            *[SIZE] * 2,
+        ),
+        "add_rows": (*[ADDRESS] * 3, *[SIZE] * 3),
+        "memory_write": (*[ADDRESS] * 6, Write),
+        "memory_write_backward": (*[ADDRESS] * 10, Write),
+    }
 
     def cross_entropy_(self, logits: Tensor, targets: Tensor, with_error: bool = True) -> Tensor:
         """Return the losses (C,) in nats of ``logits`` (C, V), which become their gradient.

@@ -1,13 +1,13 @@
 """Products of linear layers on a CPU, with weights in single precision: compiled."""
 
 import ctypes
-import functools
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, BLOCK, FLAG, SIZE, Functions, in_reach, library
-from .native_experts import products_pay
+from .native import ADDRESS, BLOCK, FLAG, SIZE, in_reach
+from .native_experts import Products
 
 
 class Pair(ctypes.Structure):
@@ -16,20 +16,15 @@ class Pair(ctypes.Structure):
     _fields_ = [(name, SIZE) for name in ("rows", "depth", "first", "second")]
 
 
-ARGUMENTS = {
-    "multiply_pair": (*[ADDRESS] * 5, Pair),
-    "multiply_pair_backward": (*[ADDRESS] * 8, Pair),
-    "multiply_rows": (*[ADDRESS] * 2, FLAG, ADDRESS, *[SIZE] * 3),
-    "outer_product": (*[ADDRESS] * 3, *[SIZE] * 3),
-}
-"""Of the functions of ``linear_kernels.cpp``."""
-
-
-class NativeLinear:
+class NativeLinear(Products):
     """The functions of ``linear_kernels.cpp``, on tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = Functions(found, ARGUMENTS)
+    ARGUMENTS: ClassVar = {
+        "multiply_pair": (*[ADDRESS] * 5, Pair),
+        "multiply_pair_backward": (*[ADDRESS] * 8, Pair),
+        "multiply_rows": (*[ADDRESS] * 2, FLAG, ADDRESS, *[SIZE] * 3),
+        "outer_product": (*[ADDRESS] * 3, *[SIZE] * 3),
+    }
 
     def multiply(self, x: Tensor, weight: Tensor, turned: bool = True) -> Tensor:
         """Return ``x @ weight.T``, or ``x @ weight`` if not turned: (..., B).
@@ -86,15 +81,9 @@ def linear_for(x: Tensor, *weights: Tensor) -> NativeLinear | None:
     sides = [x.numel() // x.shape[-1], *(side for each in weights for side in each.shape)]
     if any(side % BLOCK for side in sides) or not sides[0] or not in_reach(x, *weights):
         return None
-    return _linear()
+    return NativeLinear.load()
 
 
 def multiplies_here() -> bool:
     """Tell whether this machine has the functions, and whether they are fast here."""
-    return _linear() is not None
-
-
-@functools.cache
-def _linear() -> NativeLinear | None:
-    found = library()
-    return NativeLinear(found) if found is not None and products_pay(found) else None
+    return NativeLinear.load() is not None

@@ -1,24 +1,14 @@
 """From token ids to rows of a table on a CPU: three passes, compiled."""
 
-import ctypes
-import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, ID, SIZE, Functions, in_reach, library
+from .native import ADDRESS, ID, SIZE, Functions, in_reach
 
 LARGEST = 2**33
 """Of a prime: every step of a remainder is then exact in double precision."""
-
-ARGUMENTS = {
-    "look_back": (*[ADDRESS] * 2, SIZE, ID, ID, ADDRESS, *[SIZE] * 4),
-    "hash_history": (*[ADDRESS] * 3, SIZE, *[ADDRESS] * 2, *[SIZE] * 2),
-    **dict.fromkeys(("add_at", "add_rounded_at"), (*[ADDRESS] * 2, *[SIZE] * 2, ADDRESS, SIZE)),
-    **dict.fromkeys(("gather", "gather_rounded"), (ADDRESS, *[SIZE] * 2, *[ADDRESS] * 2, SIZE)),
-}
-"""Of the functions of ``lookup_kernels.cpp``."""
 
 
 class Hashing(NamedTuple):
@@ -46,11 +36,16 @@ def hashing(
     return Hashing(multiplied, taken, heads)
 
 
-class NativeLookup:
+class NativeLookup(Functions):
     """The functions of ``lookup_kernels.cpp``, on tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = Functions(found, ARGUMENTS, returns=ID)
+    ARGUMENTS: ClassVar = {
+        "look_back": (*[ADDRESS] * 2, SIZE, ID, ID, ADDRESS, *[SIZE] * 4),
+        "hash_history": (*[ADDRESS] * 3, SIZE, *[ADDRESS] * 2, *[SIZE] * 2),
+        **dict.fromkeys(("add_at", "add_rounded_at"), (*[ADDRESS] * 2, *[SIZE] * 2, ADDRESS, SIZE)),
+        **dict.fromkeys(("gather", "gather_rounded"), (ADDRESS, *[SIZE] * 2, *[ADDRESS] * 2, SIZE)),
+    }
+    RETURNS = ID
 
     def look_back(
         self, ids: Tensor, compressed: Tensor, pad: int, boundary: int, new: int, longest: int
@@ -126,10 +121,4 @@ class NativeLookup:
 def lookup_for(numbers: Tensor, *others: Tensor) -> NativeLookup | None:
     """Return the functions if they exist and can work on ``numbers``, int64, and the others."""
     wide = numbers.dtype == torch.int64
-    return _lookup() if wide and in_reach(numbers, *others) else None
-
-
-@functools.cache
-def _lookup() -> NativeLookup | None:
-    found = library()
-    return None if found is None else NativeLookup(found)
+    return NativeLookup.load() if wide and in_reach(numbers, *others) else None

@@ -1,13 +1,13 @@
 """Cross-entropy over a vocabulary on a CPU, with both gradients: compiled."""
 
 import ctypes
-import functools
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, BLOCK, SIZE, Functions, in_reach, library
-from .native_experts import products_pay
+from .native import ADDRESS, BLOCK, SIZE, in_reach
+from .native_experts import Products
 
 
 class Sizes(ctypes.Structure):
@@ -16,15 +16,10 @@ class Sizes(ctypes.Structure):
     _fields_ = [(name, SIZE) for name in ("rows", "width", "words")]
 
 
-ARGUMENTS = {"linear_cross_entropy": (*[ADDRESS] * 6, Sizes, SIZE)}
-"""Of the function of ``loss_kernels.cpp``."""
-
-
-class NativeLoss:
+class NativeLoss(Products):
     """The function of ``loss_kernels.cpp``, on tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = Functions(found, ARGUMENTS)
+    ARGUMENTS: ClassVar = {"linear_cross_entropy": (*[ADDRESS] * 6, Sizes, SIZE)}
 
     def __call__(
         self,
@@ -66,10 +61,4 @@ def loss_for(rows: Tensor, weight: Tensor, targets: Tensor) -> NativeLoss | None
     sides = *rows.shape, *weight.shape
     if any(side % BLOCK for side in sides) or not len(rows) or not in_reach(rows, weight, targets):
         return None
-    return _loss()
-
-
-@functools.cache
-def _loss() -> NativeLoss | None:
-    found = library()
-    return NativeLoss(found) if found is not None and products_pay(found) else None
+    return NativeLoss.load()

@@ -1,13 +1,12 @@
 """Which experts tokens go to and where their rows lie, on a CPU: compiled."""
 
 import ctypes
-import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach, library
+from .native import ADDRESS, FLAG, FLOAT, SIZE, Functions, in_reach
 
 FEW = 8
 """Passes over a row of scores that a GPU makes sooner than ``torch.topk`` sorts it."""
@@ -31,20 +30,15 @@ class Routed(NamedTuple):
     chosen: Tensor
 
 
-ARGUMENTS = {
-    "route": (*[ADDRESS] * 6, Sizes),
-    "route_backward": (*[ADDRESS] * 8, Sizes),
-    "top_k": (ADDRESS, *[SIZE] * 3, ADDRESS),
-    "place_choices": (*[ADDRESS] * 2, *[SIZE] * 3, *[ADDRESS] * 2),
-}
-"""Of the functions of ``routing_kernels.cpp``."""
-
-
-class NativeRouting:
+class NativeRouting(Functions):
     """The functions of ``routing_kernels.cpp``, on tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = Functions(found, ARGUMENTS)
+    ARGUMENTS: ClassVar = {
+        "route": (*[ADDRESS] * 6, Sizes),
+        "route_backward": (*[ADDRESS] * 8, Sizes),
+        "top_k": (ADDRESS, *[SIZE] * 3, ADDRESS),
+        "place_choices": (*[ADDRESS] * 2, *[SIZE] * 3, *[ADDRESS] * 2),
+    }
 
     def top_k(self, scores: Tensor, k: int) -> Tensor:
         """Return the numbers of the ``k`` largest of each row of ``scores`` (N, E): (N, k)."""
@@ -110,13 +104,7 @@ class NativeRouting:
 
 def routing_for(*tensors: Tensor) -> NativeRouting | None:
     """Return the functions if they exist and can work on all of ``tensors``."""
-    return _routing() if in_reach(*tensors) else None
-
-
-@functools.cache
-def _routing() -> NativeRouting | None:
-    found = library()
-    return None if found is None else NativeRouting(found)
+    return NativeRouting.load() if in_reach(*tensors) else None
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

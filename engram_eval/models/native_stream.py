@@ -1,20 +1,11 @@
 """The residual stream of a training step on a CPU: additions and norms in one pass, compiled."""
 
-import ctypes
-import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, FLOAT, SIZE, Functions, in_reach, library
-
-ARGUMENTS = {
-    "join": (*[ADDRESS] * 3, SIZE),
-    "join_and_norm": (*[ADDRESS] * 7, *[SIZE] * 2, FLOAT),
-    "join_and_norm_backward": (*[ADDRESS] * 9, *[SIZE] * 2),
-}
-"""Of the functions of ``stream_kernels.cpp``."""
+from .native import ADDRESS, FLOAT, SIZE, Functions, in_reach
 
 
 class Normed(NamedTuple):
@@ -33,11 +24,14 @@ class Normed(NamedTuple):
     scales: Tensor
 
 
-class NativeStream:
+class NativeStream(Functions):
     """The functions of ``stream_kernels.cpp``, on contiguous tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = Functions(found, ARGUMENTS)
+    ARGUMENTS: ClassVar = {
+        "join": (*[ADDRESS] * 3, SIZE),
+        "join_and_norm": (*[ADDRESS] * 7, *[SIZE] * 2, FLOAT),
+        "join_and_norm_backward": (*[ADDRESS] * 9, *[SIZE] * 2),
+    }
 
     def join(self, stream: Tensor, added: Tensor) -> Tensor:
         """Return ``stream + added`` of (..., D) float32 and (..., D) bfloat16."""
@@ -92,10 +86,4 @@ def stream_for(stream: Tensor, added: Tensor | None = None) -> NativeStream | No
     types = [each.dtype for each in given]
     if types != [torch.float32, torch.bfloat16][: len(given)] or not in_reach(*given):
         return None
-    return _stream() if given[-1].shape == stream.shape else None
-
-
-@functools.cache
-def _stream() -> NativeStream | None:
-    found = library()
-    return None if found is None else NativeStream(found)
+    return NativeStream.load() if given[-1].shape == stream.shape else None

@@ -1,12 +1,12 @@
 """A SwiGLU layer on a CPU, with weights in single precision: compiled."""
 
 import ctypes
-import functools
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .native import ADDRESS, SIZE, Functions, library
+from .native import ADDRESS, SIZE, Functions
 from .native_linear import linear_for
 
 
@@ -16,18 +16,13 @@ class Sizes(ctypes.Structure):
     _fields_ = [(name, SIZE) for name in ("rows", "width", "inner")]
 
 
-ARGUMENTS = {
-    "swiglu_layer": (*[ADDRESS] * 6, Sizes),
-    "swiglu_layer_backward": (*[ADDRESS] * 9, Sizes),
-}
-"""Of the functions of ``swiglu_kernels.cpp``."""
-
-
-class NativeSwiGLU:
+class NativeSwiGLU(Functions):
     """The functions of ``swiglu_kernels.cpp``, on contiguous tensors of a CPU."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._call = Functions(found, ARGUMENTS)
+    ARGUMENTS: ClassVar = {
+        "swiglu_layer": (*[ADDRESS] * 6, Sizes),
+        "swiglu_layer_backward": (*[ADDRESS] * 9, Sizes),
+    }
 
     def forward(self, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(silu(x @ gate.T) * (x @ up.T)) @ down.T``, and what ``backward`` takes.
@@ -58,10 +53,4 @@ def swiglu_for(x: Tensor, *weights: Tensor) -> NativeSwiGLU | None:
     """Return the functions if they exist, are fast here, and can work on these shapes and types."""
     if weights[0].shape[-1] != x.shape[-1]:
         return None
-    return _swiglu() if linear_for(x, *weights) is not None else None
-
-
-@functools.cache
-def _swiglu() -> NativeSwiGLU | None:
-    found = library()
-    return None if found is None else NativeSwiGLU(found)
+    return NativeSwiGLU.load() if linear_for(x, *weights) is not None else None
