@@ -2,7 +2,9 @@
 
 import ctypes
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +21,23 @@ BUILDS = tuple(FLAGS) if WIDER else tuple(FLAGS)[:2]
 needed = pytest.mark.skipif(native.built().library is None, reason=native.describe())
 
 
-def build(kind: str, name: str, folder: Path) -> ctypes.CDLL:
-    """Return what is used, or what other flags make of ``<name>_kernels.cpp`` alone."""
-    flags = FLAGS[kind]
+def builds(name: str, make: Callable[[ctypes.CDLL], Any]) -> Any:
+    """Return a fixture: ``make`` of the library that is used, and of every other build.
+
+    Args:
+        name: the others are made of ``<name>_kernels.cpp`` alone.
+        make: what a test is given of a library.
+    """
+
+    @pytest.fixture(scope="module", params=BUILDS)
+    def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+        return make(build(FLAGS[request.param], name, tmp_path_factory.mktemp("kernels")))
+
+    return built
+
+
+def build(flags: tuple[str, ...] | None, name: str, folder: Path) -> ctypes.CDLL:
+    """Return the library that is used, or what other flags make of one file alone."""
     if flags is None:
         found = native.library()
         assert found is not None

@@ -15,11 +15,7 @@ from engram_eval.models.norm import RMSNorm
 pytestmark = native_tools.needed
 
 
-@pytest.fixture(scope="module", params=native_tools.BUILDS)
-def compiled(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> NativeGate:
-    return NativeGate(native_tools.build(request.param, "gate", tmp_path_factory.mktemp("kernels")))
+compiled = native_tools.builds("gate", NativeGate)
 
 
 @given(tokens=st.integers(1, 300), streams=st.integers(1, 3), width=st.integers(2, 40))

@@ -16,12 +16,7 @@ from engram_eval.models.native_linear import NativeLinear
 pytestmark = native_tools.needed
 
 
-@pytest.fixture(scope="module", params=native_tools.BUILDS)
-def attention(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> NativeAttention:
-    folder = tmp_path_factory.mktemp("kernels")
-    return NativeAttention(native_tools.build(request.param, "attention", folder))
+attention = native_tools.builds("attention", NativeAttention)
 
 
 def attend(projected: Tensor, kv_heads: int, groups: int, angles: Tensor) -> Tensor:

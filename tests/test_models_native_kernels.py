@@ -20,12 +20,9 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.006}
 """Half of the distance between neighbours, and a little."""
 
 
-@pytest.fixture(scope="module", params=native_tools.BUILDS)
-def libraries(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[torch.dtype, NativeKernels]:
-    library = native_tools.build(request.param, "step", tmp_path_factory.mktemp("kernels"))
-    return {dtype: NativeKernels(library, suffix) for dtype, suffix in SUFFIXES.items()}
+libraries = native_tools.builds(
+    "step", lambda found: {dtype: NativeKernels(found, end) for dtype, end in SUFFIXES.items()}
+)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -20,12 +20,7 @@ pytestmark = native_tools.needed
 SIDES = st.integers(1, 4).map(lambda side: BLOCK * side)
 
 
-@pytest.fixture(scope="module", params=native_tools.BUILDS)
-def products(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> NativeLinear:
-    folder = tmp_path_factory.mktemp("kernels")
-    return NativeLinear(native_tools.build(request.param, "linear", folder))
+products = native_tools.builds("linear", NativeLinear)
 
 
 @given(rows=SIDES, depth=SIDES, width=SIDES, turned=st.booleans())

@@ -17,12 +17,7 @@ pytestmark = native_tools.needed
 VOCABULARY, PAD, BOUNDARY = 9, 3, 5
 
 
-@pytest.fixture(scope="module", params=native_tools.BUILDS)
-def lookup(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> NativeLookup:
-    folder = tmp_path_factory.mktemp("kernels")
-    return NativeLookup(native_tools.build(request.param, "lookup", folder))
+lookup = native_tools.builds("lookup", NativeLookup)
 
 
 def history_of(length: int, boundary: int | None) -> TokenHistory:

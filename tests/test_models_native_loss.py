@@ -16,9 +16,7 @@ from engram_eval.models.native_loss import NativeLoss, loss_for
 pytestmark = native_tools.needed
 
 
-@pytest.fixture(scope="module", params=native_tools.BUILDS)
-def loss(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NativeLoss:
-    return NativeLoss(native_tools.build(request.param, "loss", tmp_path_factory.mktemp("kernels")))
+loss = native_tools.builds("loss", NativeLoss)
 
 
 def exact(rows: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

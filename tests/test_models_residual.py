@@ -15,12 +15,7 @@ from engram_eval.models.residual import add, add_and_norm
 pytestmark = native_tools.needed
 
 
-@pytest.fixture(scope="module", params=native_tools.BUILDS)
-def compiled(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> NativeStream:
-    folder = tmp_path_factory.mktemp("kernels")
-    return NativeStream(native_tools.build(request.param, "stream", folder))
+compiled = native_tools.builds("stream", NativeStream)
 
 
 @given(
