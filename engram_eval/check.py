@@ -4,18 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from engram_eval.arm_corpus import arm_corpus, told_apart
-from engram_eval.config import (
-    StudyConfig,
-    TrainConfig,
-    TuneConfig,
-    arm_training,
-)
+from engram_eval.baselines.registry import check_listed, read_listed
+from engram_eval.config import StudyConfig, TrainConfig, TuneConfig, arm_training
 from engram_eval.errors import UserError, unknown
+from engram_eval.evaluation.settings import check_settings
 from engram_eval.scales import OWN_TEXT, SCALES
 from engram_eval.stages import resolve
-
-LEAST_PEOPLE = 4
-"""Of whom some choose rates and some are scored."""
+from engram_eval.updates.registry import check_people, check_told, check_update
 
 
 def check_study(study: StudyConfig) -> None:
@@ -54,33 +49,23 @@ def check_names(study: StudyConfig) -> None:
         UserError: something unknown, or what a model does not allow.
     """
     probes = (*study.probe.probes, *study.probe.equal_loss)
-    known: dict[str, tuple[Sequence[str], Any]] = {
-        "probe": (probes, resolve("probes.registry:PROBES")),
-    }
-    for kind, (given, allowed) in known.items():
-        for name in given:
-            if name not in allowed:
-                raise unknown(kind, name, allowed)
+    find_probe = resolve("probes.registry:find_probe")
+    for name in probes:
+        find_probe(name)
     names = [model.name for model in study.models]
-    resolve("engram_eval.baselines.registry:check_listed")(study.baselines, names)
-    resolve("engram_eval.updates.registry:check_update")(study.update, names)
-    known_models = {m.name: m.architecture for m in study.models if not m.path}
-    resolve("engram_eval.updates.registry:check_told")(study.update, known_models)
+    check_listed(study.baselines, names)
+    check_update(study.update, names)
+    check_told(study.update, {m.name: m.architecture for m in study.models if not m.path})
     _check_people(study)
 
 
 def _check_people(study: StudyConfig) -> None:
     """Refuse to tell changed facts about people whom a text does not have."""
-    read_listed = resolve("engram_eval.baselines.registry:read_listed")
     told = {read_listed(way).model for way in study.update.ways}
     for model in study.models:
         text = arm_corpus(study, model)
-        if model.name in told and (text.paths or text.entities.n_entities < LEAST_PEOPLE):
-            raise UserError(
-                f"update.ways: facts change of generated people, {LEAST_PEOPLE} or more; "
-                f"the text of {model.name} has "
-                f"{'none' if text.paths else text.entities.n_entities}"
-            )
+        if model.name in told:
+            check_people(text, f"the text of {model.name}")
 
 
 def _check_training(train: TrainConfig) -> None:
@@ -130,7 +115,6 @@ def _check_own_texts(study: StudyConfig) -> None:
         "probe.probes": [name for name in study.probe.probes if kinds[name].kind == "pair"],
     }
     apart = told_apart(study)
-    read_listed = resolve("engram_eval.baselines.registry:read_listed")
     scored = {"evaluate.tasks", "evaluate.heldout", "baselines"}
     if any(read_listed(listed).model in own for listed in study.baselines):
         scored.remove("baselines")
@@ -163,11 +147,7 @@ def _check_evaluation(study: StudyConfig) -> None:
     evaluate = study.evaluate
     if not (evaluate.tasks or evaluate.heldout or study.probe.probes or study.offload.repeats):
         raise UserError("nothing to score: no tasks, evaluate.heldout=false, and no probes")
-    for name, least in (("limit", 0), ("batch_size", 1), ("seq_len", 1), ("heldout_sequences", 0)):
-        if getattr(evaluate, name) < least:
-            raise UserError(
-                f"evaluate.{name}={getattr(evaluate, name)}: at least {least} is needed"
-            )
+    check_settings(evaluate)
 
 
 def _check_offload(study: StudyConfig) -> None:

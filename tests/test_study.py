@@ -477,6 +477,7 @@ def test_a_late_mistake_is_recorded_and_the_rest_goes_on(
         (["train.router_aux_loss_coef=-1.0"], "train.router_aux_loss_coef=-1.0: must not be below"),
         (["train.checkpoints=[2.0]"], "2.0 is not a share"),
         (["evaluate.limit=-1"], "evaluate.limit=-1: at least 0"),
+        (["evaluate.lengths=[64, 0]"], "evaluate.lengths=[64, 0]: each must be at least 1"),
         (["models=[]"], "the study has no models"),
         (["models.moe.seeds=[]"], "models.moe.seeds=[]: at least one"),
         (["models.moe.seeds=[0, 0]"], "models.moe.seeds=[0, 0]: at least one is needed, each once"),

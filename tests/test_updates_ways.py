@@ -54,9 +54,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def changes(corpus: Corpus) -> Changes:
-    found = draw_changes(corpus, OPTIONS, 3)
-    assert found is not None
-    return found
+    return draw_changes(corpus, OPTIONS, 3)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from engram_eval.api import load_model
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device
-from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import (
     Documents,
     document_rows,
@@ -20,6 +19,7 @@ from engram_eval.evaluation.heldout import (
     scored_tokens,
     token_bits,
 )
+from engram_eval.evaluation.settings import check_settings
 from engram_eval.parallel.launched import launched
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, write_jsonl
@@ -43,7 +43,7 @@ def evaluate(
     if config.tasks or launched():
         rows: list[MetricRow] = resolve(WITH_TASKS)(inputs, config, seed, out, report)
         return rows
-    check(config)
+    check_settings(config)
     if not config.heldout:
         return []
     keep_freed_memory()
@@ -53,20 +53,6 @@ def evaluate(
         return token_bits(model, tokens, config.seq_len, windows(config), model.device)
 
     return heldout(cost, load_corpus(inputs["corpus"]), config, out, report)
-
-
-def check(config: EvalConfig) -> None:
-    """Refuse numbers that make no sense.
-
-    Raises:
-        UserError: names the number.
-    """
-    least = {"limit": 0, "batch_size": 1, "seq_len": 1, "heldout_sequences": 0}
-    if any(length < 1 for length in config.lengths):
-        raise UserError(f"evaluate.lengths {list(config.lengths)}: each must be at least 1")
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            raise UserError(f"evaluate.{name} {getattr(config, name)}: must be at least {bound}")
 
 
 def windows(config: EvalConfig) -> int:

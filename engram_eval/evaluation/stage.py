@@ -24,12 +24,13 @@ from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
 from engram_eval.environment import compute_device, device
 from engram_eval.evaluation.fast_lm import FastLM
 from engram_eval.evaluation.heldout import token_bits
-from engram_eval.evaluation.heldout_stage import check, heldout, windows
+from engram_eval.evaluation.heldout_stage import heldout, windows
 from engram_eval.evaluation.loading import benchmarks, load_tasks
 from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.evaluation.result_cache import FOLDER, ResultCache, identity
 from engram_eval.evaluation.runner import run_tasks
 from engram_eval.evaluation.scores import task_rows
+from engram_eval.evaluation.settings import check_settings
 from engram_eval.evaluation.shared_lm import SharedLM, own_folder, shared_cost
 from engram_eval.parallel.launched import launched
 from engram_eval.parallel.ranks import Ranks, joined
@@ -71,7 +72,7 @@ def evaluate(
         UserError: an impossible setting or an unknown task (before the model is loaded), or no
             model.
     """
-    check(config)
+    check_settings(config)
     keep_freed_memory()
     loaded = _tasks(config, inputs)
     model = inputs["train"] / "model"
@@ -112,7 +113,7 @@ def evaluate_baseline(
         out: the folder to fill; what the baseline keeps on disk lies in ``memory``.
         report: where progress goes.
     """
-    check(config.evaluate)
+    check_settings(config.evaluate)
     keep_freed_memory()
     loaded = _tasks(config.evaluate, inputs)
     corpus = load_corpus(inputs["corpus"])

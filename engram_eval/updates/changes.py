@@ -22,9 +22,7 @@ from engram_eval.corpus.entities import (
 )
 from engram_eval.corpus.lines import answer_is_last
 from engram_eval.corpus.store import Corpus
-from engram_eval.errors import UserError
-
-LEAST_PEOPLE = 4
+from engram_eval.updates.registry import check_people
 
 Kind = Literal["changed", "stale", "neighbours", "unchanged"]
 """``changed``: is the new value answered; ``stale``: still the old one; ``neighbours``: other facts
@@ -77,8 +75,8 @@ class Question(NamedTuple):
     answer: str
 
 
-def draw_changes(corpus: Corpus, options: UpdateConfig, seed: int) -> Changes | None:
-    """Draw what changes; None for text without generated people.
+def draw_changes(corpus: Corpus, options: UpdateConfig, seed: int) -> Changes:
+    """Draw what changes among the people that a text tells of.
 
     Args:
         corpus: whose people.
@@ -89,13 +87,8 @@ def draw_changes(corpus: Corpus, options: UpdateConfig, seed: int) -> Changes | 
         UserError: too few people.
     """
     config = from_dict(CorpusConfig, corpus.manifest["config"])
-    if config.paths or not config.entities.n_entities:
-        return None
+    check_people(config, "the text")
     everybody = make_people(config.entities, config.seed)
-    if len(everybody) < LEAST_PEOPLE:
-        raise UserError(
-            f"facts change of {LEAST_PEOPLE} people or more; the text has {len(everybody)}"
-        )
     rng = np.random.default_rng([config.seed, seed])
     count = min(options.people, len(everybody))
     people = [everybody[i] for i in rng.permutation(len(everybody))[:count]]

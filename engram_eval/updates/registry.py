@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engram_eval.baselines.registry import BASELINES, read_listed
-from engram_eval.config import UpdateConfig
+from engram_eval.config import CorpusConfig, UpdateConfig
 from engram_eval.errors import UserError, unknown
+
+LEAST_PEOPLE = 4
+"""Of whom some choose rates and some are scored."""
 
 
 class Way(NamedTuple):
@@ -107,6 +110,24 @@ def _has_rows(keys: Mapping[str, Any]) -> bool:
     return bool(keys.get("engram_layers")) and not keys.get("engram_frozen_table", False)
 
 
+def check_people(text: CorpusConfig, what: str) -> None:
+    """Check that a text tells of people whose facts can change.
+
+    Args:
+        text: how it is made.
+        what: how an error calls it.
+
+    Raises:
+        UserError: it tells of none, or of too few.
+    """
+    people = 0 if text.paths else text.entities.n_entities
+    if people < LEAST_PEOPLE:
+        raise UserError(
+            f"update.ways: facts change of generated people, {LEAST_PEOPLE} or more; "
+            f"{what} has {people or 'none'}"
+        )
+
+
 def check_update(update: UpdateConfig, models: Sequence[str]) -> None:
     """Check what a study asks for.
 
@@ -123,7 +144,8 @@ def check_update(update: UpdateConfig, models: Sequence[str]) -> None:
         raise UserError("update.ways: none has a model, whose text and seeds the others take")
     if len(set(update.ways)) < len(update.ways):
         raise UserError(f"update.ways: one is listed twice: {', '.join(update.ways)}")
-    for field, least in (("people", 4), ("changes", 1), ("steps", 1), ("batch_size", 1)):
+    numbers = {"people": LEAST_PEOPLE, "changes": 1, "steps": 1, "batch_size": 1}
+    for field, least in numbers.items():
         if getattr(update, field) < least:
             raise UserError(f"update.{field}={getattr(update, field)}: at least {least} is needed")
     for field in ("weight_rates", "row_rates"):

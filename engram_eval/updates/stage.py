@@ -9,7 +9,7 @@ from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import scored_tokens
-from engram_eval.evaluation.heldout_stage import check
+from engram_eval.evaluation.settings import check_settings
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from engram_eval.stage_config import UpdateStage
@@ -44,21 +44,18 @@ def update(
 
     Raises:
         UserError: an unknown way, one that the model does not allow, an impossible setting, or text
-            without generated people.
+            of too few generated people.
     """
     if seed is None:
         raise UserError("what changes is drawn by a seed")
-    check(config.evaluate)
+    check_settings(config.evaluate)
     keep_freed_memory()
     corpus = load_corpus(inputs["corpus"])
-    changes = draw_changes(corpus, config.options, seed)
-    if changes is None:
-        raise UserError("facts change of generated people only, and this text has none")
     settings = tuned(config.train, inputs["tune"]) if "tune" in inputs else config.train
     told = Told(
         model=inputs["train"] / "model" if "train" in inputs else None,
         corpus=excerpt(corpus, config.train.tokens),
-        changes=changes,
+        changes=draw_changes(corpus, config.options, seed),
         options=config.options,
         train=settings,
         # Memories beside a model are tuned on held-out text, scored or not.
