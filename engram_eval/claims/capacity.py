@@ -5,9 +5,8 @@ different texts for different times, so each contrast has its own spread (``pair
 """
 
 import math
-from collections.abc import Mapping
 
-from engram_eval.claims.claim import Claim, Prediction, Rows, Score
+from engram_eval.claims.claim import Declare, Rows, Score, more_than
 from engram_eval.contrasts import slope_weights
 from engram_eval.studies.capacity import PEOPLE
 
@@ -42,33 +41,12 @@ def _slope(*signed: tuple[float, str]) -> dict[str, float]:
     return {f"{name}_{k}": sign * weight for sign, name in signed for k, weight in slope.items()}
 
 
-def _claim(
-    name: str,
-    sentence: str,
-    source: str,
-    published: str,
-    contrasts: Mapping[str, Mapping[str, float]],
-    score: Score,
-    smallest: float = SMALLEST,
-    prediction: Prediction = "greater",
-) -> Claim:
-    return Claim(
-        f"capacity.{name}",
-        sentence,
-        source,
-        published,
-        contrasts,
-        smallest,
-        score,
-        prediction,
-        test="paired",
-    )
+_claim = Declare("capacity.", SMALLEST, "paired")
 
 
 def _more(better: str, worse: str) -> dict[str, dict[str, float]]:
     """Return the contrast that is positive where ``better`` stores more, of most people."""
-    a, b = f"{better}_{MOST}", f"{worse}_{MOST}"
-    return {f"{a} - {b}": {a: 1.0, b: -1.0}}
+    return more_than(f"{better}_{MOST}", f"{worse}_{MOST}")
 
 
 CAPACITY = (

@@ -104,6 +104,51 @@ class Claim:
         return tuple(dict.fromkeys(arm for part in self.contrasts.values() for arm in part))
 
 
+@dataclass(frozen=True)
+class Declare:
+    """Declares claims of one kind, of which only the rest is said one by one.
+
+    Attributes:
+        prefix: of their ids, the study first.
+        smallest_effect: where a claim does not give its own.
+        test: as in ``Claim``.
+    """
+
+    prefix: str
+    smallest_effect: float
+    test: Test = "pooled"
+
+    def __call__(
+        self,
+        name: str,
+        sentence: str,
+        source: str,
+        published: str,
+        contrasts: Mapping[str, Mapping[str, float]],
+        score: Score = HELDOUT,
+        smallest_effect: float | None = None,
+        prediction: Prediction = "greater",
+    ) -> Claim:
+        """Return the claim whose id ends with ``name``; see ``Claim``."""
+        least = self.smallest_effect if smallest_effect is None else smallest_effect
+        return Claim(
+            f"{self.prefix}{name}",
+            sentence,
+            source,
+            published,
+            contrasts,
+            least,
+            score,
+            prediction,
+            self.test,
+        )
+
+
+def more_than(better: str, worse: str) -> dict[str, dict[str, float]]:
+    """Return the contrast that is positive where ``better`` has the higher score."""
+    return {f"{better} - {worse}": {better: 1.0, worse: -1.0}}
+
+
 def less_than(better: str, worse: str) -> dict[str, dict[str, float]]:
-    """Return the contrast that is positive where ``better`` has the lower loss."""
-    return {f"{worse} - {better}": {worse: 1.0, better: -1.0}}
+    """Return the contrast that is positive where ``better`` has the lower score."""
+    return more_than(worse, better)

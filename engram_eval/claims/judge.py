@@ -73,7 +73,7 @@ class Verdict(NamedTuple):
     power: float = 0.0
 
 
-def test_claim(claim: Claim, values: Values, step: float = 0.0) -> Tested | str:
+def judge_claim(claim: Claim, values: Values, step: float = 0.0) -> Tested | str:
     """Test one claim; return the reason instead where its rows do not allow it.
 
     Args:
@@ -151,10 +151,10 @@ def judge(
 
     Args:
         claims: what is judged.
-        steps: by a claim's id, how much one right answer more is worth (``test_claim``).
+        steps: by a claim's id, how much one right answer more is worth (``judge_claim``).
     """
     results = [
-        (claim, values, test_claim(claim, values, (steps or {}).get(claim.id, 0.0)))
+        (claim, values, judge_claim(claim, values, (steps or {}).get(claim.id, 0.0)))
         for claim, values in claims
     ]
     tested = [found for _, _, found in results if isinstance(found, Tested)]

@@ -1,6 +1,14 @@
 """Claims of ``main``: what the memory buys at equal cost, where, and on top of what."""
 
-from engram_eval.claims.claim import MEAN_OF_TASKS, Claim, Rows, Score, heldout, less_than
+from engram_eval.claims.claim import (
+    MEAN_OF_TASKS,
+    Claim,
+    Rows,
+    Score,
+    heldout,
+    less_than,
+    more_than,
+)
 
 PAPER = "arXiv:2601.07372 Table 1"
 OVERALL = 0.01
@@ -26,8 +34,8 @@ def _relative_gains(more: str, less: str) -> Score:
 
 def _tasks(domain: str, sentence: str, published: str) -> Claim:
     score = Score(((1.0, Rows(MEAN_OF_TASKS, "acc", {"domain": domain})),), unit="accuracy")
-    contrast = {"engram - moe": {"engram": 1.0, "moe": -1.0}}
-    return Claim(f"main.tasks_{domain}", sentence, PAPER, published, contrast, 0.02, score)
+    contrasts = more_than("engram", "moe")
+    return Claim(f"main.tasks_{domain}", sentence, PAPER, published, contrasts, 0.02, score)
 
 
 def _benchmark(name: str, task: str, domain: str, sentence: str, published: str) -> Claim:

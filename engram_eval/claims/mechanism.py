@@ -15,7 +15,7 @@ the lens' and CKA's stand in reports that were published before.
 import dataclasses
 from collections.abc import Mapping
 
-from engram_eval.claims.claim import ALL_TEXT, Claim, Rows, Score, less_than
+from engram_eval.claims.claim import ALL_TEXT, Claim, Rows, Score, less_than, more_than
 from engram_eval.claims.mechanism_gates import GATES
 
 LENS = "arXiv:2601.07372 Fig. 4a"
@@ -104,7 +104,7 @@ LENSES = (
         "After the first third of the blocks Engram is nearer to its final prediction",
         LENS,
         "KL 0.3 to 1.0 lower in layers 1 to 17 of 30",
-        {"moe - engram": {"moe": 1.0, "engram": -1.0}},
+        less_than("engram", "moe"),
         0.1,
         EARLY,
     ),
@@ -113,7 +113,7 @@ LENSES = (
         "It is the early place: a late memory does not bring early blocks nearer",
         SUITE,
         NONE,
-        {"engram_late - engram": {"engram_late": 1.0, "engram": -1.0}},
+        less_than("engram", "engram_late"),
         0.1,
         EARLY,
     ),
@@ -123,7 +123,7 @@ LENSES = (
             f"After the first third of the blocks Engram is nearer to its prediction than {what}",
             SUITE,
             NONE,
-            {f"{control} - engram": {control: 1.0, "engram": -1.0}},
+            less_than("engram", control),
             0.1,
             EARLY,
         )
@@ -137,7 +137,7 @@ LENSES = (
         "Engram has covered half of the way to its prediction in fewer blocks",
         LENS,
         "layer 5 of Engram is like layer 12 of the MoE",
-        {"moe - engram": {"moe": 1.0, "engram": -1.0}},
+        less_than("engram", "moe"),
         0.25,
         HALF,
     ),
@@ -146,7 +146,7 @@ LENSES = (
         "Right after the memory's block Engram is nearer to its final prediction",
         LENS,
         "KL 8.92 against 9.34 in layer 1 of 30",
-        {"moe - engram": {"moe": 1.0, "engram": -1.0}},
+        less_than("engram", "moe"),
         0.1,
         THERE,
     ),
@@ -158,7 +158,7 @@ SIMILARITY = (
         "Engram's layers have their like deeper in the MoE than another seed of the MoE has",
         f"{CKA} (without the null)",
         "layer 5 of Engram is like layer 12 of the MoE, of 30",
-        {"engram - moe": {"engram": 1.0, "moe": -1.0}},
+        more_than("engram", "moe"),
         0.25,
         _shift("moe"),
     ),
@@ -167,7 +167,7 @@ SIMILARITY = (
         "On names too Engram's layers have their like deeper in the MoE than another MoE's have",
         f"{CKA} (without the null)",
         "layer 5 of Engram is like layer 12 of the MoE, of 30",
-        {"engram - moe": {"engram": 1.0, "moe": -1.0}},
+        more_than("engram", "moe"),
         0.25,
         _shift("moe", {"static_in": "name_end"}),
     ),
@@ -176,7 +176,7 @@ SIMILARITY = (
         "The other way round the MoE's layers lie less deep in Engram than another Engram's do",
         SUITE,
         "not published; a shift in depth shows both ways, a plateau does not",
-        {"engram - moe": {"engram": 1.0, "moe": -1.0}},
+        more_than("engram", "moe"),
         0.25,
         _shift("engram"),
     ),
@@ -209,7 +209,7 @@ READ_OUT = (
         "Beyond a control task on the token alone, the 3-gram is read out better than in the MoE",
         SUITE,
         NONE,
-        {"engram - moe": {"engram": 1.0, "moe": -1.0}},
+        more_than("engram", "moe"),
         0.1,
         _beyond_control("ngram_ended"),
     ),

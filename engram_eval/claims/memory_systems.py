@@ -13,9 +13,7 @@ Where a memory stands beside a model, each seed's own contrast is tested (``pair
 training with and without, and an n-gram model smooths away most of what seeds differ by.
 """
 
-from collections.abc import Mapping
-
-from engram_eval.claims.claim import Claim, Prediction, Rows, Score, less_than
+from engram_eval.claims.claim import Claim, Declare, Rows, Score, less_than, more_than
 from engram_eval.records import BEFORE_UPDATE
 
 SMALLEST = 0.01
@@ -47,32 +45,7 @@ TEXT = Rows("update", "bits_per_byte")
 SIDE_COST = Score(((1.0, TEXT), (-1.0, TEXT._replace(condition=BEFORE_UPDATE))))
 
 
-def _update(
-    name: str,
-    sentence: str,
-    contrasts: Mapping[str, Mapping[str, float]],
-    score: Score,
-    source: str = OURS,
-    published: str = NONE,
-    smallest: float = SMALLEST_SHARE,
-    prediction: Prediction = "greater",
-) -> Claim:
-    """Return a claim about facts that change after training."""
-    return Claim(
-        f"memory-systems.update_{name}",
-        sentence,
-        source,
-        published,
-        contrasts,
-        smallest,
-        score,
-        prediction,
-        test="paired",
-    )
-
-
-def _ahead(better: str, worse: str) -> dict[str, dict[str, float]]:
-    return {f"{better} - {worse}": {better: 1.0, worse: -1.0}}
+_update = Declare("memory-systems.update_", SMALLEST_SHARE, "paired")
 
 
 def _alone(*arms: str) -> dict[str, dict[str, float]]:
@@ -87,62 +60,76 @@ UPDATES = (
     _update(
         "rows_write",
         "Moving rows of Engram's table alone writes changed facts",
+        OURS,
+        NONE,
         _alone(f"{ENGRAM}+rows"),
         _gain("changed", TOLD),
     ),
     _update(
         "rows_stay_with_words",
         "In wordings that were not told, all weights carry changed facts further than rows alone",
-        _ahead(f"{ENGRAM}+finetune", f"{ENGRAM}+rows"),
+        OURS,
+        NONE,
+        more_than(f"{ENGRAM}+finetune", f"{ENGRAM}+rows"),
         _share(UNTOLD),
     ),
     _update(
         "rows_spare_others",
         "Moving rows alone leaves other people's facts more intact than fine-tuning all weights",
-        _ahead(f"{ENGRAM}+rows", f"{ENGRAM}+finetune"),
+        OURS,
+        NONE,
+        more_than(f"{ENGRAM}+rows", f"{ENGRAM}+finetune"),
         _gain("unchanged"),
     ),
     _update(
         "rows_spare_text",
         "Moving rows alone costs other text less than fine-tuning all weights",
+        OURS,
+        NONE,
         {"fine-tuning - rows": {f"{ENGRAM}+finetune": 1.0, f"{ENGRAM}+rows": -1.0}},
         SIDE_COST,
-        smallest=SMALLEST,
+        smallest_effect=SMALLEST,
     ),
     _update(
         "memory_learns_more",
         "Fine-tuned on the same passages, Engram answers changed facts in other wordings better "
         "than the MoE",
-        _ahead(f"{ENGRAM}+finetune", f"{MOE}+finetune"),
+        OURS,
+        NONE,
+        more_than(f"{ENGRAM}+finetune", f"{MOE}+finetune"),
         _share(UNTOLD),
     ),
     _update(
         "memory_forgets_less",
         "Fine-tuned on the same passages, Engram keeps more of what it knew of other people",
-        _ahead(f"{ENGRAM}+finetune", f"{MOE}+finetune"),
+        OURS,
+        NONE,
+        more_than(f"{ENGRAM}+finetune", f"{MOE}+finetune"),
         _gain("unchanged", log=True),
-        smallest=SMALLEST_KEPT,
+        smallest_effect=SMALLEST_KEPT,
     ),
     _update(
         "retrieval_beats_finetuning",
         "Passages before the prompt, brought up to date, answer changed facts better than "
         "fine-tuning the MoE",
-        _ahead(f"{MOE}+rag_replaced", f"{MOE}+finetune"),
-        _share(TOLD, UNTOLD),
         "arXiv:2312.05934 (Ovadia et al.)",
         "retrieval consistently outperforms fine-tuning on new knowledge",
+        more_than(f"{MOE}+rag_replaced", f"{MOE}+finetune"),
+        _share(TOLD, UNTOLD),
     ),
     _update(
         "datastore_adapts",
         "States of the new passages, added to a kNN-LM, tell the MoE of changed facts",
-        _alone(f"{MOE}+knn_added"),
-        _gain("changed", TOLD),
         "arXiv:1911.00172 section 4.3",
         "a datastore of another domain adapts a model without training: perplexity 34.84 to 20.47",
+        _alone(f"{MOE}+knn_added"),
+        _gain("changed", TOLD),
     ),
     _update(
         "old_text_must_go",
         "An index answers changed facts better where what tells the old ones is taken out",
+        OURS,
+        NONE,
         {
             f"{index} replaced - added": {
                 f"{MOE}+{index}_replaced": 1.0,
@@ -155,9 +142,11 @@ UPDATES = (
     _update(
         "indexes_spare_text",
         "Bringing an index up to date costs other text nothing",
+        OURS,
+        NONE,
         _alone(*(f"{MOE}+{index}_replaced" for index in INDEXES)),
         SIDE_COST,
-        smallest=SMALLEST,
+        smallest_effect=SMALLEST,
         prediction="equal",
     ),
 )

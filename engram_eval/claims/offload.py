@@ -5,9 +5,7 @@ logarithms of tokens per second, so that a difference of 0.03 is 3 %. What they 
 machine that measured.
 """
 
-from collections.abc import Mapping
-
-from engram_eval.claims.claim import Claim, Prediction, Rows, Score
+from engram_eval.claims.claim import Declare, Rows, Score, more_than
 from engram_eval.studies.offload import TABLES
 
 TABLE = "arXiv:2601.07372 Table 4"
@@ -30,28 +28,7 @@ def _speed(phase: str, *tables: str) -> Score:
     return Score(terms, log=True, unit=UNIT)
 
 
-def _claim(
-    name: str,
-    sentence: str,
-    source: str,
-    published: str,
-    contrast: tuple[str, str],
-    score: Score,
-    prediction: Prediction,
-) -> Claim:
-    faster, slower = contrast
-    weights: Mapping[str, float] = {faster: 1.0, slower: -1.0}
-    return Claim(
-        f"offload.{name}",
-        sentence,
-        source,
-        published,
-        {f"{faster} - {slower}": weights},
-        SMALLEST,
-        score,
-        prediction,
-        test="paired",
-    )
+_claim = Declare("offload.", SMALLEST, "paired")
 
 
 OFFLOAD = (
@@ -61,9 +38,9 @@ OFFLOAD = (
             f"With its table in host memory, fetched ahead, a model {what} as fast, within 3 %",
             TABLE,
             LOST,
-            ("device", "host_prefetch"),
+            more_than("device", "host_prefetch"),
             _speed(phase, LARGEST),
-            "equal",
+            prediction="equal",
         )
         for phase, what in (("prefill", "reads"), ("decode", "writes"))
     ),
@@ -72,9 +49,9 @@ OFFLOAD = (
         "In host memory a larger table costs as much as a small one, within 3 %",
         "arXiv:2601.07372 section 2.5",
         "what is moved grows with the rows that are read, not with the table; no figure",
-        ("device", "host_prefetch"),
+        more_than("device", "host_prefetch"),
         _speed("prefill", LARGEST, OWN),
-        "equal",
+        prediction="equal",
     ),
     *(
         _claim(
@@ -82,9 +59,9 @@ OFFLOAD = (
             f"Even with its table on disk, fetched ahead, a model {what} as fast, within 3 %",
             "arXiv:2601.07372 section 2.5",
             "a hierarchy down to NVMe is proposed, without a figure",
-            ("device", "disk_prefetch"),
+            more_than("device", "disk_prefetch"),
             _speed(phase, LARGEST),
-            "equal",
+            prediction="equal",
         )
         for phase, what in (("prefill", "reads"), ("decode", "writes"))
     ),
@@ -93,17 +70,15 @@ OFFLOAD = (
         "Fetching ahead, behind the block before, makes a table on disk faster",
         "arXiv:2601.07372 section 2.5",
         "rows are known before the forward pass; no figure without fetching ahead",
-        ("disk_prefetch", "disk"),
+        more_than("disk_prefetch", "disk"),
         _speed("prefill", LARGEST),
-        "greater",
     ),
     _claim(
         "cache",
         "A cache of a tenth of the rows makes a table on disk faster",
         "arXiv:2601.07372 section 2.5",
         "argued from Zipf's law, without a figure",
-        ("disk_prefetch_cache", "disk_prefetch"),
+        more_than("disk_prefetch_cache", "disk_prefetch"),
         _speed("decode", LARGEST),
-        "greater",
     ),
 )
