@@ -6,7 +6,7 @@ from typing import Any
 from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.baselines.registry import check_listed, read_listed
 from engram_eval.config import StudyConfig, TrainConfig, TuneConfig, arm_training
-from engram_eval.errors import UserError, unknown
+from engram_eval.errors import UserError, look_up
 from engram_eval.evaluation.settings import check_settings
 from engram_eval.scales import OWN_TEXT, SCALES
 from engram_eval.stages import resolve
@@ -70,8 +70,7 @@ def _check_people(study: StudyConfig) -> None:
 
 def _check_training(train: TrainConfig) -> None:
     optimizers: Any = resolve("engram_eval.training.optim:OPTIMIZERS")
-    if train.optimizer not in optimizers:
-        raise unknown("optimizer", train.optimizer, optimizers)
+    look_up("optimizer", train.optimizer, optimizers)
     for name in ("lr", "table_lr_multiplier", "expert_lr_multiplier", "clip_norm"):
         if getattr(train, name) <= 0:
             raise UserError(f"train.{name}={getattr(train, name)}: must be above 0")
@@ -156,8 +155,7 @@ def _check_offload(study: StudyConfig) -> None:
         raise UserError(f"offload.repeats={wanted.repeats}: must not be below 0")
     if not wanted.repeats:
         return
-    if study.scale not in SCALES:
-        raise unknown("scale", study.scale, SCALES)
+    look_up("scale", study.scale, SCALES)
     if not wanted.tables or min(wanted.tables) < 1:
         raise UserError(f"offload.tables={list(wanted.tables)}: each must be at least 1")
     if wanted.seconds <= 0:

@@ -1,7 +1,10 @@
 """Mistakes that a user can make, told in one line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -20,3 +23,10 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     return UserError(
         f"unknown {kind} {given!r}{nearest(given, names)}; allowed: {', '.join(names)}"
     )
+
+
+def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Return the entry of that name; raises ``unknown`` where there is none."""
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from engram_eval.errors import look_up
 from engram_eval.stages import resolve
 
 LISTS: dict[str, str] = {
@@ -18,8 +19,12 @@ LISTS: dict[str, str] = {
 
 
 def listing(what: str) -> dict[str, str]:
-    """Return name -> one line about it for a kind of thing; ``what`` is a key of ``LISTS``."""
-    registry: Any = resolve(LISTS[what])
+    """Return name -> one line about it for a kind of thing, a key of ``LISTS``.
+
+    Raises:
+        UserError: it is none.
+    """
+    registry: Any = resolve(look_up("list", what, LISTS))
     entries = registry() if callable(registry) else registry
     return {name: _about(entry) for name, entry in entries.items()}
 

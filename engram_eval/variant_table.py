@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from engram_eval.errors import unknown
+from engram_eval.errors import look_up
 from engram_eval.ledger import Ledger, ledger_of
 from engram_eval.scales import SCALES
 from engram_eval.solver import match
@@ -28,9 +28,8 @@ def solved_variant(name: str, scale: str) -> Solved:
         UserError: an unknown variant or scale.
     """
     variant = find_variant(name)
-    if scale not in SCALES:
-        raise unknown("scale", scale, SCALES)
-    sizes, length = SCALES[scale], SCALES[scale].train.seq_len
+    sizes = look_up("scale", scale, SCALES)
+    length = sizes.train.seq_len
     moe, found = (
         {**each.architecture(sizes), "vocab_size": sizes.corpus.vocab_size}
         for each in (VARIANTS["moe"], variant)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from engram_eval.errors import unknown
+from engram_eval.errors import look_up
 from engram_eval.scales import Scale
 
 Architecture = dict[str, Any]
@@ -40,9 +40,7 @@ def find_variant(name: str) -> Variant:
     Raises:
         UserError: there is none of that name.
     """
-    if name not in VARIANTS:
-        raise unknown("variant", name, VARIANTS)
-    return VARIANTS[name]
+    return look_up("variant", name, VARIANTS)
 
 
 def moe(scale: Scale) -> Architecture:

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from engram_eval.errors import unknown
+from engram_eval.errors import look_up
 
 
 class Probe(NamedTuple):
@@ -99,6 +99,4 @@ PROBES: dict[str, Probe] = {
 
 def find_probe(name: str) -> Probe:
     """Look a probe up; an unknown name raises ``UserError`` with the nearest match."""
-    if name not in PROBES:
-        raise unknown("probe", name, PROBES)
-    return PROBES[name]
+    return look_up("probe", name, PROBES)

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from engram_eval.errors import unknown
+from engram_eval.errors import look_up
 from engram_eval.records import write_atomic
 from reports.blocks import Block, Panel, TextMap, to_csv, told_strokes
 from reports.build import SECTIONS, uncollected
@@ -126,9 +126,7 @@ def _chosen(study: Study, only: str | None) -> list[Block | TextMap]:
     figures = {item.ident: item for item in items if isinstance(item, Block | TextMap)}
     if only is None:
         return list(figures.values())
-    if only not in figures:
-        raise unknown("figure", only, figures)
-    return [figures[only]]
+    return [look_up("figure", only, figures)]
 
 
 def _pictures(block: Block, look: Mapping[str, Look]) -> list[Picture]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from engram_eval.errors import UserError, unknown
+from engram_eval.errors import UserError, look_up, unknown
 from engram_eval.stages import resolve
 
 if TYPE_CHECKING:
@@ -66,11 +66,10 @@ def check_listed(texts: Sequence[str], models: Sequence[str]) -> None:
     """
     for text in texts:
         name, model = read_listed(text)
-        if name not in BASELINES:
-            raise unknown("baseline", name, BASELINES)
+        alone = look_up("baseline", name, BASELINES).alone
         if model is not None and model not in models:
             raise unknown("model", model, models)
-        if model is None and BASELINES[name].alone is None:
+        if model is None and alone is None:
             raise needs_model(name)
     if len(set(texts)) < len(texts):
         raise UserError(f"baselines: one is listed twice: {', '.join(texts)}")
@@ -87,9 +86,8 @@ def build_baseline(name: str, setting: "Setting") -> "AbstractContextManager[Bui
     Raises:
         UserError: no baseline has this name, or it needs a model.
     """
-    if name not in BASELINES:
-        raise unknown("baseline", name, BASELINES)
-    target = BASELINES[name].around if setting.model else BASELINES[name].alone
+    found = look_up("baseline", name, BASELINES)
+    target = found.around if setting.model else found.alone
     if target is None:
         raise needs_model(name)
     return cast("AbstractContextManager[Built]", resolve(target)(setting))

@@ -16,7 +16,7 @@ from engram_eval.bench.lookup import SHARE_OF_MEMORY, free_memory
 from engram_eval.bench.products import wait_for
 from engram_eval.bench.turns import Timing, compared
 from engram_eval.environment import compute_device
-from engram_eval.errors import unknown
+from engram_eval.errors import look_up
 from engram_eval.ledger import architecture_config
 from engram_eval.models.memory import MemorySpec, memory_specs
 from engram_eval.models.modeling_engram import EngramForCausalLM
@@ -125,8 +125,7 @@ def bench_offload(
         UserError: an unknown scale.
     """
     for scale in scales or ():
-        if scale not in SCALES:
-            raise unknown("scale", scale, SCALES)
+        look_up("scale", scale, SCALES)
     keep_freed_memory()
     device = compute_device()
     cases = list(_cases(scales, tables, device))

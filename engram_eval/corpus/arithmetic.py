@@ -25,7 +25,7 @@ from engram_eval.config import CorpusConfig
 from engram_eval.corpus.budget import budget, stream
 from engram_eval.corpus.document import Document
 from engram_eval.corpus.lines import Line, Split, chance, document, fill, prompt
-from engram_eval.errors import unknown
+from engram_eval.errors import look_up
 
 Operands = tuple[int, ...]
 
@@ -111,9 +111,7 @@ def answer_entropy(kind: str) -> float:
 
 def get_kind(name: str) -> Kind:
     """Return a kind by name; raises ``UserError`` if there is none."""
-    if name not in KINDS:
-        raise unknown("kind of problem", name, KINDS)
-    return KINDS[name]
+    return look_up("kind of problem", name, KINDS)
 
 
 def held_out(problem: Problem, seed: int, val_fraction: float) -> bool:

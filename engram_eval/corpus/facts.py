@@ -20,7 +20,7 @@ from engram_eval.corpus.budget import budget, stream
 from engram_eval.corpus.document import Document
 from engram_eval.corpus.lines import Line, Split, answer_is_last, chance, document, fill, prompt
 from engram_eval.corpus.relations import RELATIONS
-from engram_eval.errors import UserError, unknown
+from engram_eval.errors import UserError, look_up
 
 __all__ = ["RELATIONS", "Fact", "facts_documents", "held_out", "load_facts", "taught_facts"]
 
@@ -56,8 +56,7 @@ def read_table(path: Path) -> list[Fact]:
                 continue
             if len(row) != 3 or not all(row):
                 raise UserError(f"{path}:{number}: {row!r}; a row is relation,subject,object")
-            if row[0] not in RELATIONS:
-                raise unknown(f"relation in {path}:{number}", row[0], RELATIONS)
+            look_up(f"relation in {path}:{number}", row[0], RELATIONS)
             facts.append(Fact(*row))
     return facts
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engram_eval.config import TrainConfig
-from engram_eval.errors import UserError, unknown
+from engram_eval.errors import UserError, look_up
 from engram_eval.models.convolution import DepthwiseCausalConv
 from engram_eval.models.moe import Experts
 from engram_eval.models.offload import NOT_TRAINED, HostTable
@@ -78,10 +78,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     for table in tables.values():
         if table.format is not None:
             raise UserError(NOT_TRAINED.format(table.quantization))
-    if config.optimizer not in OPTIMIZERS:
-        raise unknown("optimizer", config.optimizer, OPTIMIZERS)
-    make = partial(_adamw, config=config, tables=tables)
-    return OPTIMIZERS[config.optimizer](model, config, make)
+    build = look_up("optimizer", config.optimizer, OPTIMIZERS)
+    return build(model, config, partial(_adamw, config=config, tables=tables))
 
 
 def _adamw(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from engram_eval.baselines.registry import BASELINES, read_listed
 from engram_eval.config import CorpusConfig, UpdateConfig
-from engram_eval.errors import UserError, unknown
+from engram_eval.errors import UserError, look_up, unknown
 
 LEAST_PEOPLE = 4
 """Of whom some choose rates and some are scored."""
@@ -64,9 +64,7 @@ WAYS: dict[str, Way] = {
 
 def find_way(name: str) -> Way:
     """Look a way up; an unknown name raises ``UserError`` with the nearest match."""
-    if name not in WAYS:
-        raise unknown("way of updating", name, WAYS)
-    return WAYS[name]
+    return look_up("way of updating", name, WAYS)
 
 
 def options_for(way: str, update: UpdateConfig) -> UpdateConfig:

@@ -3,7 +3,6 @@
 import argparse
 import json
 
-from engram_eval.errors import unknown
 from engram_eval.verbs.verb import Verb
 
 
@@ -16,10 +15,8 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from engram_eval.listing import LISTS, listing
+    from engram_eval.listing import listing
 
-    if arguments.what not in LISTS:
-        raise unknown("list", arguments.what, LISTS)
     rows = listing(arguments.what)
     if arguments.json:
         print(json.dumps(rows, indent=1))
