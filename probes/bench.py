@@ -14,6 +14,7 @@ import torch
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.adapters.load import open_model
+from engram_eval.bench.arms import bench_arms
 from engram_eval.config import CorpusConfig, EntityDials, ProbeConfig
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.store import Corpus, load_corpus
@@ -23,26 +24,9 @@ from probes.capture import batches
 from probes.registry import PROBES, Probe
 from probes.sample import Sample, draw_sample
 
-# The quick study's shape on a small vocabulary, so that the corpus is built in a few seconds.
-SHAPE: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 192,
-    "n_routed_experts": 12,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 64,
-    "shared_expert_intermediate_size": 64,
-    "first_k_dense_replace": 1,
-    "engram_layers": [1],
-    "engram_heads": 4,
-    "engram_rows": [5000, 5000],
-    "engram_row_dim": 16,
-    "initializer_range": 0.06,
-}
 # Items of each task; how often hooks are timed, and the name under which that stands.
 ITEMS, TURNS, CAPTURE = 8, 3, "capture"
+# Of a small vocabulary, so that it is built in a few seconds.
 TEXT = CorpusConfig(
     vocab_size=1024, train_bytes=400_000, entities=EntityDials(n_entities=60, max_exposures=20)
 )
@@ -108,9 +92,10 @@ def _corpus(folder: Path) -> Corpus:
 
 
 def _model(corpus: Corpus, seed: int) -> Adapter:
+    own = {"vocab_size": corpus.vocab_size, "engram_compression": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = EngramForCausalLM(EngramConfig(**SHAPE, vocab_size=corpus.vocab_size))
+        model = EngramForCausalLM(EngramConfig(**{**bench_arms("quick")["engram"], **own}))
     model.set_tokenizer(corpus.tokenizer())
     return open_model(model)
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from engram_eval.bench import lookup, offload, peers, products, train
+from engram_eval.bench import lookup, offload, peers, products, train, turns
+from engram_eval.bench.arms import bench_arms
 from engram_eval.bench.offload_stage import arm_name, time_storages
 from engram_eval.bench.rate import seconds_per_token
 from engram_eval.bench.registry import BENCHES, bench_table
@@ -77,16 +78,16 @@ def test_time_alone_grows_with_the_work() -> None:
 def test_turns_end_at_the_deadline_and_the_first_is_not_counted() -> None:
     counts = {"quick": 0, "slow": 0}
 
-    def work(name: str, seconds: float) -> train.Contender:
+    def work(name: str, seconds: float) -> turns.Contender:
         def step() -> None:
             counts[name] += 1
             time.sleep(seconds)
 
-        return train.Contender(name, name, None, step)
+        return turns.Contender(name, name, None, step)
 
     task = Task("bench", 1.0)
     contenders = [work("quick", 0.001), work("slow", 0.3)]
-    times = train.take_turns(contenders, time.monotonic() + 0.8, task)
+    times = turns.take_turns(contenders, time.monotonic() + 0.8, task)
     assert counts["slow"] == 2 and len(times.steps["slow"]) == 1
     assert counts["quick"] == len(times.steps["quick"]) + 1 > 5
     assert times.alone == {}
@@ -97,23 +98,23 @@ def test_each_set_has_its_time_and_goes() -> None:
     made: list[str] = []
     taken: list[str] = []
 
-    def contender(name: str) -> train.Contender:
+    def contender(name: str) -> turns.Contender:
         made.append(name)
 
         def step() -> None:
             taken.append(name)
             time.sleep(0.002)
 
-        return train.Contender(name, name, None, step)
+        return turns.Contender(name, name, None, step)
 
-    def sets() -> Iterator[list[train.Contender]]:
+    def sets() -> Iterator[list[turns.Contender]]:
         yield [contender("first"), contender("second")]
         assert not weak[0](), "given up before the next is made"
         yield [contender("third")]
 
     weak: list[weakref.ref[Callable[[], None]]] = []
 
-    def watched() -> Iterator[list[train.Contender]]:
+    def watched() -> Iterator[list[turns.Contender]]:
         for each in sets():
             weak.append(weakref.ref(each[0].step))
             assert len(made) == 2 * len(weak) - (len(weak) > 1), "made when its turn comes"
@@ -172,11 +173,11 @@ def test_several_steps_in_one_wait_are_several_steps() -> None:
     train._waiting(lambda: taken.append(1), 4, torch.device("cpu"))()
     assert len(taken) == 4
     names = ("dense", "moe", "llama", "olmoe", "qwen4exp")
-    contenders = [train.Contender(name, name, None, lambda: None, 4) for name in names]
+    contenders = [turns.Contender(name, name, None, lambda: None, 4) for name in names]
     contenders[0] = contenders[0]._replace(steps=1)
     # The last turn was slow for all of them; one had a slow turn more.
     steps = {name: [1.0, 1.0, 7.0] for name in names} | {"moe": [1.0, 9.0, 7.0]}
-    times = train.Times(steps, {"dense": [0.5, 0.6, 3.0]})
+    times = turns.Times(steps, {"dense": [0.5, 0.6, 3.0]})
     rows = train._rows(contenders, times, SIZES.train, torch.device("cpu"))
     tokens = SIZES.train.batch_size * SIZES.train.seq_len
     plain, _, burst, *_ = [(r["steps"], r["ms_per_step"], r["tokens_per_s"]) for r in rows]
@@ -187,8 +188,8 @@ def test_several_steps_in_one_wait_are_several_steps() -> None:
 
 def test_of_a_peer_its_best_setting_counts() -> None:
     names = {"dense": "dense", "Llama, a": "llama", "Llama, b": "llama"}
-    contenders = [train.Contender(name, peer, None, lambda: None) for name, peer in names.items()]
-    times = train.Times({"dense": [1.0, 2.0], "Llama, a": [9.0, 1.0], "Llama, b": [3.0, 6.0]}, {})
+    contenders = [turns.Contender(name, peer, None, lambda: None) for name, peer in names.items()]
+    times = turns.Times({"dense": [1.0, 2.0], "Llama, a": [9.0, 1.0], "Llama, b": [3.0, 6.0]}, {})
     rows = train._rows(contenders, times, SIZES.train, torch.device("cpu"))
     assert rows[0]["vs_llama"] == 3.0 and rows[0]["vs_olmoe"] is None
 
@@ -381,7 +382,7 @@ def test_a_study_times_storages_as_models(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_tables_in_all_storages_give_the_same_logits() -> None:
-    model, spec = offload.bench_model(offload.architecture_of("smoke"))
+    model, spec = offload.bench_model(bench_arms("smoke")["engram"])
     text = offload.zipf_tokens(512, 0, (8, 256))
     seen = []
     for table in offload.make_tables(spec).values():

@@ -14,6 +14,7 @@ FILES = [
 PROBES_MAY = {
     "engram_eval.adapters",
     "engram_eval.allocator",
+    "engram_eval.bench.arms",
     "engram_eval.config",
     "engram_eval.corpus",
     "engram_eval.environment",

@@ -15,17 +15,17 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerFast
 
 from engram_eval.allocator import keep_freed_memory
-from engram_eval.bench.train import Contender, take_turns
+from engram_eval.bench.arms import bench_arms
+from engram_eval.bench.turns import Contender, take_turns
 from engram_eval.corpus.stdlib import stdlib_documents
 from engram_eval.corpus.tokenizer import EOS, train_tokenizer
 from engram_eval.environment import compute_device
-from engram_eval.errors import unknown
 from engram_eval.evaluation.fast_lm import FastLM
 from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.progress import Reporter
-from engram_eval.scales import SCALES
+from engram_eval.variants import Architecture
 
 CHARACTERS = 600_000
 # In words: questions of about 75 tokens with options of about 7.
@@ -77,17 +77,16 @@ def bench_evaluate(
     Raises:
         UserError: an unknown scale.
     """
-    if scale not in SCALES:
-        raise unknown("scale", scale, SCALES)
+    arm = bench_arms(scale)["engram"]
     keep_freed_memory()
     deadline = time.monotonic() + seconds
     text = _words(CHARACTERS)
-    tokenizer = _tokenizer(text, SCALES[scale].corpus.vocab_size)
+    tokenizer = _tokenizer(text, arm["vocab_size"])
     options = {"tokenizer": tokenizer, "batch_size": batch_size}
     workloads = list(_workloads(text))
     answers: dict[tuple[str, str], Answers] = {}
     with quiet_lm_eval(), report.task("bench evaluate", seconds) as task:
-        model = _model(scale)
+        model = _model(arm)
         lms = {
             THEIRS: HFLM(pretrained=model, **options),
             OURS: FastLM(pretrained=model, **options),
@@ -101,14 +100,10 @@ def bench_evaluate(
     return [_row(workload, times, answers) for workload in workloads]
 
 
-def _model(scale: str) -> EngramForCausalLM:
-    sizes = SCALES[scale]
-    own = {"n_routed_experts": sizes.engram_experts, "vocab_size": sizes.corpus.vocab_size}
-    architecture = {**sizes.backbone, **sizes.experts, **sizes.memory, **own}
+def _model(architecture: Architecture) -> EngramForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = architecture_config({**architecture, "engram_compression": False})
-        return EngramForCausalLM(config).to(compute_device())
+        return EngramForCausalLM(architecture_config(architecture)).to(compute_device())
 
 
 def _words(characters: int) -> list[str]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from engram_eval.allocator import keep_freed_memory
+from engram_eval.bench.arms import bench_arms
 from engram_eval.bench.lookup import SHARE_OF_MEMORY, free_memory
 from engram_eval.bench.products import wait_for
 from engram_eval.bench.turns import Timing, compared
 from engram_eval.environment import compute_device
-from engram_eval.errors import look_up
 from engram_eval.ledger import architecture_config
 from engram_eval.models.memory import MemorySpec, memory_specs
 from engram_eval.models.modeling_engram import EngramForCausalLM
@@ -24,7 +24,6 @@ from engram_eval.models.offload import DiskTable, HostTable
 from engram_eval.models.row_file import scratch_tensor
 from engram_eval.models.table import RowTable
 from engram_eval.progress import Reporter, Task
-from engram_eval.scales import SCALES
 
 CPU_SCALES = ("quick", "small")
 BATCH, LENGTH = 8, 256
@@ -124,8 +123,6 @@ def bench_offload(
     Raises:
         UserError: an unknown scale.
     """
-    for scale in scales or ():
-        look_up("scale", scale, SCALES)
     keep_freed_memory()
     device = compute_device()
     cases = list(_cases(scales, tables, device))
@@ -149,8 +146,9 @@ def _cases(
             yield Case("dense, 3.7 B", GPU_MODEL, rows, torch.bfloat16, shape)
         return
     for scale in scales or CPU_SCALES:
+        arm = bench_arms(scale)["engram"]
         for rows in tables or ROWS:
-            yield Case(scale, architecture_of(scale), rows, torch.float32, (BATCH, LENGTH))
+            yield Case(scale, arm, rows, torch.float32, (BATCH, LENGTH))
 
 
 def _measure(
@@ -194,19 +192,6 @@ def _lost(phase: str, tokens: int, timing: Timing) -> dict[str, float | None]:
         for key, ratio in ratios.items()
     }
     return {f"{phase}_tokens_per_s": tokens / timing.seconds, **losses}
-
-
-def architecture_of(scale: str) -> dict[str, Any]:
-    """Return the keys of a scale's Engram model."""
-    sizes = SCALES[scale]
-    return {
-        **sizes.backbone,
-        **sizes.experts,
-        **sizes.memory,
-        "n_routed_experts": sizes.engram_experts,
-        "vocab_size": sizes.corpus.vocab_size,
-        "engram_compression": False,
-    }
 
 
 def bench_model(

@@ -32,7 +32,7 @@ def dtype_of_products(device: torch.device) -> torch.dtype:
 
 
 def peers(
-    moe: Mapping[str, Any], memory: Mapping[str, Any], on_gpu: bool = False
+    moe: Mapping[str, Any], engram: Mapping[str, Any], on_gpu: bool = False
 ) -> Iterator[Peer]:
     """Yield the peers of a scale, each in every setting that might be its best.
 
@@ -45,7 +45,7 @@ def peers(
 
     Args:
         moe: our MoE's keys of ``EngramConfig``.
-        memory: the keys that make it an Engram model.
+        engram: those of the Engram model.
         on_gpu: whether they compute on a GPU, where fused attention and grouped experts lead.
     """
     for attention in ("sdpa",) if on_gpu else ("sdpa", "eager"):
@@ -54,7 +54,7 @@ def peers(
         yield Peer(f"OLMoE, {experts}", "olmoe", partial(_olmoe, moe, experts))
     if on_gpu:
         return
-    yield Peer("Qwen4Exp, grouped_mm", "qwen4exp", partial(_qwen, moe, memory))
+    yield Peer("Qwen4Exp, grouped_mm", "qwen4exp", partial(_qwen, moe, engram))
 
 
 def peer_step(
@@ -111,14 +111,14 @@ def _olmoe(architecture: Mapping[str, Any], experts: str) -> transformers.PreTra
     return model
 
 
-def _qwen(moe: Mapping[str, Any], memory: Mapping[str, Any]) -> transformers.PreTrainedModel:
+def _qwen(moe: Mapping[str, Any], engram: Mapping[str, Any]) -> transformers.PreTrainedModel:
     head_dim = moe["hidden_size"] // moe["num_attention_heads"]
     config = transformers.Qwen4ExpTextConfig(
         **_shared_keys(moe),
         head_dim=head_dim,
         moe_intermediate_size=moe["moe_intermediate_size"],
         shared_expert_intermediate_size=moe["shared_expert_intermediate_size"],
-        num_experts=memory["n_routed_experts"],
+        num_experts=engram["n_routed_experts"],
         num_experts_per_tok=moe["num_experts_per_tok"],
         layer_types=["linear_attention"] * moe["num_hidden_layers"],
         linear_key_head_dim=head_dim,
@@ -128,12 +128,12 @@ def _qwen(moe: Mapping[str, Any], memory: Mapping[str, Any]) -> transformers.Pre
         hc_count=LEAST_STREAMS,
         hc_lowrank=moe["hidden_size"] // 4,
         # Counted from 1.
-        ple_layer_ids=[layer + 1 for layer in memory["engram_layers"]],
-        ple_embed_dim=_memory_dim(memory),
+        ple_layer_ids=[layer + 1 for layer in engram["engram_layers"]],
+        ple_embed_dim=_memory_dim(engram),
         ple_conv_kernel_size=4,
-        ngram_size=max(memory["engram_ngram_orders"]),
-        heads_per_ngram=memory["engram_heads"],
-        ngram_vocab_size_base=max(memory["engram_rows"]),
+        ngram_size=max(engram["engram_ngram_orders"]),
+        heads_per_ngram=engram["engram_heads"],
+        ngram_vocab_size_base=max(engram["engram_rows"]),
         split_ngram_parts=1,
         eos_token_id=0,
         pad_token_id=0,
@@ -143,6 +143,6 @@ def _qwen(moe: Mapping[str, Any], memory: Mapping[str, Any]) -> transformers.Pre
     return transformers.Qwen4ExpForCausalLM(config)
 
 
-def _memory_dim(memory: Mapping[str, Any]) -> int:
-    heads = memory["engram_heads"] * len(memory["engram_ngram_orders"])
-    return int(heads * memory["engram_row_dim"])
+def _memory_dim(engram: Mapping[str, Any]) -> int:
+    heads = engram["engram_heads"] * len(engram["engram_ngram_orders"])
+    return int(heads * engram["engram_row_dim"])

@@ -17,17 +17,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from engram_eval.allocator import keep_freed_memory
+from engram_eval.bench.arms import bench_arms
 from engram_eval.bench.peers import Peer, dtype_of_products, peer_step, peers
 from engram_eval.bench.products import forward_products, timed, training_products, wait_for
+from engram_eval.bench.turns import Contender, Times, take_turns
 from engram_eval.config import TrainConfig
 from engram_eval.environment import compute_device
-from engram_eval.errors import unknown
+from engram_eval.errors import look_up
 from engram_eval.footprint import training_footprint
 from engram_eval.ledger import architecture_config
 from engram_eval.models.compiled import compile_blocks
@@ -44,42 +46,9 @@ from engram_eval.training.step import stepper
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 """Dense bf16 products with fp32 accumulation, per second, as their makers' data sheets say."""
 
-
 GPU_CONTENDERS = 10
 GPU_STEPS = 4
 """That are asked for before they are waited for."""
-
-
-class Contender(NamedTuple):
-    """Something that trains.
-
-    Attributes:
-        name: model and setting.
-        peer: name of the group it belongs to; of a group the fastest setting counts.
-        config: of our models, for the list of their products; None for others.
-        step: takes ``steps`` training steps, and waits for their end.
-        steps: see above.
-        alone: takes the step's matrix products and returns the seconds that they need.
-    """
-
-    name: str
-    peer: str
-    config: EngramConfig | None
-    step: Callable[[], None]
-    steps: int = 1
-    alone: Callable[[], float] | None = None
-
-
-class Times(NamedTuple):
-    """Seconds by contender, turn by turn.
-
-    Attributes:
-        steps: of what was taken in a turn.
-        alone: of its products, for those that have them listed.
-    """
-
-    steps: dict[str, list[float]]
-    alone: dict[str, list[float]]
 
 
 def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[dict[str, Any]]:
@@ -101,10 +70,8 @@ def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[
     Raises:
         UserError: an unknown scale.
     """
-    if scale not in SCALES:
-        raise unknown("scale", scale, SCALES)
+    settings, device = look_up("scale", scale, SCALES).train, compute_device()
     keep_freed_memory()
-    settings, device = SCALES[scale].train, compute_device()
     if device.type == "cpu":
         report.say(f"between our products: {describe()}")
         report.say(f"peers, and products alone, in {dtype_of_products(device)}")
@@ -116,40 +83,6 @@ def bench_train(seconds: float, report: Reporter, scale: str = "quick") -> list[
             contenders = [*_ours(scale, device), *_peers(scale, device)]
             times = take_turns(contenders, started + seconds, task)
     return _rows(contenders, times, settings, device)
-
-
-def take_turns(contenders: list[Contender], deadline: float, task: Task) -> Times:
-    """Let each contender take a step in turn until the deadline; the first is not counted.
-
-    A contender sits out when its last step suggests that the next would end too late.
-
-    Args:
-        contenders: all are given two steps, whatever the deadline.
-        deadline: on the clock of ``time.monotonic``.
-        task: progress in seconds.
-
-    Returns:
-        The seconds of each counted turn.
-    """
-    times = Times({c.name: [] for c in contenders}, {c.name: [] for c in contenders if c.alone})
-    last = dict.fromkeys(times.steps, 0.0)
-    for round_number in range(1_000_000):
-        active = [
-            c for c in contenders if round_number < 2 or time.monotonic() + last[c.name] < deadline
-        ]
-        if not active:
-            break
-        for contender in active:
-            started = time.perf_counter()
-            contender.step()
-            last[contender.name] = time.perf_counter() - started
-            alone = contender.alone() if contender.alone else 0.0
-            if round_number:
-                times.steps[contender.name].append(last[contender.name])
-                if contender.alone:
-                    times.alone[contender.name].append(alone)
-            task.advance(time.perf_counter() - started, contender.name)
-    return times
 
 
 def set_by_set(
@@ -207,14 +140,14 @@ def _by_itself(contender: Contender) -> list[Contender]:
 
 def _fit_together(scale: str, device: torch.device) -> bool:
     settings, (free, _) = SCALES[scale].train, torch.cuda.mem_get_info(device)
-    needed = (training_footprint(each, settings).total for each in _our_models(scale).values())
+    needed = (training_footprint(each, settings).total for each in bench_arms(scale).values())
     return sum(needed) <= free
 
 
 def _ours(scale: str, device: torch.device, compiled: bool = False) -> Iterator[Contender]:
     manner = dataclasses.replace(SCALES[scale].train, compile=compiled)
     batch = _batch(scale, device)
-    for name, architecture in _our_models(scale).items():
+    for name, architecture in bench_arms(scale).items():
         # What is drawn must not stay here while the next one is built.
         yield _our(name, architecture_config(architecture), batch, manner, device)
 
@@ -234,7 +167,8 @@ def _our(
 def _peers(scale: str, device: torch.device) -> Iterator[Contender]:
     manner, batch = SCALES[scale].train, _batch(scale, device)
     on_gpu = device.type == "cuda"
-    for peer in peers(*_architectures(scale), on_gpu):
+    arms = bench_arms(scale)
+    for peer in peers(arms["moe"], arms["engram"], on_gpu):
         for compiled in (False, True) if on_gpu else (False,):
             yield _theirs(peer, batch, manner, device, compiled)
 
@@ -249,19 +183,6 @@ def _theirs(
 
 def _steps(device: torch.device) -> int:
     return GPU_STEPS if device.type == "cuda" else 1
-
-
-def _our_models(scale: str) -> dict[str, dict[str, Any]]:
-    moe, memory = _architectures(scale)
-    return {"dense": {**moe, "n_routed_experts": 0}, "moe": moe, "engram": {**moe, **memory}}
-
-
-def _architectures(scale: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the MoE's keys of ``EngramConfig``, and those that make it an Engram model."""
-    sizes = SCALES[scale]
-    vocabulary = {"vocab_size": sizes.corpus.vocab_size, "engram_compression": False}
-    moe = {**sizes.backbone, **sizes.experts, **vocabulary}
-    return moe, {**sizes.memory, "n_routed_experts": sizes.engram_experts}
 
 
 def _batch(scale: str, device: torch.device) -> Batch:
