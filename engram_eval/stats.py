@@ -32,17 +32,6 @@ class Interval(NamedTuple):
     p: float
 
 
-class SeedTest(NamedTuple):
-    """Difference of two means over seeds with its t statistic and degrees of freedom."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    t: float
-    dof: float
-
-
 def _vector(values: npt.ArrayLike, what: str, least: int = 1) -> Array:
     """Check that ``values`` are at least ``least`` finite numbers and return them flat."""
     array = np.asarray(values, dtype=np.float64).ravel()
@@ -51,12 +40,6 @@ def _vector(values: npt.ArrayLike, what: str, least: int = 1) -> Array:
     if not np.isfinite(array).all():
         raise UserError(f"{what}: holds values that are not finite")
     return array
-
-
-def mean_stderr(values: npt.ArrayLike) -> tuple[float, float]:
-    """Return the mean and its standard error, s / sqrt(n) with n - 1 in s."""
-    array = _vector(values, "mean_stderr", least=2)
-    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size))
 
 
 def clustered_stderr(values: npt.ArrayLike, clusters: Sequence[object]) -> float:
@@ -189,7 +172,7 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 def pooled_seed_test(
     arms: Mapping[str, Sequence[float]], a: str, b: str, level: float = 0.95
-) -> SeedTest:
+) -> Interval:
     """Compare arms ``b`` and ``a`` with the variance pooled over all arms of one scale.
 
     Few seeds per arm say little about the spread; the arms of a study are trained alike, so
@@ -204,16 +187,11 @@ def pooled_seed_test(
     squares = sum(float(np.square(group - group.mean()).sum()) for group in groups.values())
     if dof == 0 or squares == 0:
         raise UserError("pooled_seed_test: no spread over seeds to pool")
-    scale = math.sqrt(squares / dof * (1 / groups[a].size + 1 / groups[b].size))
-    return _t_test(float(groups[b].mean() - groups[a].mean()), scale, float(dof), level)
-
-
-def _t_test(value: float, stderr: float, dof: float, level: float) -> SeedTest:
-    """Fill in interval and p-value of a difference with a known standard error."""
-    t = value / stderr
+    stderr = math.sqrt(squares / dof * (1 / groups[a].size + 1 / groups[b].size))
+    value = float(groups[b].mean() - groups[a].mean())
     half = float(scipy.stats.t.ppf(0.5 + level / 2, dof)) * stderr
-    p = 2 * float(scipy.stats.t.sf(abs(t), dof))
-    return SeedTest(value, value - half, value + half, p, t, dof)
+    p = 2 * float(scipy.stats.t.sf(abs(value / stderr), dof))
+    return Interval(value, value - half, value + half, p)
 
 
 def holm(p_values: npt.ArrayLike) -> Array:

@@ -27,6 +27,7 @@ from engram_eval.paths import tasks_dir
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl, row_to_dict
 from engram_eval.stage_config import BaselineStage
+from tests.slow_ngrams import SlowNGrams
 
 CONFIG = EvalConfig(
     tasks=("math_comparison", "context_presence"),
@@ -69,14 +70,15 @@ def test_items_follow_the_corpus_configuration(inputs: Mapping[str, Path]) -> No
 
 def test_choices_cost_what_the_ngram_model_says(inputs: Mapping[str, Path], corpus: Corpus) -> None:
     ngrams, tokenizer = corpus.ngrams(), corpus.tokenizer()
+    slow = SlowNGrams(corpus.tokens("train").tolist(), corpus.vocab_size, LOCAL_ORDER)
     items = list(read_jsonl(inputs["items"] / "knowledge_people.jsonl"))[:8]
     for item, bits in zip(items, choice_bits(items, tokenizer, ngrams, LOCAL_ORDER), strict=True):
         query = tokenizer.encode(item["query"])
         expected = []
         for choice in item["choices"]:
             ids = tokenizer.encode(item["query"] + choice)
-            steps = range(len(query), len(ids))
-            expected.append(-sum(ngrams.log2_prob(ids[:n], ids[n], LOCAL_ORDER) for n in steps))
+            costs = slow.surprisal_bits(ids, LOCAL_ORDER, [0] * len(ids))
+            expected.append(sum(costs[len(query) :]))
         assert bits == pytest.approx(expected)
         label = "resolved" if int(np.argmin(bits)) == item["gold"] else "unresolved"
         assert item["slices"]["local"] == label

@@ -1,6 +1,7 @@
 """Windows and their labels are those of the text; streaming gives what one pass gives."""
 
 import io
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from probes.capture import batches
 from probes.matching import MOST_STRATA, TOKENS_PER_STRATUM, matched_thirds
 from probes.sample import draw_sample, token_texts
 from probes.sample_stage import describe, read_sample, sample, write_sample
+from tests.slow_ngrams import SlowNGrams, history
 
 OPTIONS = ProbeConfig(tokens=320, seq_len=32, seed=3)
 
@@ -71,15 +73,15 @@ def test_all_text_where_it_is_shorter_than_asked(corpus: Corpus) -> None:
 
 
 def test_surprisal_is_that_of_the_tokens_with_their_history(corpus: Corpus) -> None:
-    found, model = draw_sample(corpus, OPTIONS), corpus.ngrams()
-    stream = np.asarray(corpus.tokens("val"))
+    found, train = draw_sample(corpus, OPTIONS), corpus.tokens("train").tolist()
+    local, alone = (SlowNGrams(train, corpus.vocab_size, order) for order in (3, 1))
+    stream = corpus.tokens("val").tolist()
     for row, column in [(0, 0), (1, 0), (1, 1), (2, 7), (9, 32)]:
         place = int(found.position[row, column])
-        context = [int(t) for t in stream[max(0, place - 2) : place]]
-        expected = -model.log2_prob(context, int(stream[place]), order=3)
+        expected = -math.log2(local.probability(history(stream, place, 2), stream[place]))
         assert found.surprisal_bits[row, column] == pytest.approx(expected)
-        alone = -model.log2_prob([], int(stream[place]), order=1)
-        assert found.unigram_bits[row, column] == pytest.approx(alone)
+        unigram = -math.log2(alone.probability((), stream[place]))
+        assert found.unigram_bits[row, column] == pytest.approx(unigram)
 
 
 @pytest.mark.parametrize("side", ["static_in", "static_out"])

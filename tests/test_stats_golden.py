@@ -44,9 +44,7 @@ def test_seeds_with_pooled_variance() -> None:
     design = (names[:, None] == np.array(list(arms))).astype(float)
     fit = sm.OLS(values, design).fit().t_test([-1, 1, 0])
     found = stats.pooled_seed_test(arms, "a", "b")
-    assert (found.value, found.t, found.p, found.dof) == pytest.approx(
-        (fit.effect[0], fit.tvalue[0][0], float(fit.pvalue), fit.df_denom)
-    )
+    assert (found.value, found.p) == pytest.approx((fit.effect[0], float(fit.pvalue)))
     assert (found.low, found.high) == pytest.approx(tuple(fit.conf_int()[0]))
 
 

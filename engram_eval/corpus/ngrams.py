@@ -13,7 +13,6 @@ No history crosses a document: it reaches back to the last token 0 and includes 
 marks the beginning of the next document.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,12 +124,6 @@ class NGramModel:
             result.append((total, distinct))
         return tuple(result)
 
-    def frequency(self, tokens: ArrayLike) -> Ints:
-        """Return how often each token occurs in the training text; same shape as ``tokens``."""
-        dense = np.zeros(self.vocab_size, np.int64)
-        dense[self.keys[0]] = self.counts[0]
-        return dense[np.asarray(tokens)]
-
     def ngram_frequency(self, tokens: ArrayLike, order: int) -> Ints:
         """Return how often the n-gram that ends at each position was seen in training, (T,).
 
@@ -197,47 +190,6 @@ class NGramModel:
         Low: what position t has to predict follows from the tokens at hand.
         """
         return next_value(self.surprisal_bits(tokens, order, history_start))
-
-    def distribution(self, context: Sequence[int], order: int | None = None) -> Floats:
-        """Return p(w | context) for every token w, (V,): the readable path, one token at a time.
-
-        Args:
-            context: tokens before; what lies before the last 0 has no influence.
-            order: as in ``surprisal_bits``; None: the highest.
-        """
-        order = self.max_order if order is None else order
-        self._check_order(order)
-        history = list(context)[max(0, len(context) - (order - 1)) :]
-        while BOUNDARY in history[1:]:
-            history = history[1:]
-        p = np.full(self.vocab_size, 1 / self.vocab_size)
-        for length in range(len(history) + 1):
-            index = self._index(history[len(history) - length :])
-            if index is None:
-                break
-            keys, counts = self.keys[length], self.counts[length]
-            first, last = np.searchsorted(
-                keys, [index * self.vocab_size, (index + 1) * self.vocab_size]
-            )
-            total, distinct = counts[first:last].sum(), last - first
-            if total:
-                p *= distinct / (total + distinct)
-                p[keys[first:last] % self.vocab_size] += counts[first:last] / (total + distinct)
-        return p
-
-    def log2_prob(self, context: Sequence[int], token: int, order: int | None = None) -> float:
-        """Return log2 p(token | context) by ``distribution``."""
-        return float(np.log2(self.distribution(context, order)[token]))
-
-    def _index(self, ngram: Sequence[int]) -> int | None:
-        """Return an n-gram's index in the table of its order, or None if it was never seen."""
-        index = 0
-        for keys, token in zip(self.keys, ngram, strict=False):
-            key = index * self.vocab_size + token
-            index = int(np.searchsorted(keys, key))
-            if index == len(keys) or keys[index] != key:
-                return None
-        return index
 
     def _check_order(self, order: int) -> None:
         if not 1 <= order <= self.max_order:
