@@ -6,7 +6,7 @@ import pytest
 from engram_eval.config import CorpusConfig
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.excerpt import excerpt
-from engram_eval.corpus.ngrams import NGramModel
+from engram_eval.corpus.retold import retell
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.progress import Reporter
 
@@ -31,7 +31,7 @@ def test_it_holds_whole_documents_of_the_corpus_and_about_as_many_tokens(corpus:
     kept, whole = texts(part, "train"), texts(corpus, "train")
     longest = max(map(len, whole))
     assert wanted <= len(part.tokens("train")) < wanted + longest
-    assert sum(map(len, kept)) == len(part.tokens("train"))
+    assert sum(map(len, kept)) == len(part.tokens("train")) == part.ngrams().counts[0].sum()
     places = iter(whole)
     assert all(document in places for document in kept), "in the corpus's order"
     assert texts(part, "val") == texts(corpus, "val")
@@ -46,12 +46,14 @@ def test_its_documents_keep_their_domain_and_bytes(corpus: Corpus) -> None:
 
 
 def test_its_n_grams_are_those_that_are_left(corpus: Corpus) -> None:
-    part = excerpt(corpus, len(corpus.tokens("train")) // 2)
-    found, counted = part.ngrams(), NGramModel.count(part.tokens("train"), 320, 2)
+    """By hand: "1 2 | 1 2 3 |", of which nothing else is left of the corpus."""
+    part = retell(corpus, [np.array([1, 2, 0]), np.array([1, 2, 3, 0])], [(0, 2), (1, 3)])
+    assert part.docs("train").tolist() == [[0, 3, 0, 2], [3, 7, 1, 3]]
+    found = part.ngrams()
     assert found.max_order == corpus.ngrams().max_order
-    pairs = zip(found.counts[:2], counted.counts, strict=True)
-    assert all(np.array_equal(a, b) for a, b in pairs)
-    assert found.counts[0].sum() == len(part.tokens("train"))
+    assert found.counts[0].tolist() == [2, 2, 2, 1]
+    # Of 0 1, 1 2, 2 0, 2 3 and 3 0: the second document begins after the first one's end.
+    assert found.counts[1].tolist() == [1, 2, 1, 1, 1]
 
 
 def test_another_seed_draws_other_documents(corpus: Corpus) -> None:

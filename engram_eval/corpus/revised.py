@@ -1,58 +1,21 @@
-"""A corpus whose training text was changed after it was built: sentences gone, passages new."""
+"""Training text that is changed after it was built: sentences gone, passages new."""
 
-import dataclasses
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_eval.corpus.ngrams import BOUNDARY, NGramModel
-from engram_eval.corpus.pack import Answers
-from engram_eval.corpus.store import NGRAM_ORDERS, Corpus
+from engram_eval.corpus.ngrams import BOUNDARY
+from engram_eval.corpus.retold import Retold, retell
+from engram_eval.corpus.store import Corpus
 
 SENTENCE_END = re.compile(r"(?<=\.) ")
 
 
-@dataclass(frozen=True)
-class Revised(Corpus):
-    """A corpus with another training text; other splits are as they were.
-
-    Attributes:
-        train_tokens: (T,).
-        train_docs: as ``Corpus.docs`` returns them.
-    """
-
-    train_tokens: NDArray[np.int64]
-    train_docs: NDArray[np.int64]
-
-    def tokens(self, split: str) -> NDArray[np.integer]:  # type: ignore[override]
-        """Return a split's token stream, (T,); every document ends with token 0."""
-        return self.train_tokens if split == "train" else super().tokens(split)
-
-    def docs(self, split: str) -> NDArray[np.int64]:
-        """Return start, end, domain and bytes of a split's documents, see ``Corpus.docs``."""
-        return self.train_docs if split == "train" else super().docs(split)
-
-    def answers(self, split: str) -> Answers:
-        """Return the answers of a split that is as it was.
-
-        Raises:
-            ValueError: for training text, whose answers have other places now.
-        """
-        if split == "train":
-            raise ValueError("a revised corpus does not know the answers of its training text")
-        return super().answers(split)
-
-    def ngrams(self) -> NGramModel:
-        """Count the n-grams of the training tokens that there are now."""
-        return NGramModel.count(self.train_tokens, self.vocab_size, NGRAM_ORDERS)
-
-
 def revise(
     corpus: Corpus, domain: str, added: Sequence[str], removed: Collection[str] = ()
-) -> Revised:
+) -> Retold:
     """Return a corpus whose training text tells something else in one domain.
 
     Args:
@@ -72,17 +35,7 @@ def revise(
         parts.append(tokens)
         facts.append((number, len(text.encode())))
     left = [place for place, part in enumerate(parts) if len(part)]
-    ends = np.cumsum([len(parts[place]) for place in left])
-    table = np.array(
-        [
-            (end - len(parts[place]), end, *facts[place])
-            for place, end in zip(left, ends.tolist(), strict=True)
-        ],
-        np.int64,
-    )
-    fields = {f.name: getattr(corpus, f.name) for f in dataclasses.fields(Corpus)}
-    tokens = np.concatenate([parts[place] for place in left])
-    return Revised(**fields, train_tokens=tokens, train_docs=table)
+    return retell(corpus, [parts[place] for place in left], [facts[place] for place in left])
 
 
 def _remove(

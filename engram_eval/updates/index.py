@@ -10,7 +10,8 @@ import shutil
 
 from engram_eval.baselines.built import Setting
 from engram_eval.baselines.registry import build_baseline
-from engram_eval.corpus.revised import Revised, revise
+from engram_eval.corpus.retold import Retold
+from engram_eval.corpus.revised import revise
 from engram_eval.corpus.store import Corpus
 from engram_eval.records import MetricRow
 from engram_eval.updates.changes import old_sentences, passages
@@ -26,7 +27,7 @@ def _updated(told: Told, memory: str, replaced: bool) -> list[MetricRow]:
     return [*before, *after, *costs]
 
 
-def new_text(told: Told, replaced: bool) -> Revised:
+def new_text(told: Told, replaced: bool) -> Retold:
     """Return the text with the new passages; ``replaced``: without what tells old values."""
     removed = old_sentences(told.changes) if replaced else frozenset[str]()
     return revise(told.corpus, PEOPLE_DOMAIN, passages(told.changes), removed)
