@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.corpus.document import BOUNDARY
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
@@ -31,10 +32,9 @@ from probes.capture import batches
 from probes.findings import Findings
 from probes.hsic import hsic_between
 from probes.sample import Floats, Mask, Sample
-from probes.settling import interval
+from probes.settling import interval, resample
 
 NAME = "cka"
-SEPARATOR = 0
 LEAST = 4
 DRAWS = 200
 TOKENS_PER_BATCH, FEWEST_BATCHES = 1024, 8
@@ -97,7 +97,9 @@ class CkaFitter:
         if not self._cross:
             raise UserError("cka: no minibatch")
         cross, a, b = (torch.stack(x) for x in (self._cross, self._first, self._second))
-        weights = _resampled(len(cross), np.random.default_rng(seed))
+        # A single minibatch has no spread.
+        draws = DRAWS if len(cross) > 1 else 0
+        weights = torch.from_numpy(resample(len(cross), draws, np.random.default_rng(seed)))
         own_a, own_b = (x.diagonal(dim1=1, dim2=2) for x in (a, b))
         parts = ((cross, own_a, own_b), (a, own_a, own_a), (b, own_b, own_b))
         return Similarities(*(self._similarity(*part, weights) for part in parts))
@@ -109,13 +111,6 @@ class CkaFitter:
         draws = _ratio(*(torch.einsum("dm,m...->d...", weights, x) for x in (cross, own_a, own_b)))
         stderr = _jackknife(cross, own_a, own_b)
         return Similarity(value.numpy(), stderr.numpy(), draws.numpy(), self.n)
-
-
-def _resampled(count: int, rng: np.random.Generator) -> Tensor:
-    """Return how often each minibatch is drawn, (draws, count); no draws of a single one."""
-    picks = rng.integers(0, count, (DRAWS if count > 1 else 0, count))
-    drawn = [np.bincount(pick, minlength=count) for pick in picks]
-    return torch.from_numpy(np.array(drawn, dtype=np.float64).reshape(len(picks), count))
 
 
 def _ratio(cross: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
@@ -201,7 +196,7 @@ def _taps(adapter: Adapter) -> list[Tap]:
 
 def compared_tokens(sample: Sample) -> dict[str, Mask]:
     """Return which tokens are compared: all but separators, and the last tokens of names."""
-    return {"": sample.inputs.token != SEPARATOR, "name_end": sample.inputs.name_end}
+    return {"": sample.inputs.token != BOUNDARY, "name_end": sample.inputs.name_end}
 
 
 def cka(

@@ -16,9 +16,7 @@ In three lines::
     rows = depth(adapter, sample).rows
 """
 
-import math
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +28,10 @@ from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import Batch, batches
-from probes.findings import Findings, mean_rows
+from probes.findings import Findings, bucket_names, mean_rows
 from probes.sample import Floats, Ints, Sample, Slice
-from probes.vocabulary import CELLS, pieces, row_dots, token_losses, unembedder
+from probes.settling import prediction_depth
+from probes.vocabulary import CELLS, kl_bits, pieces, token_losses, unembedder
 
 NAME = "depth"
 PATCHED = 0
@@ -130,7 +129,7 @@ def _travelled(adapter: Adapter, batch: Batch, at: Tensor) -> tuple[Floats, Floa
     # Recorded before the replacement.
     found[taps[PATCHED]] = stream
     changes = [(found[t] - plain[t]).norm(dim=-1) / plain[t].norm(dim=-1) for t in taps]
-    kl = _kl_bits(adapter, *(streams[taps[-1]].flatten(0, 1) for streams in (plain, found)))
+    kl = _change_bits(adapter, *(streams[taps[-1]].flatten(0, 1) for streams in (plain, found)))
     bits = kl.view(batch.tokens.shape).cpu().double().numpy()
     return torch.stack(changes).cpu().double().numpy(), bits
 
@@ -144,23 +143,20 @@ def _replaced(stream: Tensor, at: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _kl_bits(adapter: Adapter, before: Tensor, after: Tensor) -> Tensor:
+def _change_bits(adapter: Adapter, before: Tensor, after: Tensor) -> Tensor:
     """Return KL(before || after) of what two last streams (n, D) predict, in bits, (n,)."""
-    unembed, nats = unembedder(adapter), []
-    hidden = [adapter.final_norm(stream) for stream in (before, after)]
-    for part in pieces(len(before), adapter.vocab_size, CELLS, adapter.device):
-        old, new = (unembed(h[part]).log_softmax(-1) for h in hidden)
-        nats.append(row_dots(old.exp(), old - new))
-    return torch.cat(nats) / math.log(2)
+    unembed = unembedder(adapter)
+    old, new = (adapter.final_norm(stream) for stream in (before, after))
+    parts = pieces(len(before), adapter.vocab_size, CELLS, adapter.device)
+    return torch.cat([kl_bits(unembed(old[part]), unembed(new[part])) for part in parts])
 
 
 def _travel_rows(sample: Sample, found: Reading) -> Iterator[MetricRow]:
     offset = np.arange(sample.shape[1]) - patched_places(sample)[:, None]
     bucket = np.digitize(offset.reshape(-1), EDGES) - 1
-    names = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(EDGES)]
     parts = [
         Slice({"offset": name}, bucket == number)
-        for number, name in enumerate([*names, f"{EDGES[-1]}+"])
+        for number, name in enumerate(bucket_names(EDGES))
         if (bucket == number).any()
     ]
     fields: dict[str, Any] = {"name": NAME, "condition": "stream_replaced"}
@@ -193,25 +189,23 @@ def settled_layers(
     for batch in batches(adapter, sample, taps, report=report, title=NAME):
         streams = [batch.taps[tap] for tap in taps]
         nats[batch.part] = token_losses(adapter, streams[-1], batch.targets)
-        settled[batch.part] = _settled(adapter, streams).cpu().numpy()
+        settled[batch.part] = _settled(adapter, streams)
     return settled, nats
 
 
 @torch.no_grad()
-def _settled(adapter: Adapter, streams: list[Tensor]) -> Tensor:
-    """Walk back from the last block for as long as the lens agrees with the end, (n,)."""
+def _settled(adapter: Adapter, streams: list[Tensor]) -> Ints:
+    """Return the first block from which the lens agrees with the end, (n,)."""
     unembed = unembedder(adapter)
     *earlier, last = (adapter.final_norm(stream) for stream in streams)
-    first = torch.full((len(last),), len(earlier), device=last.device)
+    agrees = torch.ones(len(streams), len(last), dtype=torch.bool, device=last.device)
     for part in pieces(len(last), adapter.vocab_size, CELLS, adapter.device):
         final = unembed(last[part]).argmax(-1, keepdim=True)
-        agreed = torch.ones_like(final[:, 0], dtype=torch.bool)
-        for layer in reversed(range(len(earlier))):
-            lens = unembed(earlier[layer][part])
+        for layer, hidden in enumerate(earlier):
+            lens = unembed(hidden[part])
             # Whether it is the largest is known sooner than which one is.
-            agreed &= lens.gather(-1, final)[:, 0] == lens.amax(-1)
-            first[part] = torch.where(agreed, layer, first[part])
-    return first
+            agrees[layer, part] = lens.gather(-1, final)[:, 0] == lens.amax(-1)
+    return prediction_depth(agrees.cpu().numpy())
 
 
 def _settling_rows(

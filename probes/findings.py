@@ -1,7 +1,8 @@
 """What a probe returns: metric rows with errors over documents, and the arrays behind them."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +57,8 @@ def ratio_rows(
         bottom: per token, (n,).
         documents: which document each token is from, (n,).
         slices: which tokens; their labels join ``fields["slice"]``.
-        fields: the rest of ``MetricRow``; a ``baseline`` may be per token, (n,).
+        fields: the rest of ``MetricRow``; a ``baseline`` may be per token, (n,), and the split is
+            ``val`` where none is given.
     """
     own, baseline = fields.pop("slice", {}), fields.pop("baseline", None)
     rows = []
@@ -68,9 +70,8 @@ def ratio_rows(
                 stderr=stderr,
                 n=int(mask.sum()),
                 slice={**own, **labels},
-                split="val",
                 baseline=_baseline(baseline, mask),
-                **fields,
+                **{"split": "val", **fields},
             )
         )
     return rows
@@ -86,3 +87,9 @@ def mean_rows(
     """Return one row per slice with the mean of a value per token, as ``ratio_rows``."""
     array = np.asarray(values, dtype=np.float64)
     return ratio_rows(array, np.ones_like(array), documents, slices, **fields)
+
+
+def bucket_names(edges: Sequence[int]) -> list[str]:
+    """Name buckets by their first numbers, the last one open: ``0``, ``1``, ``2-3``, ``4+``."""
+    closed = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in pairwise(edges)]
+    return [*closed, f"{edges[-1]}+"]

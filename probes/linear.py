@@ -31,7 +31,7 @@ from probes.features import LOCAL, Features, gather
 from probes.findings import Findings, mean_rows
 from probes.logistic import fit_each, fit_logistic, log_probs
 from probes.sample import Floats, Sample, Slice
-from probes.settling import document_sums, interval, rise_depth
+from probes.settling import drawn_means, interval, rise_depth
 from probes.token_tasks import token_exercises
 
 NAME = "linear"
@@ -262,11 +262,7 @@ def _depth_row(exercise: Exercise, above: Floats, group: Ints) -> MetricRow:
 
     None where the best depth is not above the majority by two standard errors over groups.
     """
-    sums, sizes = document_sums(above, group)
-    rng = np.random.default_rng(0)
-    picks = rng.integers(0, len(sizes), (DRAWS, len(sizes)))
-    drawn = np.stack([np.bincount(pick, minlength=len(sizes)) for pick in picks])
-    curves = (drawn @ sums) / (drawn @ sizes)[:, None]
+    curves = drawn_means(above, group, DRAWS, np.random.default_rng(0))
     curve = above.mean(axis=1)
     best = int(curve.argmax())
     there = curve[best] > 2 * curves[:, best].std()

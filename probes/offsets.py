@@ -24,7 +24,7 @@ from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches, last_stream
-from probes.findings import Findings, mean_rows
+from probes.findings import Findings, bucket_names, mean_rows
 from probes.sample import Floats, Sample
 from probes.vocabulary import token_losses
 
@@ -63,13 +63,6 @@ def attention_of(adapter: Adapter, layer: int) -> nn.Module | None:
     block = adapter.place("resid_pre", layer).module
     found = [getattr(block, name, None) for name in ATTENTIONS]
     return next((module for module in found if isinstance(module, nn.Module)), None)
-
-
-def bucket_names() -> list[str]:
-    """Name the buckets of offsets: ``0``, ``1``, ``2``, ``3``, ``4-7``, ..., ``64+``."""
-    ends = [after - 1 for after in EDGES[1:]]
-    named = [str(a) if a == b else f"{a}-{b}" for a, b in zip(EDGES, ends, strict=False)]
-    return [*named, f"{EDGES[-1]}+"]
 
 
 def mass_by_offset(weights: Tensor) -> Tensor:
@@ -177,7 +170,7 @@ def _mass_rows(adapter: Adapter, sample: Sample, report: Reporter | None) -> Ite
     for layer, parts in sorted(sums.items()):
         values = np.concatenate(parts)
         assert len(values) == count * length
-        for number, name in enumerate(bucket_names()):
+        for number, name in enumerate(bucket_names(EDGES)):
             yield from mean_rows(
                 values[:, number],
                 sample.inputs.document,

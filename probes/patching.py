@@ -16,7 +16,6 @@ In three lines::
     rows = patching(adapter, people).rows
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -160,14 +159,12 @@ def _patch_rows(
             "name": NAME,
             "layer": patch.layer,
             "site": patch.site,
+            # The wordings were trained: the question is where knowledge sits, not whether it is.
+            "split": "train",
             "artifact": {"key": "logit_difference"},
         }
-        for row in (
-            *ratio_rows(effect - on_b, on_a - on_b, person, part, metric="restored", **fields),
-            *mean_rows(effect > 0, person, part, metric="flip_rate", **fields),
-        ):
-            # The wordings were trained: the question is where knowledge sits, not whether it is.
-            yield dataclasses.replace(row, split="train")
+        yield from ratio_rows(effect - on_b, on_a - on_b, person, part, metric="restored", **fields)
+        yield from mean_rows(effect > 0, person, part, metric="flip_rate", **fields)
 
 
 def _depth_row(wanted: Sequence[Patch], effects: Floats) -> MetricRow:

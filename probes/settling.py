@@ -81,21 +81,26 @@ def fall_bounds(values: Floats, documents: Ints, share: float, rng: np.random.Ge
         rng: draws the documents.
     """
     value = fall_depth(values.mean(axis=1), share)
-    sums, sizes = document_sums(values, documents)
-    if value is None or len(sizes) < 2:
+    if value is None or (documents == documents[0]).all():
         return Bounds(value, None, None)
-    picks = rng.integers(0, len(sizes), (DRAWS, len(sizes)))
-    drawn = np.stack([np.bincount(pick, minlength=len(sizes)) for pick in picks])
-    curves = (drawn @ sums) / (drawn @ sizes)[:, None]
+    curves = drawn_means(values, documents, DRAWS, rng)
     return Bounds(value, *interval([fall_depth(curve, share) for curve in curves]))
 
 
-def document_sums(values: Floats, documents: Ints) -> tuple[Floats, Floats]:
-    """Add the values (k, n) of each document: (documents, k), and its number of tokens."""
+def drawn_means(values: Floats, documents: Ints, draws: int, rng: np.random.Generator) -> Floats:
+    """Return the means of values (k, n) over tokens in a bootstrap over documents, (draws, k)."""
     code = np.unique(documents, return_inverse=True)[1]
     rows = (*values, np.ones(documents.size))
     sums = np.stack([np.bincount(code, weights=row) for row in rows], axis=1).astype(np.float64)
-    return sums[:, :-1], sums[:, -1]
+    drawn = resample(len(sums), draws, rng)
+    return (drawn @ sums[:, :-1]) / (drawn @ sums[:, -1])[:, None]
+
+
+def resample(units: int, draws: int, rng: np.random.Generator) -> Floats:
+    """Return how often a bootstrap draws each unit, (draws, units)."""
+    picks = rng.integers(0, units, (draws, units))
+    drawn = [np.bincount(pick, minlength=units) for pick in picks]
+    return np.array(drawn, dtype=np.float64).reshape(draws, units)
 
 
 def interval(draws: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -31,7 +31,7 @@ from probes.ngram_rows import RowMemory, row_memories, rows_read
 from probes.people import Pair, People, Prompts, known, last_logits, preference, prompts, swapped
 from probes.row_writes import NO_ROW, RowWrites, distinct, written
 from probes.sample import Sample, Slice
-from probes.vocabulary import CELLS, pieces, row_dots
+from probes.vocabulary import CELLS, kl_bits, pieces
 
 NAME = "surgery"
 PAIRS = 64
@@ -179,12 +179,10 @@ def change_on_text(
 
 def _change(before: Tensor, after: Tensor) -> Change:
     """Compare logits (n, V)."""
-    old, new = before.log_softmax(-1), after.log_softmax(-1)
-    kl = row_dots(old.exp(), old - new) / np.log(2)
     # Whether it is the largest is known sooner than which one is.
     likeliest = before.argmax(-1, keepdim=True)
     kept = after.gather(-1, likeliest)[:, 0] == after.amax(-1)
-    return Change(kept.float().cpu(), kl.cpu())
+    return Change(kept.float().cpu(), kl_bits(before, after).cpu())
 
 
 def surgery(adapter: Adapter, people: People, report: Reporter | None = None) -> Findings:

@@ -15,7 +15,6 @@ TriviaQA falls to 29 % of 50.7, below the 33.0 of its dense model). In three lin
 Only where a model scores above chance is there something to lose: other tasks are scored once.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -155,15 +154,11 @@ def _score_rows(
                 [part],
                 name=NAME,
                 metric="acc",
+                split="test",
                 baseline=task.chance,
                 **fields,
             )
-    return _tested(rows)
-
-
-def _tested(rows: list[MetricRow]) -> list[MetricRow]:
-    """Say that the items were held out for testing."""
-    return [dataclasses.replace(row, split="test") for row in rows]
+    return rows
 
 
 def _cut_rows(
@@ -178,10 +173,11 @@ def _cut_rows(
         _groups(questions, above),
         name=NAME,
         metric="retained",
+        split="test",
         baseline=0.0,
         **fields,
     )
-    return _score_rows(questions, found, above, **fields) + _tested(retained)
+    return _score_rows(questions, found, above, **fields) + retained
 
 
 def _groups(questions: Questions, above: Mask) -> Iterator[Slice]:

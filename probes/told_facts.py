@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engram_eval.config import CorpusConfig
+from engram_eval.corpus.document import BOUNDARY
 from engram_eval.corpus.entities import (
     ATTRIBUTES,
     Person,
@@ -25,7 +26,6 @@ from engram_eval.corpus.store import Corpus
 from probes.names import corpus_config, is_pocket
 from probes.sample import Floats, Ints, Mask, Sample
 
-BEGIN = 0
 MOST_PEOPLE = 512
 """People who are asked about, spread over the ranks; more would hardly narrow the error."""
 
@@ -144,7 +144,7 @@ def _encode(asked: Sequence[_Asked], tokenizer: Any, facts: int, facts_bits: flo
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[list[int]] = encoded["input_ids"]
     end = np.array([1 + len(each) for each in ids])
-    tokens = np.full((len(ids), int(end.max())), BEGIN, dtype=np.int64)
+    tokens = np.full((len(ids), int(end.max())), BOUNDARY, dtype=np.int64)
     first = np.zeros_like(end)
     for row, (each, offsets, one) in enumerate(
         zip(ids, encoded["offset_mapping"], asked, strict=True)

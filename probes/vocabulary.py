@@ -4,6 +4,7 @@ A matrix (n, V) of a whole batch is larger than a core's cache; each further pas
 as much as the product that made it.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -70,6 +71,12 @@ def row_dots(a: Tensor, b: Tensor) -> Tensor:
     if not _on_cpu(a):
         return torch.linalg.vecdot(a, b)
     return torch.from_numpy(np.vecdot(a.numpy(), b.numpy()))
+
+
+def kl_bits(before: Tensor, after: Tensor) -> Tensor:
+    """Return KL(before || after) of what logits (n, V) predict, in bits, (n,)."""
+    old, new = before.log_softmax(-1), after.log_softmax(-1)
+    return row_dots(old.exp(), old - new) / math.log(2)
 
 
 def _on_cpu(tensor: Tensor) -> bool:

@@ -6,11 +6,11 @@ import torch
 from probes_fixture import PreviousToken, engram, llama, noise_sample, silence
 
 from engram_eval.adapters.load import open_model
+from probes.findings import bucket_names
 from probes.offsets import (
     EDGES,
     Masking,
     attention_of,
-    bucket_names,
     eager_weights,
     masked,
     masking_losses,
@@ -31,7 +31,7 @@ def test_mass_by_offset_by_hand() -> None:
     assert mass[0].tolist()[0] == 1
     assert mass[2].tolist()[:4] == [0.5, 0, 0.5, 0]
     assert mass[4].tolist()[:5] == [0.5, 0, 0, 0, 0.5]
-    assert bucket_names() == ["0", "1", "2", "3", "4-7", "8-15", "16-31", "32-63", "64+"]
+    assert bucket_names(EDGES) == ["0", "1", "2", "3", "4-7", "8-15", "16-31", "32-63", "64+"]
 
 
 @pytest.mark.parametrize("make", [llama, engram])
@@ -81,8 +81,8 @@ def test_a_model_that_needs_no_neighbours_loses_nothing() -> None:
     losses = [r.value for r in rows if r.metric == "loss_increase_nats"]
     assert losses and max(map(abs, losses)) < 1e-6
     mass = {(r.layer, r.slice["offset"]): r for r in rows if r.metric == "attention_mass"}
-    assert sum(mass[0, name].value for name in bucket_names()) == pytest.approx(1)
-    assert sum(mass[0, name].baseline for name in bucket_names()) == pytest.approx(1)
+    assert sum(mass[0, name].value for name in bucket_names(EDGES)) == pytest.approx(1)
+    assert sum(mass[0, name].baseline for name in bucket_names(EDGES)) == pytest.approx(1)
 
 
 def test_a_model_that_lives_on_neighbours_loses() -> None:

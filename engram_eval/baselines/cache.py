@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_eval.baselines.predictor import Floats, Ints, Predicted, Predictor, Scored, history
-from engram_eval.corpus.ngrams import BOUNDARY, history_starts
+from engram_eval.corpus.document import BOUNDARY
+from engram_eval.corpus.ngrams import history_starts
 
 WINDOW, ORDER = 512, 5
 # Positions that are scored at a time, so that their numbers stay in a processor's cache.

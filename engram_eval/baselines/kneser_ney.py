@@ -23,7 +23,8 @@ from engram_eval.baselines.predictor import (
     history,
     spans,
 )
-from engram_eval.corpus.ngrams import BOUNDARY, NGramModel, history_starts
+from engram_eval.corpus.document import BOUNDARY
+from engram_eval.corpus.ngrams import NGramModel, history_starts
 from engram_eval.errors import UserError
 
 # KenLM's, where a text is too small to estimate them.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_eval.corpus.ngrams import BOUNDARY
+from engram_eval.corpus.document import BOUNDARY
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from engram_eval.errors import UserError
 
 SPLITS = ("train", "val")
+BOUNDARY = 0
+"""The token that ends every document, and so marks the beginning of the next."""
 
 
 class Answer(NamedTuple):

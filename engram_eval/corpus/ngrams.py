@@ -20,12 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engram_eval.corpus.document import BOUNDARY
 from engram_eval.errors import UserError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-BOUNDARY = 0
 
 
 def history_starts(tokens: ArrayLike, history_start: ArrayLike | None = None) -> Ints:

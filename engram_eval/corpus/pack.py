@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from engram_eval.corpus.document import Document
-from engram_eval.corpus.tokenizer import EOS_ID
+from engram_eval.corpus.document import BOUNDARY, Document
 
 BATCH = 512
 
@@ -64,7 +63,7 @@ def pack(
             encodings = tokenizer.encode_batch([d.text for d in batch], add_special_tokens=False)
             for document, encoding in zip(batch, encodings, strict=True):
                 domain = index[document.domain]
-                out.write(np.array([*encoding.ids, EOS_ID], dtype).tobytes())
+                out.write(np.array([*encoding.ids, BOUNDARY], dtype).tobytes())
                 for first, last, answer in _answer_tokens(document, encoding):
                     answers.append((position + first, position + last, *answer[2:], domain))
                 end = position + len(encoding.ids) + 1

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_eval.corpus.ngrams import BOUNDARY
+from engram_eval.corpus.document import BOUNDARY
 from engram_eval.corpus.retold import Retold, retell
 from engram_eval.corpus.store import Corpus
 

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from engram_eval.corpus.document import BOUNDARY
 from engram_eval.errors import UserError
 
 EOS = "<|endoftext|>"
-EOS_ID = 0
 # The bytes and the end of text.
 MIN_VOCAB = 257
 # The pattern of Qwen2's tokenizer: words with their leading space, single digits (so that a
@@ -80,5 +80,5 @@ def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
     # A byte-level token is spelt with one character per byte.
     lengths = np.zeros(tokenizer.get_vocab_size(), np.int64)
     for token, index in tokenizer.get_vocab().items():
-        lengths[index] = 0 if index == EOS_ID else len(token)
+        lengths[index] = 0 if index == BOUNDARY else len(token)
     return lengths

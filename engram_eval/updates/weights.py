@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engram_eval.api import load_model
 from engram_eval.baselines.predictor import Floats, Ints
-from engram_eval.corpus.ngrams import BOUNDARY
+from engram_eval.corpus.document import BOUNDARY
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import token_bits
