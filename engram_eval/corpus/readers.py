@@ -5,18 +5,15 @@ names the file and the line (or the row).
 """
 
 import codecs
-import gzip
 import io
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from engram_eval.corpus.document import Document
+from engram_eval.decompressed import COMPRESSIONS, decompressed, suffixes
 from engram_eval.errors import UserError, nearest
 
 PIECE_CHARS = 16_384
@@ -46,7 +43,7 @@ class Source:
             yield from _or_empty(_read_dataset(self.spec, self.domain), self.spec)
             return
         for path in self.files:
-            kind, _ = _suffixes(path)
+            kind, _ = suffixes(path)
             yield from _or_empty(_READERS[kind](path, self.domain), str(path))
 
 
@@ -88,7 +85,7 @@ def _open_source(spec: str) -> Source:
     if not path.exists():
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{spec}: no such file or folder{nearest(path.name, names)}")
-    if _suffixes(path)[0] not in _READERS:
+    if suffixes(path)[0] not in _READERS:
         raise UserError(f"{spec}: cannot read this kind of file; allowed: {_allowed()}")
     return Source(spec, _stem(path), (path,))
 
@@ -100,7 +97,7 @@ def _open_folder(path: Path) -> Source:
         for entry in sorted(path.rglob("*"))
         if entry.is_file() and not any(p.startswith(".") for p in entry.relative_to(path).parts)
     ]
-    known = tuple(entry for entry in inside if _suffixes(entry)[0] in _READERS)
+    known = tuple(entry for entry in inside if suffixes(entry)[0] in _READERS)
     if not known:
         raise UserError(f"{path}: no text in this folder; allowed: {_allowed()}")
     ignored = tuple(str(entry.relative_to(path)) for entry in inside if entry not in known)
@@ -123,23 +120,14 @@ def _dataset_parts(spec: str) -> tuple[str, str | None, str]:
     return name, config or None, split or "train"
 
 
-def _suffixes(path: Path) -> tuple[str, str]:
-    """Return the kind of a file and its compression, as suffixes (``.jsonl``, ``.gz``)."""
-    last = path.suffix.lower()
-    if last not in _COMPRESSIONS:
-        return last, ""
-    kind = Path(path.stem).suffix.lower()
-    return ("" if kind == ".parquet" else kind), last
-
-
 def _stem(path: Path) -> str:
-    kind, compression = _suffixes(path)
+    kind, compression = suffixes(path)
     return path.name[: len(path.name) - len(kind) - len(compression)] or path.name
 
 
 def _allowed() -> str:
     plain = ", ".join(sorted(set(_READERS) - {".parquet"}))
-    return f"{plain} (also with {', '.join(_COMPRESSIONS)}), .parquet, hf:<dataset>"
+    return f"{plain} (also with {', '.join(COMPRESSIONS)}), .parquet, hf:<dataset>"
 
 
 def _or_empty(documents: Iterable[Document], where: str) -> Iterator[Document]:
@@ -153,36 +141,6 @@ def _or_empty(documents: Iterable[Document], where: str) -> Iterator[Document]:
         raise UserError(f"{where}: holds no text")
 
 
-def _open_zst(path: Path) -> BinaryIO:
-    # pyarrow rather than zstandard: the latter takes a file that was cut off for a whole one.
-    import pyarrow
-
-    stream = pyarrow.input_stream(str(path), compression="zstd")
-    return io.BufferedReader(cast(io.RawIOBase, stream))
-
-
-def _open_plain(path: Path) -> BinaryIO:
-    return open(path, "rb")
-
-
-_COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".zst": _open_zst,
-}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, decompressed; damage found while it is read is a ``UserError``."""
-    opener = _COMPRESSIONS.get(_suffixes(path)[1], _open_plain)
-    try:
-        with opener(path) as handle:
-            yield handle
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
 def _read_text(path: Path, domain: str) -> Iterator[Document]:
     """Yield a text file as documents of about ``PIECE_CHARS``, cut at empty lines."""
     for number, text in enumerate(_pieces(_decoded(path)), start=1):
@@ -194,7 +152,7 @@ def _decoded(path: Path) -> Iterator[str]:
     utf8 = codecs.getincrementaldecoder("utf-8-sig")()
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
     lines = 1
-    with _opened(path) as handle:
+    with decompressed(path) as handle:
         while chunk := handle.read(CHUNK_BYTES):
             pending = utf8.getstate()[0]
             try:
@@ -246,7 +204,7 @@ def _cut(text: str, start: int) -> int | None:
 
 def _read_jsonl(path: Path, domain: str) -> Iterator[Document]:
     """Yield one document per line; blank lines are passed over."""
-    with _opened(path) as handle:
+    with decompressed(path) as handle:
         for number, raw in enumerate(handle, start=1):
             where = f"{path}:{number}"
             try:

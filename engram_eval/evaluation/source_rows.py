@@ -1,16 +1,14 @@
 """Reads rows from local files, each with the place where it stands."""
 
 import csv
-import gzip
 import io
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engram_eval.decompressed import COMPRESSIONS, decompressed, suffixes
 from engram_eval.errors import UserError, nearest
 
 
@@ -30,39 +28,22 @@ def source_rows(path: Path) -> Iterator[SourceRow]:
     if not path.is_file():
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file{nearest(path.name, names)}")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] and suffixes[-1] in _OPENERS else (suffixes or [""])[-1]
+    kind, _ = suffixes(path)
     if kind not in _READERS:
-        allowed = f"{', '.join(_READERS)} (all but parquet also with {', '.join(_OPENERS)})"
+        allowed = f"{', '.join(_READERS)} (all but parquet also with {', '.join(COMPRESSIONS)})"
         raise UserError(f"{path}: cannot read this kind of file; allowed: {allowed}")
     yield from _READERS[kind](path)
-
-
-def _open_zst(path: Path, mode: str) -> Any:
-    import pyarrow
-
-    return pyarrow.input_stream(str(path), compression="zstd")
-
-
-_OPENERS: dict[str, Callable[[Path, str], Any]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".zst": _open_zst,
-}
 
 
 @contextmanager
 def _text(path: Path) -> Iterator[io.TextIOWrapper]:
     """Open a file as text, decompressed; damage found while it is read is a ``UserError``."""
-    opener = _OPENERS.get(path.suffix.lower(), Path.open)
-    try:
-        with (
-            opener(path, "rb") as raw,
-            io.TextIOWrapper(raw, encoding="utf-8", newline="") as handle,
-        ):
-            yield handle
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    with decompressed(path) as raw:
+        try:
+            with io.TextIOWrapper(raw, encoding="utf-8", newline="") as handle:
+                yield handle
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def _json_rows(path: Path) -> Iterator[SourceRow]:
