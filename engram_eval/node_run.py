@@ -2,17 +2,15 @@
 
 import dataclasses
 import datetime
-import fcntl
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from engram_eval import environment
 from engram_eval.allocator import give_back_freed_memory
 from engram_eval.config import to_dict
 from engram_eval.errors import UserError
+from engram_eval.locks import waiting_lock
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import SCHEMA, MetricRow, StageRecord, write_record
@@ -29,7 +27,7 @@ def run_node(node: Node, store: Path, report: Reporter) -> str | None:
     """
     folder = node.folder(store)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with waiting_lock(folder / ".lock"):
         if node.done(store):
             return None
         (folder / "record.json").unlink(missing_ok=True)
@@ -37,13 +35,6 @@ def run_node(node: Node, store: Path, report: Reporter) -> str | None:
             return _run(node, store, folder, report)
         finally:
             give_back_freed_memory()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _run(node: Node, store: Path, folder: Path, report: Reporter) -> str | None:

@@ -17,18 +17,28 @@ def override(config: T, assignments: Sequence[str]) -> T:
     """
     data = to_dict(config)
     for assignment in assignments:
-        path, sign, text = assignment.partition("=")
-        if not sign:
-            raise UserError(f"--set {assignment!r}: expected key=value")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
+        path, value = read_assignment("--set", assignment)
         keys = path.split(".")
         if keys[0] not in data:
             raise _unknown_key(path, keys[0], data)
         _assign(data, keys, value, path)
     return from_dict(type(config), data)
+
+
+def read_assignment(option: str, word: str, example: str = "") -> tuple[str, Any]:
+    """Split ``key=value``; the value is JSON, or bare text.
+
+    Raises:
+        UserError: there is no ``=``; names the option that the word was given to, and an example.
+    """
+    key, sign, text = word.partition("=")
+    if not sign:
+        hint = f", as {example}" if example else ""
+        raise UserError(f"{option} {word!r}: expected key=value{hint}")
+    try:
+        return key, json.loads(text)
+    except json.JSONDecodeError:
+        return key, text
 
 
 def _unknown_key(path: str, key: str, data: Mapping[str, Any]) -> UserError:

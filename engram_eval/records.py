@@ -6,6 +6,7 @@ with everything that is needed to trust them. Both are contracts: a change of me
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -216,6 +217,16 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 of a file in hex."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """Return ``file_sha256``, computed once as long as the file does not change."""
+    return _sha256(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _sha256(path: Path, mtime_ns: int) -> str:
+    return file_sha256(path)
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

@@ -1,15 +1,13 @@
 """Run a study: stage by stage, resumable, a failed stage recorded and the rest finished."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from engram_eval.check import check_study
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
+from engram_eval.locks import refusing_lock
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
@@ -48,7 +46,8 @@ def run_study(
     ours = bool(wanted) or any(node.done(store) for node in nodes)
     if not ours and not (out / "metrics.jsonl").exists():
         raise UserError(f"{out}: nothing of this study has run here; `engram-eval run` does that")
-    with _locked(out):
+    out.mkdir(parents=True, exist_ok=True)
+    with refusing_lock(out / ".lock"):
         failed: list[Node] = []
         for message in _outdated(out):
             report.say(message)
@@ -120,19 +119,3 @@ def _with_inputs(nodes: Sequence[Node]) -> set[str]:
             keys.add(node.key)
             pending.extend(node.inputs.values())
     return keys
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Let one process at a time work on a study's folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise UserError(f"{out}: process {lock.read().strip()} is already at work") from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield

@@ -1,12 +1,12 @@
 """What a study's folder holds and lacks, also while it runs."""
 
-import fcntl
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError
+from engram_eval.locks import is_locked
 from engram_eval.records import read_json, read_record
 from engram_eval.training.progress_file import read_progress
 
@@ -45,21 +45,9 @@ def _now(stage: dict[str, Any], study: Path) -> dict[str, Any]:
     if record is not None:
         ended = {"status": record.status, "error": record.error, "seconds": record.seconds}
         return {**stage, **ended}
-    going_on = "running" if _held(place / ".lock") else "interrupted"
+    going_on = "running" if is_locked(place / ".lock") else "interrupted"
     progress = read_progress(place, stage["config"])
     return {**stage, "status": going_on, "error": None, "progress": progress}
-
-
-def _held(lock: Path) -> bool:
-    """Tell whether a process is at work behind a lock."""
-    if not lock.exists():
-        return False
-    with open(lock, encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def status_table(stages: list[dict[str, Any]]) -> str:

@@ -4,7 +4,6 @@ Every job finds its inputs in the store, so that must lie on a disk that all nod
 failed job is recorded like a failed stage; the same command goes on from what is there.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from engram_eval.environment import gpus, take_gpu
 from engram_eval.errors import UserError
 from engram_eval.node import Node
 from engram_eval.node_run import run_node
+from engram_eval.overrides import read_assignment
 from engram_eval.progress import Board, Reporter
 from engram_eval.workers import FOUNDATIONS, TRAININGS, TRAININGS_PER_GPU, Plan
 
@@ -28,16 +28,7 @@ def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: a word without ``=``.
     """
-    found: dict[str, Any] = {}
-    for word in assignments:
-        key, sign, text = word.partition("=")
-        if not sign:
-            raise UserError(f"--job {word!r}: expected key=value, as timeout_min=60")
-        try:
-            found[key] = json.loads(text)
-        except json.JSONDecodeError:
-            found[key] = text
-    return found
+    return dict(read_assignment("--job", word, "timeout_min=60") for word in assignments)
 
 
 def run_as_jobs(plan: Plan, store: Path, report: Reporter, parameters: Mapping[str, Any]) -> None:

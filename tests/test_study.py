@@ -17,6 +17,7 @@ from engram_eval import study_folder as study_folder_module
 from engram_eval.adapters.stage import load
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.errors import UserError
+from engram_eval.locks import refusing_lock
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_record
 from engram_eval.runner import run_study
@@ -300,7 +301,7 @@ def test_one_model_and_seed_alone(brief: StudyConfig, calls: list[str], tmp_path
 
 
 def _hold(out: Path, ready, release) -> None:
-    with runner._locked(out):
+    with refusing_lock(out / ".lock"):
         ready.set()
         release.wait(30)
 
@@ -313,7 +314,7 @@ def test_a_second_process_is_refused_by_number(tmp_path: Path) -> None:
     assert ready.wait(30)
     with (
         pytest.raises(UserError, match=f"process {holder.pid} is already at work"),
-        runner._locked(tmp_path),
+        refusing_lock(tmp_path / ".lock"),
     ):
         pass
     release.set()

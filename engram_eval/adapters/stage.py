@@ -1,12 +1,11 @@
 """The stage that opens a trained model instead of training one."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 
 from engram_eval.errors import UserError, nearest
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, content_hash, file_sha256
+from engram_eval.records import MetricRow, content_hash, known_sha256
 from engram_eval.stage_config import LoadStage
 
 # Weights, settings, vocabularies (merges.txt, tokenizer.model), remote code; not the model card.
@@ -27,7 +26,7 @@ def model_sha256(folder: Path) -> str:
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{folder}: no model here; expected config.json and *.safetensors")
     files = sorted(path for path in folder.iterdir() if path.suffix in _DEFINING)
-    return content_hash({path.name: _sha256(path, path.stat().st_mtime_ns) for path in files})
+    return content_hash({path.name: known_sha256(path) for path in files})
 
 
 def _nearest(folder: Path) -> str:
@@ -36,12 +35,6 @@ def _nearest(folder: Path) -> str:
         folder = folder.parent
     there = folder.parent.iterdir() if folder.parent.is_dir() else ()
     return nearest(folder.name, [entry.name for entry in there])
-
-
-@functools.cache
-def _sha256(path: Path, mtime_ns: int) -> str:
-    """Hash a file once; ``mtime_ns`` makes a changed one another key."""
-    return file_sha256(path)
 
 
 def load(

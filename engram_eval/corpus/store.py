@@ -1,6 +1,5 @@
 """A corpus on disk: verified once, then read through memory maps."""
 
-import fcntl
 import json
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from engram_eval.corpus.document import SPLITS
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.pack import Answers, token_dtype
 from engram_eval.errors import UserError, unknown
+from engram_eval.locks import waiting_lock
 from engram_eval.records import file_sha256
 
 if TYPE_CHECKING:
@@ -73,9 +73,8 @@ class Corpus:
         """Open the n-gram counts of the training tokens; of a packed corpus, count them first."""
         place = self.folder / NGRAMS
         if not place.exists():
-            with (self.folder / f"{NGRAMS}.lock").open("w") as lock:
-                # Several stages ask at once; counting takes long, and a folder is moved once.
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            # Several stages ask at once; counting takes long, and a folder is moved once.
+            with waiting_lock(self.folder / f"{NGRAMS}.lock"):
                 if not place.exists():
                     self._count(place)
         return NGramModel.load(place)

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from engram_eval.errors import UserError, nearest
 from engram_eval.evaluation.mirror_build import MANIFEST, SCHEMA
-from engram_eval.records import file_sha256
+from engram_eval.records import file_sha256, known_sha256
 
 # Loaders of ``datasets`` that read local files by themselves; there is nothing to mirror.
 LOCAL_LOADERS = frozenset({"json", "csv", "parquet", "text"})
@@ -61,7 +61,7 @@ class Mirror:
         path = self.folder / split["file"]
         if not path.is_file():
             raise UserError(f"{path}: missing from the mirror; build it again")
-        found = _sha256(path, path.stat().st_mtime_ns)
+        found = known_sha256(path)
         if found != split["sha256"]:
             raise UserError(
                 f"{path}: its data changed after the mirror was built "
@@ -184,9 +184,3 @@ def _open(folder: Path, mtime_ns: int) -> Mirror:
 def _only(configs: Mapping[str, Any]) -> str:
     """Return the configuration that is meant where a task names none."""
     return next(iter(configs)) if len(configs) == 1 else "default"
-
-
-@functools.cache
-def _sha256(path: Path, mtime_ns: int) -> str:
-    """Hash a file once; ``mtime_ns`` makes a changed one another key."""
-    return file_sha256(path)

@@ -1,6 +1,5 @@
 """The training loop of many processes: each takes its sequences of every batch."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -29,11 +28,9 @@ from engram_eval.training.accumulate import accumulate, objective
 from engram_eval.training.data import Batch
 from engram_eval.training.interrupt import Interrupt, catch_signals
 from engram_eval.training.logs import Log
-from engram_eval.training.loop import Run, TrainingError, by_domain
-from engram_eval.training.optim import Norms, build_optimizer, learning_rate, set_learning_rate
+from engram_eval.training.loop import LOGS, Run, TrainingError, by_domain, domain_losses, not_finite
+from engram_eval.training.optim import build_optimizer, learning_rate, set_learning_rate
 from engram_eval.training.prefetch import prefetched
-
-LOGS = ("train.jsonl", "timing.jsonl", "validation.jsonl")
 
 
 class Parts(NamedTuple):
@@ -140,7 +137,8 @@ def _step(parts: Parts, step: int, batch: Batch) -> dict[str, Any]:
     )
     norms = clip_spread_gradients(run.model, settings.clip_norm, ranks)
     loss = float(ranks.sum(losses.mean)) / ranks.world
-    _check(loss, norms, step, run.steps)
+    if bad := not_finite(loss, float(norms.total)):
+        raise TrainingError(f"step {step + 1} of {run.steps}: {bad}")
     parts.optimizer.step()
     if settings.router_bias_rate:
         for module in run.model.modules():
@@ -167,12 +165,6 @@ def share_of(batch: Batch, ranks: Ranks) -> Batch:
     return Batch(inputs, labels, batch.sequences[mine], batch.epoch, domains)
 
 
-def _check(loss: float, norms: Norms, step: int, steps: int) -> None:
-    for what, value in (("loss", loss), ("gradient norm", float(norms.total))):
-        if not math.isfinite(value):
-            raise TrainingError(f"step {step + 1} of {steps}: the {what} is {value}")
-
-
 def _domains(each: Tensor, batch: Batch, parts: Parts) -> dict[str, dict[str, float]]:
     """Return the loss and the tokens of each domain, over all processes."""
     if batch.domains is None:
@@ -180,11 +172,7 @@ def _domains(each: Tensor, batch: Batch, parts: Parts) -> dict[str, dict[str, fl
     names = parts.run.domains
     nats, tokens = by_domain(each.cpu(), batch.domains, len(names))
     nats, tokens = (parts.ranks.sum(total).cpu() for total in (nats, tokens.double()))
-    return {
-        name: {"loss_nats": float(nats[i] / tokens[i]), "tokens": int(tokens[i])}
-        for i, name in enumerate(names)
-        if tokens[i]
-    }
+    return domain_losses(nats, tokens, names)
 
 
 def _keep(parts: Parts, export: EngramForCausalLM, done: int) -> None:

@@ -237,25 +237,25 @@ def _numbers(run: Run, asked: Pending) -> dict[str, Any]:
         TrainingError: its loss or a gradient was not finite.
     """
     numbers = dict(zip(asked.names, asked.values.read().tolist(), strict=True))
-    for what, value in (("loss", numbers["loss_nats"]), ("gradient norm", numbers["grad_norm"])):
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {what} is {value} on sequences {asked.batch.sequences.tolist()} "
-                f"of epoch {asked.batch.epoch}"
-            )
+    if bad := not_finite(numbers["loss_nats"], numbers["grad_norm"]):
+        batch = asked.batch
+        raise TrainingError(f"{bad} on sequences {batch.sequences.tolist()} of epoch {batch.epoch}")
     return {**numbers, "domains": _by_domain(asked.each.read(), asked.batch, run.domains)}
+
+
+def not_finite(loss: float, norm: float) -> str:
+    """Say which of a step's loss and gradient norm is no finite number; nothing if both are."""
+    for what, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            return f"the {what} is {value}"
+    return ""
 
 
 def _by_domain(each: Tensor, batch: Batch, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return the loss and the tokens of each domain in a batch."""
     if batch.domains is None:
         return {}
-    nats, tokens = by_domain(each, batch.domains, len(names))
-    return {
-        name: {"loss_nats": float(nats[i] / tokens[i]), "tokens": int(tokens[i])}
-        for i, name in enumerate(names)
-        if tokens[i]
-    }
+    return domain_losses(*by_domain(each, batch.domains, len(names)), names)
 
 
 def by_domain(each: Tensor, domains: NDArray[np.int64], count: int) -> tuple[Tensor, Tensor]:
@@ -263,6 +263,17 @@ def by_domain(each: Tensor, domains: NDArray[np.int64], count: int) -> tuple[Ten
     where = torch.from_numpy(domains.reshape(-1))
     tokens = torch.bincount(where, minlength=count)
     return torch.bincount(where, weights=each.double(), minlength=count), tokens
+
+
+def domain_losses(
+    nats: Tensor, tokens: Tensor, names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return the mean loss and the tokens of each domain that has some, for the log."""
+    return {
+        name: {"loss_nats": float(nats[i] / tokens[i]), "tokens": int(tokens[i])}
+        for i, name in enumerate(names)
+        if tokens[i]
+    }
 
 
 def _save(run: Run, state: State, step: int) -> None:
