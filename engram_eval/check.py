@@ -71,7 +71,10 @@ def _check_people(study: StudyConfig) -> None:
 def _check_training(train: TrainConfig) -> None:
     optimizers: Any = resolve("engram_eval.training.optim:OPTIMIZERS")
     look_up("optimizer", train.optimizer, optimizers)
-    for name in ("lr", "table_lr_multiplier", "expert_lr_multiplier", "clip_norm"):
+    for name in (
+        *("lr", "table_lr_multiplier", "expert_lr_multiplier", "embedding_lr_multiplier"),
+        "clip_norm",
+    ):
         if getattr(train, name) <= 0:
             raise UserError(f"train.{name}={getattr(train, name)}: must be above 0")
     for name in ("beta1", "beta2"):

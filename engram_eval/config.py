@@ -114,6 +114,7 @@ class TrainConfig:
         optimizer: ``adamw``, or ``muon`` for the hidden matrices and ``adamw`` for all else.
         table_lr_multiplier: the memory table's rate is lr times this (arXiv:2601.07372 App. A).
         expert_lr_multiplier: the routed experts' rate is lr times this.
+        embedding_lr_multiplier: the token embedding's rate is lr times this.
         min_lr_ratio: the last step's rate over the peak.
         router_bias_rate: step of the load-balancing bias (arXiv:2408.15664).
         router_aux_loss_coef: weight of ``models.balance.balance_loss`` beside the loss.
@@ -138,6 +139,7 @@ class TrainConfig:
     lr: float = 6e-3
     table_lr_multiplier: float = 5.0
     expert_lr_multiplier: float = field(default=1.0, metadata=KEYED_IF_SET)
+    embedding_lr_multiplier: float = field(default=1.0, metadata=KEYED_IF_SET)
     weight_decay: float = 0.1
     warmup_fraction: float = 0.05
     min_lr_ratio: float = 0.1

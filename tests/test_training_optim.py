@@ -101,6 +101,17 @@ def test_routed_experts_may_have_a_rate_of_their_own() -> None:
     assert "experts" not in {group["name"] for group in parameter_groups(model, TrainConfig())}
 
 
+@pytest.mark.parametrize("name", ["dense", "moe", "engram"])
+def test_the_token_embedding_may_have_a_rate_of_its_own(name: str) -> None:
+    model = EngramForCausalLM(architecture_config(ARCHITECTURES[name]))
+    groups = parameter_groups(model, TrainConfig(embedding_lr_multiplier=5.0))
+    (own,) = (group for group in groups if group["name"] == "embedding")
+    assert own["params"] == [model.get_input_embeddings().weight]
+    assert (own["lr_scale"], own["weight_decay"]) == (5.0, 0.0)
+    assert {group["lr_scale"] for group in groups if group["name"] != "table"} == {1.0, 5.0}
+    assert "embedding" not in {g["name"] for g in parameter_groups(model, TrainConfig())}
+
+
 def test_a_model_without_table_has_no_empty_group() -> None:
     assert [g["name"] for g in parameter_groups(nn.Linear(2, 2), TrainConfig())] == [
         "matrices",

@@ -14,6 +14,7 @@ from engram_eval.claims.mechanism import MECHANISM
 from engram_eval.claims.memory_systems import MEMORY_SYSTEMS
 from engram_eval.claims.offload import OFFLOAD
 from engram_eval.claims.placement import placement_claims
+from engram_eval.claims.rates import RATES
 from engram_eval.claims.slots import SLOTS
 
 BLOCKS = 4
@@ -29,6 +30,7 @@ CLAIMS: dict[str, Claim] = {
         SLOTS,
         placement_claims(BLOCKS),
         COMPONENTS,
+        RATES,
         MECHANISM,
         context_claims(LENGTHS),
         MEMORY_SYSTEMS,

@@ -56,6 +56,10 @@ STUDIES: dict[str, Shipped] = {
         "engram_eval.studies.components:study",
         "each part of the memory removed or swapped: gate, convolution, compression, orders, heads",
     ),
+    "rates": Shipped(
+        "engram_eval.studies.rates:study",
+        "the trio where token embeddings learn as fast as the memory's rows, and faster",
+    ),
     "mechanism": Shipped(
         "engram_eval.studies.mechanism:study",
         "lenses, CKA, linear probes, knock-outs and a price in blocks for the pair, over seeds",

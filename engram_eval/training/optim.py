@@ -21,6 +21,7 @@ from engram_eval.training.row_optim import AdamWWithRows, trained_tables
 
 UNDECAYED = (nn.Embedding, nn.Conv1d, DepthwiseCausalConv)
 TABLE_SUFFIX = "table.weight"
+EMBEDDING = "embed_tokens"
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -29,15 +30,19 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     - ``matrices``: weights of linear layers, experts, router and output head; weight decay.
     - ``experts``: the routed experts' weights, likewise, where they have a rate of their own.
     - ``vectors``: norms, biases, the depthwise convolution and the token embedding; no decay.
+    - ``embedding``: the token embedding, likewise, where it has a rate of its own.
     - ``table``: the n-gram memory's rows; a decay of their own, ``lr * table_lr_multiplier``.
     """
     own = {id(p): "vectors" for p in _undecayed(model)}
     if config.expert_lr_multiplier != 1.0:
         own |= {id(p): "experts" for p in _routed(model)}
+    if config.embedding_lr_multiplier != 1.0:
+        own |= {id(p): "embedding" for p in _embedding(model)}
     settings = {
         "matrices": (config.weight_decay, 1.0),
         "experts": (config.weight_decay, config.expert_lr_multiplier),
         "vectors": (0.0, 1.0),
+        "embedding": (0.0, config.embedding_lr_multiplier),
         "table": (config.table_weight_decay, config.table_lr_multiplier),
     }
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in settings}
@@ -55,6 +60,12 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 def _routed(model: nn.Module) -> Iterable[nn.Parameter]:
     for module in model.modules():
         if isinstance(module, Experts):
+            yield from module.parameters()
+
+
+def _embedding(model: nn.Module) -> Iterable[nn.Parameter]:
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == EMBEDDING:
             yield from module.parameters()
 
 
