@@ -5,7 +5,7 @@ from typing import Any
 
 from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.baselines.registry import check_listed, read_listed
-from engram_eval.config import StudyConfig, TrainConfig, TuneConfig, arm_training
+from engram_eval.config import OF_PARTS, StudyConfig, TrainConfig, TuneConfig, arm_training
 from engram_eval.errors import UserError, look_up
 from engram_eval.evaluation.settings import check_settings
 from engram_eval.scales import OWN_TEXT, SCALES
@@ -71,10 +71,7 @@ def _check_people(study: StudyConfig) -> None:
 def _check_training(train: TrainConfig) -> None:
     optimizers: Any = resolve("engram_eval.training.optim:OPTIMIZERS")
     look_up("optimizer", train.optimizer, optimizers)
-    for name in (
-        *("lr", "table_lr_multiplier", "expert_lr_multiplier", "embedding_lr_multiplier"),
-        "clip_norm",
-    ):
+    for name in ("lr", *OF_PARTS, "clip_norm"):
         if getattr(train, name) <= 0:
             raise UserError(f"train.{name}={getattr(train, name)}: must be above 0")
     for name in ("beta1", "beta2"):
@@ -139,6 +136,8 @@ def _check_tuning(tune: TuneConfig) -> None:
             f"tune.expert_factors={list(tune.expert_factors)}: as many as tune.table_factors are "
             "needed, so that every arm gets as many runs"
         )
+    if tune.embedding_stride < 1:
+        raise UserError(f"tune.embedding_stride={tune.embedding_stride}: at least 1 is needed")
     if tune.further < 0:
         raise UserError(f"tune.further={tune.further}: must not be negative")
     if not 0 < tune.fraction <= 1:

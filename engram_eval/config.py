@@ -160,6 +160,10 @@ class TrainConfig:
     compile: bool = field(default=False, metadata=UNKEYED)
 
 
+OF_PARTS = ("embedding_lr_multiplier", "table_lr_multiplier", "expert_lr_multiplier")
+"""Rates of a model's parts, over the backbone's."""
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     """What is scored, with lm-eval and as held-out loss.
@@ -223,6 +227,8 @@ class TuneConfig:
         table_factors: tried for ``train.table_lr_multiplier``, where there is a table.
         expert_factors: as many, tried for ``train.expert_lr_multiplier``, where there are routed
             experts and no table is trained; none: as many rates of the backbone instead.
+        embedding_stride: factor between neighbouring rates of ``train.embedding_lr_multiplier``
+            that further runs try; 1 leaves the token embedding's rate as it is.
         further: runs after these, each beside the best so far.
         fraction: of the training tokens, the length of a tuning run.
         seed: of all tuning runs.
@@ -234,6 +240,7 @@ class TuneConfig:
     seed: int = 1000
     expert_factors: tuple[float, ...] = field(default=(), metadata=KEYED_IF_SET)
     further: int = field(default=0, metadata=KEYED_IF_SET)
+    embedding_stride: float = field(default=1.0, metadata=KEYED_IF_SET)
 
     @property
     def runs(self) -> int:
@@ -246,9 +253,10 @@ TUNED = TuneConfig(
     lr_factors=(0.5, 1.0, 2.0),
     table_factors=(0.2, 1.0, 5.0),
     expert_factors=(0.5, 1.0, 2.0),
-    further=7,
+    further=11,
+    embedding_stride=5.0,
 )
-"""What ``--tune`` asks for: 16 runs an arm; a fifth of the table's rate is the backbone's own."""
+"""What ``--tune`` asks for: 20 runs an arm; a fifth of the table's rate is the backbone's own."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.config import (
+    OF_PARTS,
     CorpusConfig,
     ModelSpec,
     ProbeConfig,
@@ -191,7 +192,7 @@ def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Nod
     stage = TrainStage(model.architecture, arm_training(study, model))
     inputs = {"corpus": corpus}
     if study.tune.lr_factors:
-        held = tuple(sorted({"table_lr_multiplier", "expert_lr_multiplier"} & set(model.train)))
+        held = tuple(sorted(set(OF_PARTS) & set(model.train)))
         tuning = TuneStage(stage.architecture, stage.train, study.tune, held)
         inputs["tune"] = Node("tune", tuning, {"corpus": corpus}, model.name)
     return Node("train", stage, inputs, model.name, seed)

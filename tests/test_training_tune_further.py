@@ -27,17 +27,20 @@ def stage(name: str, dials: TuneConfig = TUNED) -> TuneStage:
     return TuneStage(tools.ARCHITECTURES[name], BASE, dials)
 
 
-def search(name: str, best_lr: float, best_factor: float, further: int = 8) -> list[TrainConfig]:
-    """Tune by a loss that is a bowl in the logarithms of both rates; return what was tried."""
-    config = stage(name, dataclasses.replace(TUNED, further=further))
+def search(
+    name: str, best_lr: float, best_factor: float, best_embedding: float = 1.0
+) -> list[TrainConfig]:
+    """Tune by a loss that is a bowl in the logarithms of all rates; return what was tried."""
+    config = stage(name)
     dial = second_dial(config)
 
     def loss(each: TrainConfig) -> float:
         second = getattr(each, dial) / getattr(BASE, dial) / best_factor if dial else 1.0
-        return math.log(each.lr / BASE.lr / best_lr) ** 2 + 0.3 * math.log(second) ** 2
+        off = each.lr / BASE.lr / best_lr, second, each.embedding_lr_multiplier / best_embedding
+        return sum(w * math.log(x) ** 2 for w, x in zip((1.0, 0.3, 0.3), off, strict=True))
 
     tried = candidates(config)
-    for _ in range(further):
+    for _ in range(TUNED.further):
         tried.append(following(tried, [loss(each) for each in tried], config))
     return sorted(tried, key=loss)
 
@@ -57,6 +60,26 @@ def test_the_second_rate_is_followed_too() -> None:
     assert found.table_lr_multiplier == pytest.approx(125.0)
     found = search("moe", 1.0, 0.2)[0]
     assert found.expert_lr_multiplier == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", tools.ARCHITECTURES)
+@pytest.mark.parametrize("best", [0.2, 1.0, 5.0, 25.0, 125.0])
+def test_every_arm_finds_its_token_embeddings_rate(name: str, best: float) -> None:
+    tried = search(name, 1.0, 1.0, best)
+    assert tried[0].embedding_lr_multiplier == pytest.approx(best)
+    assert len(tried) == TUNED.runs
+    rates = [each.embedding_lr_multiplier for each in tried]
+    assert min(rates) < best < max(rates)
+
+
+def test_a_token_embedding_may_keep_its_rate() -> None:
+    config = stage("moe", dataclasses.replace(TUNED, embedding_stride=1.0))
+    tried = candidates(config)
+    for _ in range(TUNED.further):
+        tried.append(following(tried, [each.lr for each in tried], config))
+    assert {each.embedding_lr_multiplier for each in tried} == {1.0}
+    held = TuneStage(config.architecture, BASE, TUNED, ("embedding_lr_multiplier",))
+    assert following(candidates(held), list(range(9)), held).embedding_lr_multiplier == 1.0
 
 
 def test_experts_have_a_rate_of_their_own_where_there_is_no_table() -> None:
@@ -112,6 +135,7 @@ def test_a_rate_that_an_arm_is_about_is_not_tuned() -> None:
         ("tune.expert_factors=[0.5]", "as many as tune.table_factors"),
         ("tune.expert_factors=[0.5,-1.0,1.0]", "must be above 0"),
         ("tune.further=-1", "must not be negative"),
+        ("tune.embedding_stride=0.5", "at least 1 is needed"),
     ],
 )
 def test_unfair_or_impossible_tuning_is_refused(change: str, message: str) -> None:

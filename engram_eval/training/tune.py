@@ -3,8 +3,9 @@
 Every arm of a study gets the same number of runs, of the same length, on the same text in the same
 order. First comes a grid: of the backbone's rate and the table's, or, where no table is trained (or
 its rate is what the arm is about), the experts'; an arm that has neither spends as many runs on
-rates of its backbone, over the same range. Further runs follow what was found: beyond the grid
-where the best lies at its edge, else closer to the best.
+rates of its backbone, over the same range. Further runs follow what was found: of the token
+embedding's rate, which every arm has, then beyond the grid where the best lies at its edge, else
+closer to the best.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engram_eval.config import TrainConfig, TuneConfig
+from engram_eval.config import OF_PARTS, TrainConfig, TuneConfig
 from engram_eval.ledger import architecture_config
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl, row_from_dict, write_json
@@ -25,7 +26,7 @@ from engram_eval.training.stage import train
 
 FILE = "best.json"
 BACKBONE = "lr"
-TABLE, EXPERTS = "table_lr_multiplier", "expert_lr_multiplier"
+EMBEDDING, TABLE, EXPERTS = OF_PARTS
 
 
 def tune(
@@ -64,7 +65,7 @@ def tune(
     if not math.isfinite(min(losses)):
         raise TrainingError(f"none of {count} tuning runs came to a finite loss")
     best = settings[min(range(count), key=losses.__getitem__)]
-    rates = {dial: getattr(best, dial) for dial in (BACKBONE, TABLE, EXPERTS)}
+    rates = {dial: getattr(best, dial) for dial in (BACKBONE, *OF_PARTS)}
     kept = [loss if math.isfinite(loss) else None for loss in losses]
     write_json(out / FILE, {**rates, "losses_nats": kept})
     return [
@@ -104,14 +105,14 @@ def following(
 ) -> TrainConfig:
     """Return what is tried next: one stride beyond what was tried, where the best is its edge.
 
-    The backbone's rate comes first; a best that lies inside is closed in on, half-way (of the
-    logarithm) to the better of the neighbouring rates.
+    The token embedding's rate comes first, then the backbone's; a best that lies inside is closed
+    in on, half-way (of the logarithm) to the better of the neighbouring rates.
     """
     place = min(range(len(tried)), key=losses.__getitem__)
-    best, second = tried[place], second_dial(config)
-    for dial in (BACKBONE, second) if second else (BACKBONE,):
+    best = tried[place]
+    for dial in _dials(config):
         values, at = [getattr(each, dial) for each in tried], getattr(best, dial)
-        stride = _stride(_factors(config.tune, dial))
+        stride = _stride(config.tune, dial)
         if stride > 1 and at in (min(values), max(values)):
             return _moved(best, dial, stride if at == max(values) else 1 / stride)
     return dataclasses.replace(best, lr=math.sqrt(best.lr * _better_neighbour(tried, losses, best)))
@@ -130,6 +131,13 @@ def _better_neighbour(
     return min(beside, key=reached.__getitem__, default=best.lr)
 
 
+def _dials(config: TuneStage) -> list[str]:
+    """Return the rates that are followed beyond what was tried, the first one first."""
+    second = second_dial(config)
+    embedding = [] if EMBEDDING in config.held else [EMBEDDING]
+    return [*embedding, BACKBONE, *([second] if second else [])]
+
+
 def _factors(dials: TuneConfig, dial: str) -> tuple[float, ...]:
     return {
         BACKBONE: dials.lr_factors,
@@ -138,9 +146,11 @@ def _factors(dials: TuneConfig, dial: str) -> tuple[float, ...]:
     }[dial]
 
 
-def _stride(factors: Sequence[float]) -> float:
+def _stride(dials: TuneConfig, dial: str) -> float:
     """Return the widest step between neighbouring factors; 1 if there is one alone."""
-    ordered = sorted(factors)
+    if dial == EMBEDDING:
+        return dials.embedding_stride
+    ordered = sorted(_factors(dials, dial))
     return max((b / a for a, b in itertools.pairwise(ordered)), default=1.0)
 
 
@@ -192,5 +202,7 @@ def _trained_loss(
 
 
 def _labels(settings: TrainConfig, config: TuneStage) -> dict[str, str]:
-    dials = (BACKBONE, EXPERTS) if second_dial(config) == EXPERTS else (BACKBONE, TABLE)
+    dials = [BACKBONE, EXPERTS if second_dial(config) == EXPERTS else TABLE]
+    if config.tune.embedding_stride > 1:
+        dials.append(EMBEDDING)
     return {dial: f"{getattr(settings, dial):.4g}" for dial in dials}
