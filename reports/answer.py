@@ -19,8 +19,8 @@ from reports.query import (
     scored_in_training_alone,
     values,
 )
+from reports.sections.capacity import told as stored_told
 from reports.sections.offload import told as speed_told
-from reports.stored import told as stored_told
 from reports.words import word
 
 

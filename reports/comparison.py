@@ -19,9 +19,8 @@ from reports.build import page, printable
 from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, load_study
 from reports.numbers import MISSING, count, duration, fixed, listing
-from reports.query import by_domain, domain_of, heldout, ordered, value_of
+from reports.query import by_domain, domain_of, heldout, ordered, value_of, who
 from reports.sections.columns import MANY, SEVERAL, seeds_cell
-from reports.sections.overview import who
 from reports.sections.verdicts import short
 from reports.svg import RC
 from reports.theme import Look, palette

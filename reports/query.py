@@ -38,6 +38,11 @@ def values(rows: Iterable[MetricRow]) -> list[float]:
     return [value_of(row) for row in sorted(rows, key=lambda row: row.seed or 0)]
 
 
+def who(row: MetricRow) -> str:
+    """Name the model and seed of a row."""
+    return f"{row.model}" if row.seed is None else f"{row.model}, seed {row.seed}"
+
+
 def domain_of(row: MetricRow | Comparison) -> str:
     """Return the domain that a row or a difference is about, ``all`` where it names none."""
     return row.slice.get("domain", "all")
@@ -101,8 +106,8 @@ def _last_validation(study: Study) -> list[MetricRow]:
     rows = [r for r in pick(study.rows, name="train", split="val") if only_domain(r) and r.step]
     last: dict[tuple[str | None, int | None], int] = {}
     for row in rows:
-        who = row.model, row.seed
-        last[who] = max(last.get(who, 0), row.step or 0)
+        run = row.model, row.seed
+        last[run] = max(last.get(run, 0), row.step or 0)
     return [row for row in rows if row.step == last[row.model, row.seed]]
 
 

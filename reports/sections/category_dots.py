@@ -6,8 +6,7 @@ from functools import partial
 from engram_eval.records import MetricRow
 from reports.draw import Canvas, Dot, dots
 from reports.numbers import each, fixed
-from reports.query import ordered, pick, value_of, values
-from reports.sections.overview import who
+from reports.query import ordered, pick, value_of, values, who
 from reports.theme import Look
 
 

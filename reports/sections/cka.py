@@ -8,8 +8,7 @@ from reports.blocks import Block, Cell, Column, Item, Panel, Table, View, flat_r
 from reports.draw import Canvas, heat_map
 from reports.load import Study
 from reports.numbers import MISSING, fixed
-from reports.query import pick, value_of
-from reports.sections.overview import who
+from reports.query import pick, value_of, who
 
 CHOICES = {"": "all tokens", "name_end": "last tokens of names"}
 

@@ -8,8 +8,7 @@ from reports.blocks import Block, Panel, View, flat_rows
 from reports.draw import Canvas, Dot, Line, dots, lines
 from reports.load import Comparison, Study
 from reports.numbers import fixed, listing
-from reports.query import by_domain, domain_of, heldout, ordered, pick, value_of
-from reports.sections.overview import who
+from reports.query import by_domain, domain_of, heldout, ordered, pick, value_of, who
 from reports.theme import Look, looks
 
 METRIC = "equivalent_layers"

@@ -8,10 +8,9 @@ from reports.blocks import Block, Panel, View, flat_rows
 from reports.draw import Canvas, Line, lines
 from reports.load import Study
 from reports.numbers import fixed
-from reports.query import ordered, pick, value_of
+from reports.query import ordered, pick, value_of, who
 from reports.sections.category_dots import by_model, category_dots
 from reports.sections.layers import SOLID, drawn_models, layer_panel
-from reports.sections.overview import who
 from reports.theme import Look, looks
 
 POLICIES = {"hottest": "-", "lfu": "--", "lru": ":"}

@@ -16,6 +16,7 @@ from reports.query import (
     pick,
     pooled_comparisons,
     value_of,
+    who,
 )
 from reports.sections.columns import (
     WIDEST,
@@ -30,7 +31,6 @@ from reports.sections.columns import (
     turned,
 )
 from reports.sections.effects import heldout_differences
-from reports.sections.overview import who
 from reports.theme import INK, Look, looks
 
 

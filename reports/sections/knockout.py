@@ -7,10 +7,9 @@ from reports.blocks import Block, Panel, View, flat_rows
 from reports.draw import Canvas, Dot, dots, share_axis, zero_line
 from reports.load import Study
 from reports.numbers import fixed
-from reports.query import by_domain, domain_of, only_domain, pick, value_of
+from reports.query import by_domain, domain_of, only_domain, pick, value_of, who
 from reports.sections.layers import conditions_of, drawn_models, layer_panel
 from reports.sections.lens import memory_layers
-from reports.sections.overview import who
 from reports.theme import Look, looks
 
 DASHES: dict[str | None, str] = {"mlp_zeroed": "-", "attn_zeroed": "--", "memory_zeroed": "-"}

@@ -7,8 +7,7 @@ from reports.blocks import Panel, View
 from reports.draw import Canvas, Line, lines, share_axis
 from reports.load import Study
 from reports.numbers import MANY
-from reports.query import pick, value_of
-from reports.sections.overview import who
+from reports.query import pick, value_of, who
 from reports.seeds import bundled
 from reports.theme import Look
 from reports.ticks import place_ticks

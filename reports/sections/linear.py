@@ -8,10 +8,9 @@ from reports.blocks import Block, Cell, Column, Item, Panel, Table, View, flat_r
 from reports.draw import Canvas, Dot, dots
 from reports.load import Study
 from reports.numbers import fixed, percent
-from reports.query import ordered, pick, value_of, values
+from reports.query import ordered, pick, value_of, values, who
 from reports.sections.columns import seeds_cell, seeds_note
 from reports.sections.layers import drawn_models, layer_panel, slice_views
-from reports.sections.overview import who
 from reports.seeds import drawn_seeds
 from reports.theme import looks
 

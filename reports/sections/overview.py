@@ -8,7 +8,7 @@ from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, fla
 from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, Verdict
 from reports.numbers import MANY, MISSING, count, each, fixed, middle
-from reports.query import asked, by_domain, domain_of, heldout, pick, value_of, values
+from reports.query import asked, by_domain, domain_of, heldout, pick, value_of, values, who
 from reports.sections.offload import told as speed_told
 from reports.sections.verdicts import tally
 from reports.theme import Look, looks
@@ -141,11 +141,6 @@ def _picture(
         if row.model in look
     ]
     return dots(domains, values, "bits per byte (lower is better)", width)
-
-
-def who(row: MetricRow) -> str:
-    """Name the model and seed of a row."""
-    return f"{row.model}" if row.seed is None else f"{row.model}, seed {row.seed}"
 
 
 def ledger_table(study: Study) -> Table:

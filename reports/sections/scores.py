@@ -18,6 +18,7 @@ from reports.query import (
     pick,
     pooled_comparisons,
     value_of,
+    who,
 )
 from reports.sections.columns import (
     difference_columns,
@@ -30,7 +31,6 @@ from reports.sections.columns import (
     seeds_note,
 )
 from reports.sections.effects import task_differences
-from reports.sections.overview import who
 from reports.theme import REFERENCE, Look, looks
 
 DOMAINS = ("knowledge", "reasoning", "reading", "language", "code", "math", "context")

@@ -7,11 +7,10 @@ from reports.blocks import Block, Note, Panel, View, flat_rows
 from reports.draw import Canvas, Dot, dots, share_axis, zero_line
 from reports.load import Study
 from reports.numbers import fixed
-from reports.query import domain_of, ordered, pick, value_of
+from reports.query import domain_of, ordered, pick, value_of, who
 from reports.sections.category_dots import by_model
 from reports.sections.knockout import NAMES
 from reports.sections.layers import drawn_models
-from reports.sections.overview import who
 from reports.theme import MUTED, Look, looks
 
 FIRST = ("memory_zeroed", "memory_mean", "memory_shuffled", "attn_zeroed", "mlp_zeroed")

@@ -10,9 +10,8 @@ from reports.blocks import Block, Cell, Column, Item, Panel, Table, View, flat_r
 from reports.draw import HOLLOW, Canvas, Dot, dots
 from reports.load import Study
 from reports.numbers import fixed, middle, percent
-from reports.query import ordered, pick, value_of, values
+from reports.query import ordered, pick, value_of, values, who
 from reports.sections.columns import seeds_cell
-from reports.sections.overview import who
 from reports.theme import REFERENCE, Look, looks
 
 NAME, BEFORE = "update", BEFORE_UPDATE
