@@ -21,7 +21,6 @@ from reports.query import (
 )
 from reports.sections.capacity import told as stored_told
 from reports.sections.offload import told as speed_told
-from reports.words import word
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def _from_claims(tested: Sequence[Verdict], scale: str) -> Answer:
     if not decided:
         text = f"Of {len(tested)} claims tested here, none is decided at this scale."
         return Answer(text, scale, "unknown")
-    kinds = ordered(word(v) for v in decided)
-    parts = [f"{k}: {'; '.join(v.claim for v in decided if word(v) == k)}" for k in kinds]
+    kinds = ordered(v.word for v in decided)
+    parts = [f"{k}: {'; '.join(v.claim for v in decided if v.word == k)}" for k in kinds]
     left = len(tested) - len(decided)
     text = ". ".join(part[0].upper() + part[1:] for part in parts)
     text += f". Inconclusive: {left} of {len(tested)} claims tested." if left else "."

@@ -24,7 +24,6 @@ from reports.sections.columns import MANY, SEVERAL, seeds_cell
 from reports.sections.verdicts import short
 from reports.svg import RC
 from reports.theme import Look, palette
-from reports.words import word
 
 
 class Run(NamedTuple):
@@ -209,8 +208,7 @@ def verdict_items(runs: Sequence[Run]) -> list[Item]:
                 cells.append(Cell(MISSING))
                 continue
             effect = "" if v.effect is None else f" {fixed(v.effect, sign=True)}"
-            title = v.reason or ""
-            cells.append(Cell(word(v) + effect, tag=v.verdict.replace("_", "-"), title=title))
+            cells.append(Cell(v.word + effect, tag=v.tag, title=v.reason or ""))
         body.append(cells)
     columns = [Column("Claim", numeric=False), Column("Published", numeric=False)]
     columns += [Column(run.name, numeric=False) for run in runs]

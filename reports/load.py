@@ -115,6 +115,16 @@ class Verdict:
     shape: Mapping[str, Any] | None = None
     schema: int = SCHEMA
 
+    @property
+    def word(self) -> str:
+        """The verdict as it is read: ``no difference``."""
+        return self.verdict.replace("_", " ")
+
+    @property
+    def tag(self) -> str:
+        """The verdict as a class of the page: ``no-difference``."""
+        return self.verdict.replace("_", "-")
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -12,7 +12,6 @@ from reports.query import asked, by_domain, domain_of, heldout, pick, value_of, 
 from reports.sections.offload import told as speed_told
 from reports.sections.verdicts import tally
 from reports.theme import Look, looks
-from reports.words import word
 
 
 def section(study: Study) -> Section:
@@ -50,8 +49,8 @@ def _verdicts(study: Study, told: Answer) -> str:
 def _decided(v: Verdict) -> dict[str, str]:
     """Return a claim of the first screen: what it came to, its sentence and its effect."""
     return {
-        "tag": v.verdict.replace("_", "-"),
-        "word": word(v),
+        "tag": v.tag,
+        "word": v.word,
         "text": f"{v.claim}:",
         "effect": f"{fixed(v.effect, sign=True)} {v.unit}",
     }

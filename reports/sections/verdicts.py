@@ -10,7 +10,6 @@ from reports.load import Study, Verdict
 from reports.numbers import MISSING, fixed, listing, percent
 from reports.query import ordered
 from reports.theme import GRID, INK, MUTED, Look
-from reports.words import word
 
 MARKS = {
     "supported": Look(-3, INK, "o"),
@@ -60,7 +59,7 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     """Count verdicts in a sentence: ``9 claims at this scale: 3 supported ...``."""
-    counts = Counter("not tested" if v.effect is None else word(v) for v in verdicts)
+    counts = Counter("not tested" if v.effect is None else v.word for v in verdicts)
     parts = [f"{count} {name}" for name, count in counts.most_common()]
     return f"{len(verdicts)} claims at this scale: {listing(parts)}."
 
@@ -99,7 +98,7 @@ def _forest(verdicts: Sequence[Verdict], width: int) -> Canvas:
             position,
             v.effect or 0,
             MARKS.get(v.verdict, MARKS["inconclusive"]),
-            f"{v.claim}: {fixed(v.effect, sign=True)} {v.unit}, {word(v)}",
+            f"{v.claim}: {fixed(v.effect, sign=True)} {v.unit}, {v.word}",
             hollow=v.verdict in ("inconclusive", "no_difference"),
             low=v.ci_low,
             high=v.ci_high,
@@ -177,12 +176,7 @@ def _curve(v: Verdict, shape: Mapping[str, Any], forms: Sequence[str]) -> list[C
 def _row(v: Verdict) -> list[Cell]:
     return [
         Cell(v.claim),
-        Cell(
-            word(v),
-            word(v),
-            tag=v.verdict.replace("_", "-"),
-            title=v.reason or "",
-        ),
+        Cell(v.word, v.word, tag=v.tag, title=v.reason or ""),
         Cell(_effect(v), v.effect, title=v.test or ""),
         Cell(f"{v.published} ({v.source})" if v.source else v.published or MISSING),
         Cell(MISSING if v.seeds is None else str(v.seeds), v.seeds),
