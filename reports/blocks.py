@@ -94,7 +94,6 @@ class Cell:
     text: str
     sort: float | str | None = None
     mark: str = ""
-    chip: int | None = None
     strong: bool = False
     title: str = ""
     link: str = ""
@@ -229,24 +228,17 @@ class Section:
     """One part of the report; the template of its name renders ``content``.
 
     Attributes:
-        blocks: figures, text maps, notes and tables in the order in which they are read.
-        tables: tables that stand behind all blocks.
+        items: figures, text maps, notes and tables in the order in which they are read.
         missing: why something that belongs here is absent, told where it would have been.
     """
 
     ident: str
     title: str
     lead: str = ""
-    blocks: Sequence[Item] = ()
-    tables: Sequence[Table] = ()
+    items: Sequence[Item] = ()
     missing: Sequence[str] = ()
     template: str = "section.html"
     content: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def items(self) -> list[Item]:
-        """Everything in the order of the page."""
-        return [*self.blocks, *self.tables]
 
     def contents(self) -> list[tuple[str, str]]:
         """Return (id, title) of what the table of contents lists below this section."""

@@ -87,10 +87,10 @@ def render(runs: Sequence[Run]) -> str:
     source = Markup("Rendered from the records of {}.").format(listed)
     sections = [
         first_screen(runs, look),
-        Section("verdicts", "Verdicts", blocks=verdict_items(runs), missing=_no_verdicts(runs)),
-        Section("benchmarks", "Benchmarks", blocks=score_tables(runs, look)),
-        Section("ledger-section", "Ledger", blocks=[ledger_table(runs)]),
-        Section("method", "Method and provenance", blocks=[stage_table(runs)], missing=_bad(runs)),
+        Section("verdicts", "Verdicts", items=verdict_items(runs), missing=_no_verdicts(runs)),
+        Section("benchmarks", "Benchmarks", items=score_tables(runs, look)),
+        Section("ledger-section", "Ledger", items=[ledger_table(runs)]),
+        Section("method", "Method and provenance", items=[stage_table(runs)], missing=_bad(runs)),
     ]
     return page(title, source, sections, look)
 
@@ -103,7 +103,7 @@ def first_screen(runs: Sequence[Run], look: dict[str, Look]) -> Section:
     return Section(
         "answer",
         "Answer",
-        blocks=[*([_picture_block(runs, look)] if rows else []), answer_table(runs)],
+        items=[*([_picture_block(runs, look)] if rows else []), answer_table(runs)],
         missing=missing,
         template="comparison.html",
         content={

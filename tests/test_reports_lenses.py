@@ -90,7 +90,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Block | Table]
     ]
     write_metrics(folder, [*rows, *new, *deeper])
     analyze(folder)
-    found = section(load_study(folder)).blocks
+    found = section(load_study(folder)).items
     return {item.ident: item for item in found if not isinstance(item, Note)}
 
 

@@ -25,7 +25,7 @@ def text_map() -> TextMap:
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    section = Section("answer", "Answer", blocks=[text_map(), Note("No second map.")])
+    section = Section("answer", "Answer", items=[text_map(), Note("No second map.")])
     return page("a map", "From a test.", [section], {"m": Look(2, "#000000", "D")})
 
 

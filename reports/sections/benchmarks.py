@@ -22,7 +22,7 @@ def section(study: Study) -> Section:
         lead="Tasks are scored by the likelihood of each option. Beside the accuracy stands what "
         "the right answer costs in bits per byte, which small models show first. Bits per byte "
         "do not depend on the tokenizer; lower is better.",
-        blocks=[
+        items=[
             *reference_table(study),
             *task_items(study),
             *heldout_items(study),

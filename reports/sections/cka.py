@@ -118,14 +118,6 @@ def _yardstick(pair: str) -> str:
     return " (yardstick)" if same_model(pair) else ""
 
 
-def with_interval(row: MetricRow) -> str:
-    """Write a value with its interval, where it has one."""
-    value = fixed(value_of(row), 2)
-    if row.ci_low is None or row.ci_high is None:
-        return value
-    return f"{value} [{fixed(row.ci_low, 2)}, {fixed(row.ci_high, 2)}]"
-
-
 def partner_layer(row: MetricRow) -> int | None:
     """Return the block of the second model."""
     layer = (row.other or {}).get("layer")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from engram_eval.records import MetricRow
 from reports.blocks import Cell, Column, Table
 from reports.load import Comparison, Study
-from reports.numbers import MISSING, listing, p_value
+from reports.numbers import MISSING, listing, middle, p_value
 from reports.query import headline_pair, ordered, pick, values
 from reports.theme import looks
 
@@ -79,14 +79,13 @@ def seeds_cell(
     """Write the values of a model's seeds in one cell; it sorts by the middle one."""
     if not found:
         return Cell(MISSING)
-    ranked = sorted(found)
-    middle = ranked[(len(ranked) - 1) // 2]
+    central = middle(found)
     every = " / ".join(write(value) for value in found)
     if len(found) < 3:
-        return Cell(every, middle, strong=strong)
-    low, high = write(ranked[0]), write(ranked[-1])
+        return Cell(every, central, strong=strong)
+    low, high = write(min(found)), write(max(found))
     spread = "" if low == high else f"{low} to {high}"
-    return Cell(write(middle), middle, strong=strong, small=spread, title=f"seeds: {every}")
+    return Cell(write(central), central, strong=strong, small=spread, title=f"seeds: {every}")
 
 
 def seeds_note(rows: Iterable[MetricRow], bold: bool = True) -> str:

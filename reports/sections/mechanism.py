@@ -59,7 +59,7 @@ def section(study: Study) -> Section:
     """Build a block for every analysis that has rows, and a message for each that has none."""
     if study.abridged:
         return Section("mechanism", "Mechanism", lead=study.abridged)
-    blocks: list[Item] = []
+    items: list[Item] = []
     missing: list[str] = []
     absent: list[str] = []
     known = looks(study)
@@ -69,14 +69,14 @@ def section(study: Study) -> Section:
         rows = [row for row in named if row.model in known]
         if rows:
             drawn = part.build(study, rows)
-            blocks += drawn if isinstance(drawn, Sequence) else [drawn]
+            items += drawn if isinstance(drawn, Sequence) else [drawn]
         elif part.name in wanted:
             absent.append(part.missing)
         missing += failures(study, part)
     equal = equal_loss_block(study, [row for row in study.rows if row.model in known])
-    blocks += [block for block in (equal, equivalent_block(study)) if block is not None]
+    items += [block for block in (equal, equivalent_block(study)) if block is not None]
     missing = [*([" ".join(absent)] if absent else []), *missing]
-    if not blocks and not missing:
+    if not items and not missing:
         lead = "No analysis of the models' inside was asked for in this study."
         return Section("mechanism", "Mechanism", lead=lead)
     return Section(
@@ -85,7 +85,7 @@ def section(study: Study) -> Section:
         lead="What changes inside. A better model looks different in every lens because it is "
         "better, so each picture stands beside its control, and none proves a cause alone. "
         "Blocks are counted from 0.",
-        blocks=blocks,
+        items=items,
         missing=missing,
     )
 

@@ -16,7 +16,7 @@ def section(study: Study) -> Section:
     return Section(
         "method",
         "Method and provenance",
-        tables=[stage_table(study.stages)] if study.stages else [],
+        items=[stage_table(study.stages)] if study.stages else [],
         missing=missing,
         template="method.html",
         content={

@@ -24,8 +24,10 @@ def section(study: Study) -> Section:
     return Section(
         "answer",
         "Answer",
-        blocks=[heldout_block(study, rows, told)] if rows else [],
-        tables=[ledger_table(study)] if study.models else [],
+        items=[
+            *([heldout_block(study, rows, told)] if rows else []),
+            *([ledger_table(study)] if study.models else []),
+        ],
         missing=missing + ([] if study.models or speed_told(study) else ["No model is recorded."]),
         template="overview.html",
         content={

@@ -66,7 +66,7 @@ class Run(NamedTuple):
 def section(study: Study) -> Section:
     """Build the curves and the table of what training cost."""
     if study.abridged:
-        return Section("training", "Training", lead=study.abridged, tables=tuning_tables(study))
+        return Section("training", "Training", lead=study.abridged, items=tuning_tables(study))
     stages = [s for s in study.stages if s.stage == "train"]
     if study.stages and not stages:
         loaded = any(s.stage == "load" for s in study.stages)
@@ -80,8 +80,12 @@ def section(study: Study) -> Section:
         "training",
         "Training",
         lead=_lead(study),
-        blocks=[curves_block(study, runs), *sparse_block(study, runs)],
-        tables=[*tuning_tables(study), cost_table(study, runs)],
+        items=[
+            curves_block(study, runs),
+            *sparse_block(study, runs),
+            *tuning_tables(study),
+            cost_table(study, runs),
+        ],
         missing=missing,
     )
 
@@ -103,8 +107,10 @@ def read_run(study: Study, stage: Stage) -> Run | None:
         return None
     ignored: list[Problem] = [] if not stage.finished else study.problems
     folder = study.path_of(stage)
-    steps = list(read_lines(folder / "train.jsonl", _decoder(Step), ignored, stage.finished))
-    times = list(read_lines(folder / "timing.jsonl", _decoder(Timing), ignored, needed=False))
+    steps = list(read_lines(folder / "train.jsonl", partial(decode, Step), ignored, stage.finished))
+    times = list(
+        read_lines(folder / "timing.jsonl", partial(decode, Timing), ignored, needed=False)
+    )
     validation = pick(
         study.rows, name="train", split="val", metric="loss_nats", model=model.name, seed=stage.seed
     )
@@ -114,10 +120,6 @@ def read_run(study: Study, stage: Stage) -> Run | None:
     passed = accumulate(t.seconds for t in times)
     seconds = dict(zip((t.step for t in times), passed, strict=True))
     return Run(model, stage.seed, steps, seconds, found)
-
-
-def _decoder(cls: type[Any]) -> Callable[[Any], Any]:
-    return lambda data: decode(cls, data)
 
 
 class Axis(NamedTuple):

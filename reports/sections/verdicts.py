@@ -43,7 +43,7 @@ def section(study: Study) -> Section:
         "Verdicts",
         lead="Each claim was written down with its test and its smallest effect of interest before "
         "the runs. A verdict holds at this scale only.",
-        blocks=[
+        items=[
             *([forest_block(tested, study.verdicts)] if tested else []),
             verdict_table(study.verdicts),
             *curve_tables([v for v in study.verdicts if v.shape]),
