@@ -282,7 +282,7 @@ def _draw_report(study_dir: Path, out: Path, local: Sequence[str]) -> None:
     """
     with tempfile.TemporaryDirectory() as place:
         page = resolve(REPORT)(study_dir, Path(place) / "report.html")
-        shutil.copyfile(page.with_name("summary.json"), out / "summary.json")
+        shutil.copyfile(page.with_name("report.summary.json"), out / "summary.json")
         excess = bytes_beyond(page.read_bytes(), out / "report.html.gz")
         if excess > 0:
             data = sum(

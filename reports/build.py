@@ -41,15 +41,12 @@ SECTIONS: tuple[Callable[[Study], Section], ...] = (
     method.section,
 )
 
-PAGE = "report.html"
-"""A study's own."""
-
 
 def build_report(study_dir: Path, out_file: Path, most_data: int | None = None) -> Path:
     """Render a study folder, finished or not, into ``out_file`` and return its path.
 
-    ``summary.json`` is written beside ``report.html``; beside another page its name begins with
-    that of the page.
+    A study's own ``report.html`` has ``summary.json`` beside it; the summary of any other page is
+    named after it, because the folder may be another study's.
 
     Args:
         study_dir: holds study.json, ledger.json, stages.json, metrics.jsonl, comparisons.jsonl.
@@ -61,9 +58,14 @@ def build_report(study_dir: Path, out_file: Path, most_data: int | None = None) 
         study = load_study(study_dir)
         html = render(study, most_data)
     write_atomic(out_file, printable(html).encode())
-    told = "summary.json" if out_file.name == PAGE else f"{out_file.stem}.summary.json"
-    write_json(out_file.with_name(told), summary(study))
+    write_json(summary_file(study_dir, out_file), summary(study))
     return out_file
+
+
+def summary_file(study_dir: Path, out_file: Path) -> Path:
+    """Return where the summary of a study's page lies; see ``build_report``."""
+    own = out_file.resolve() == (study_dir / "report.html").resolve()
+    return out_file.with_name("summary.json" if own else f"{out_file.stem}.summary.json")
 
 
 @contextmanager

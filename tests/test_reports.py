@@ -160,6 +160,16 @@ def test_only_a_study_as_it_is_shipped_is_run_again_by_its_name(fresh):
         assert (moved / "page.summary.json").exists()
 
 
+def test_a_page_in_the_folder_of_another_study_leaves_its_summary(fresh, tmp_path):
+    theirs = tmp_path / "summary.json"
+    theirs.write_text("theirs")
+    build_report(fresh, tmp_path / "report.html")
+    assert theirs.read_text() == "theirs"
+    named = json.loads((tmp_path / "report.summary.json").read_text())
+    build_report(fresh, fresh / "." / "report.html")
+    assert json.loads((fresh / "summary.json").read_text()) == named
+
+
 def test_overlap_over_all_text_is_no_clear_difference(fresh):
     rows = read_metrics(fresh)
     for row in rows:
