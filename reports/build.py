@@ -207,13 +207,30 @@ _SHAPES = (
 )
 
 
+_LINES = (
+    "M6 1 6 11",
+    "M2 2 10 10M10 2 2 10",
+    "M6 1 6 11M1 6 11 6",
+    "M6 6 6 11M6 6 2 3.5M6 6 10 3.5",
+    "M6 6 6 1M6 6 2 8.5M6 6 10 8.5",
+    "M1 6 11 6",
+    "M6 6 1 6M6 6 8.5 2M6 6 8.5 10",
+    "M6 6 11 6M6 6 3.5 2M6 6 3.5 10",
+    "M6 1 6 11M1.7 3.5 10.3 8.5M10.3 3.5 1.7 8.5",
+    "M2 2 10 10",
+)
+"""In the order of ``theme.LINE_MARKERS``."""
+
+
 def marker(index: int) -> Markup:
-    """Return a model's sign as in the figures: its shape in its colour (a bar for references)."""
-    shape = '<rect x="5" y="1" width="2.5" height="10"/>' if index < 0 else _SHAPES[shape_of(index)]
-    color = "var(--muted)" if index < 0 else f"var(--m{color_of(index)})"
+    """Return a model's sign as in the figures: its shape in its colour, of a reference in grey."""
+    if index < 0:
+        style, shape = "stroke:var(--muted);stroke-width:2.5", f'<path d="{_LINES[index]}"/>'
+    else:
+        style, shape = f"fill:var(--m{color_of(index)})", _SHAPES[shape_of(index)]
     return Markup(
-        '<svg class="chip" viewBox="0 0 12 12" aria-hidden="true" style="fill:{}">{}</svg>'
-    ).format(color, Markup(shape))
+        '<svg class="chip" viewBox="0 0 12 12" aria-hidden="true" style="{}">{}</svg>'
+    ).format(style, Markup(shape))
 
 
 _STROKES = {

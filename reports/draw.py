@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from reports.numbers import count, fixed
 from reports.svg import clean
-from reports.theme import GRID, INK, MUTED, PAPER, Look
+from reports.theme import GRID, INK, LINE_MARKERS, MUTED, PAPER, Look
 from reports.ticks import draw_ticks, place_ticks
 
 # Drawing units are CSS pixels at the narrowest screen, so 11 stays readable on a phone.
@@ -158,13 +158,14 @@ def _dot(target: Canvas, dot: Dot, y: float) -> None:
         ends = [dot.low, dot.high]
         bar = Line2D(ends, [y, y], color=dot.look.color, linewidth=1.6, clip_on=False)
         target.axes.add_line(bar)
+    lined = dot.look.marker in LINE_MARKERS
     mark = Line2D(
         [dot.value],
         [y],
         linestyle="none",
         marker=dot.look.marker,
-        markersize=9 if dot.look.marker == "|" else 6.5,
-        markeredgewidth=2 if dot.look.marker == "|" else 1.2,
+        markersize=9 if lined else 6.5,
+        markeredgewidth=2 if lined else 1.2,
         markeredgecolor=dot.look.color,
         markerfacecolor=PAPER if dot.hollow else dot.look.color,
         clip_on=False,

@@ -6,7 +6,7 @@ style sheet defines for both themes.
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from reports.load import Study
 
@@ -18,7 +18,11 @@ LIGHT = ("#00765a", "#0b62b0", "#bd4a0b", "#93478a", "#7d6200", "#2b7489", "#a83
 DARK = ("#45cfa2", "#6bb5f5", "#ff9d5c", "#e59fd5", "#e3bf4d", "#6fc7de", "#ff8fa6", "#b9c178")
 PAPER_LIGHT, PAPER_DARK = "#ffffff", "#171a1f"
 
+Marker = str | tuple[int, Literal[0, 1, 2], int]
+
 _MARKERS = ("s", "o", "D", "^", "v", "P", "X", "h")
+LINE_MARKERS: tuple[Marker, ...] = ("|", "x", "+", "1", "2", "_", "3", "4", (6, 2, 0), (2, 2, 45))
+"""Shapes of references: of lines alone, which no model's filled one is mistaken for."""
 
 
 class Look(NamedTuple):
@@ -26,17 +30,18 @@ class Look(NamedTuple):
 
     Attributes:
         number: position among the models, which ``color_of`` and ``shape_of`` turn into a look;
-            -1 for a reference such as the n-gram baseline.
+            below 0 for a reference such as the n-gram baseline: its place in ``LINE_MARKERS``.
         color: the stand-in colour for figures.
         marker: matplotlib's code of its shape.
     """
 
     number: int
     color: str
-    marker: str
+    marker: Marker
 
 
-REFERENCE = Look(-1, MUTED, "|")
+REFERENCE = Look(-len(LINE_MARKERS), MUTED, LINE_MARKERS[0])
+"""The first of a study's references."""
 
 
 def stand_in(index: int) -> str:
@@ -57,12 +62,18 @@ def looks(study: Study) -> dict[str, Look]:
 
 
 def palette(models: Sequence[str], references: Sequence[str] = ()) -> dict[str, Look]:
-    """Give each model the next colour and shape, and each reference the grey bar."""
+    """Give each model the next colour and shape, and each reference the next grey one of lines."""
     found = {
         name: Look(position, stand_in(color_of(position)), _MARKERS[shape_of(position)])
         for position, name in enumerate(models)
     }
-    return found | {name: REFERENCE for name in references if name not in found}
+    others = (name for name in references if name not in found)
+    return found | {name: _reference(position) for position, name in enumerate(others)}
+
+
+def _reference(position: int) -> Look:
+    shape = position % len(LINE_MARKERS)
+    return Look(shape - len(LINE_MARKERS), MUTED, LINE_MARKERS[shape])
 
 
 def color_of(number: int) -> int:

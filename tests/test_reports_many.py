@@ -1,13 +1,19 @@
 """Studies of many variants: claims answer, each model has a row, and nobody looks like another."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 
 from engram_eval.records import MetricRow
 from reports.answer import answer
 from reports.blocks import Block, Cell, Column, Table
+from reports.build import marker
+from reports.draw import Dot, dots
 from reports.load import Model, Study, Verdict
 from reports.numbers import each
 from reports.query import headline_pair
@@ -15,7 +21,7 @@ from reports.sections.cka import first_seeds
 from reports.sections.columns import WIDEST, turned
 from reports.sections.heldout import domain_table
 from reports.sections.overview import heldout_block, ledger_table
-from reports.theme import palette
+from reports.theme import LINE_MARKERS, MUTED, palette
 
 ARMS = ("moe", "no_gate", "engram", "no_conv", "two", "three", "four", "five", "six")
 LEVELS = dict(zip(ARMS, (2.6, 2.5, 2.4, 2.45, 2.55, 2.52, 2.48, 2.47, 2.51), strict=True))
@@ -130,6 +136,30 @@ def test_turning_keeps_every_cell_and_few_columns_as_they_are() -> None:
 def test_no_two_models_look_alike() -> None:
     found = palette([f"m{i}" for i in range(64)])
     assert len({(look.color, look.marker) for look in found.values()}) == 64
+
+
+def ends(points: np.ndarray) -> set[int]:
+    """Angles, in sixteenths of a circle, of what lies off the middle of a shape, y upwards."""
+    off = points[np.hypot(*points.T) > 0.1]
+    return {round(8 * angle / np.pi) % 16 for angle in np.arctan2(off[:, 1], off[:, 0])}
+
+
+def test_no_two_memories_look_alike_and_signs_are_the_shapes_of_the_picture() -> None:
+    found = palette(["moe"], [f"r{i}" for i in range(len(LINE_MARKERS))])
+    references = [look for name, look in found.items() if name != "moe"]
+    assert references[0].marker == "|" and {look.color for look in references} == {MUTED}
+    drawn = dots(["all"], [Dot(0, 1.0, look, "") for look in references], "bits")
+    shapes = [line.get_marker() for line in drawn.axes.lines]
+    assert len(set(shapes)) == len(LINE_MARKERS) and not any(
+        map(Line2D.filled_markers.count, shapes)
+    )
+    for shape, look in zip(shapes, references, strict=True):
+        form = MarkerStyle(shape)
+        outline = form.get_path().transformed(form.get_transform()).vertices
+        (sign,) = re.findall(r' d="(.*?)"', marker(look.number))
+        numbers = np.array(re.findall(r"[\d.]+", sign), float).reshape(-1, 2)
+        assert ends(outline) == ends((numbers - 6) * (1, -1)), shape
+        assert "var(--muted)" in marker(look.number)
 
 
 @pytest.mark.parametrize(

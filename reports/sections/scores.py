@@ -31,8 +31,10 @@ from reports.sections.columns import (
     seeds_note,
 )
 from reports.sections.effects import task_differences
-from reports.theme import REFERENCE, Look, looks
+from reports.theme import MUTED, REFERENCE, Look, looks
 
+# Lies above references and models.
+CHANCE = Look(REFERENCE.number - 1, MUTED, "o")
 DOMAINS = ("knowledge", "reasoning", "reading", "language", "code", "math", "context")
 
 
@@ -104,7 +106,7 @@ def _panel(rows: Sequence[MetricRow], look: dict[str, Look]) -> Canvas:
     ]
     chance = {row.name: row.baseline for row in rows if row.baseline is not None}
     marks = [
-        Dot(tasks.index(task), 100 * value, Look(-2, REFERENCE.color, "o"), "chance", hollow=True)
+        Dot(tasks.index(task), 100 * value, CHANCE, "chance", hollow=True)
         for task, value in chance.items()
     ]
     return dots(tasks, values + marks, "accuracy in % (higher is better)")

@@ -17,7 +17,7 @@ from reports.theme import REFERENCE, Look, looks
 NAME, BEFORE = "update", BEFORE_UPDATE
 
 ALONE = REFERENCE._replace(marker="s")
-"""How a memory without a model is drawn: unlike the bar of a reference, a square can be hollow."""
+"""How a memory without a model is drawn: unlike a reference's lines, a square can be hollow."""
 
 
 class Asked(NamedTuple):
