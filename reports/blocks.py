@@ -4,14 +4,14 @@ import base64
 import csv
 import gzip
 import io
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 from markupsafe import Markup
 
 from engram_eval.records import MetricRow
-from reports.draw import Canvas, styles
+from reports.draw import PANEL_WIDTH, Canvas, styles
 from reports.svg import clean, to_svg
 
 
@@ -22,6 +22,11 @@ class Panel:
     title: str
     canvas: Canvas
     narrow: Canvas | None = None
+
+
+def panel(draw: Callable[[int], Canvas], wide: int = 640) -> Panel:
+    """Return the picture that ``draw`` makes of a width in drawing units, for pages and phones."""
+    return Panel("", draw(wide), draw(PANEL_WIDTH))
 
 
 @dataclass(frozen=True)

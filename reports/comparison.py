@@ -6,6 +6,7 @@ that a study recorded, beside those of the others.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from markupsafe import Markup
 
 from engram_eval.records import write_atomic
 from reports.answer import answer
-from reports.blocks import Block, Cell, Column, Item, Panel, Section, Table, View, flat_row
+from reports.blocks import Block, Cell, Column, Item, Section, Table, View, flat_row, panel
 from reports.build import page, printable
 from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, load_study
@@ -172,7 +173,7 @@ def _picture_block(runs: Sequence[Run], look: dict[str, Look]) -> Block:
         "Bits per byte on all held-out text",
         "Each point is one trained model, one seed; further left is better. Studies with other "
         "text are not comparable with each other.",
-        [View("bits per byte", [Panel("", *(_picture(runs, look, w) for w in (640, 320)))])],
+        [View("bits per byte", [panel(partial(_picture, runs, look))])],
         found,
         legend=[name for name in look if name in drawn],
     )

@@ -179,11 +179,10 @@ def lines(
     xlabel: str,
     ylabel: str,
     width: int = PANEL_WIDTH,
-    height: int = 250,
     integer_x: bool = False,
 ) -> Canvas:
     """Draw curves over one axis; the y label stands above the axes, horizontally."""
-    result = canvas(width, height, left=46, top=30)
+    result = canvas(width, 330 if width > 400 else 250, left=46, top=30)
     axes, result.grid = result.axes, "y"
     for curve in curves:
         _curve(result, curve)

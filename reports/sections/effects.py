@@ -1,8 +1,9 @@
 """Forest plot: paired differences of the headline pair with their intervals."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from reports.blocks import Block, Panel, View
+from reports.blocks import Block, View, panel
 from reports.draw import Canvas, Dot, dots, zero_line
 from reports.load import Comparison, Study
 from reports.numbers import fixed, listing, percent
@@ -45,7 +46,10 @@ def _block(
         f"{ident}-differences",
         f"{pair[1].name} against {pair[0].name}, {told}",
         _finding(drawn[0][2], drawn[0][0], pair[1].name),
-        [View(label, _panels(study, metric, found)) for label, metric, found in drawn],
+        [
+            View(label, [panel(partial(_forest, study, metric, found))])
+            for label, metric, found in drawn
+        ],
         [comparison_row(c) for c in shown],
         key=f"Right of the line {pair[1].name} is better. Bars: 95 % intervals over "
         f"{units}{caution}.",
@@ -80,10 +84,6 @@ def _label(found: Comparison) -> str:
     if found.name == "heldout":
         return domain
     return f"all of {domain}" if found.name == "tasks" else found.name
-
-
-def _panels(study: Study, metric: str, found: Sequence[Comparison]) -> list[Panel]:
-    return [Panel("", *(_forest(study, metric, found, width) for width in (640, 320)))]
 
 
 def _forest(study: Study, metric: str, found: Sequence[Comparison], width: int) -> Canvas:

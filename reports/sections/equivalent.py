@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Panel, View, flat_rows
+from reports.blocks import Block, View, flat_rows, panel
 from reports.draw import Canvas, Dot, Line, dots, lines
 from reports.load import Comparison, Study
 from reports.numbers import fixed, listing
@@ -26,11 +27,8 @@ def equivalent_block(study: Study) -> Block | None:
     look, rows = looks(study), heldout(study)
     whole = [row for row in rows if not row.slice]
     models = ordered(c.model_b for c in found)
-    widths = (640, 320)
-    worth, curves = (
-        Panel("", *(draw(width) for width in widths))
-        for draw in (lambda w: _worth(found, look, w), lambda w: _curves(whole, models, look, w))
-    )
+    worth = panel(partial(_worth, found, look))
+    curves = panel(partial(_curves, whole, models, look))
     return Block(
         "equivalent-layers",
         "Equivalent layers: how many more blocks would do as much",

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Panel, View, flat_rows
+from reports.blocks import Block, Panel, View, flat_rows, panel
 from reports.draw import Canvas, Line, lines
 from reports.load import Study
 from reports.numbers import fixed
@@ -79,8 +80,7 @@ def router_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     views = []
     for metric, title in titles.items():
         part = [row for row in pick(rows, metric=metric) if not row.slice]
-        wide, narrow = (layer_panel(part, look, title, SOLID, width) for width in (640, 320))
-        views.append(View(title, [Panel("", wide, narrow)]))
+        views.append(View(title, [panel(partial(layer_panel, part, look, title, SOLID))]))
     shared = pick(rows, metric="mutual_information_bits")
     most = max(shared, key=value_of)
     return Block(
@@ -101,10 +101,7 @@ def usage_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     crowded = [row for row in pick(rows, metric="crowding") if row.condition]
     touched = pick(rows, metric="rows_touched")
     views = [
-        View(
-            "cache of hot rows",
-            [Panel("", *(_curves(curve, look, width) for width in (640, 320)))],
-        ),
+        View("cache of hot rows", [panel(partial(_curves, curve, look))]),
         View("use of rows", _use_panels(touched, crowded, look)),
     ]
     small = [r for r in pick(curve, condition="hottest") if r.slice["cached_share"] == "0.1"]

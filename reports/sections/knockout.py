@@ -1,9 +1,10 @@
 """Knock-outs: what each domain loses when a part of the model adds nothing."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Panel, View, flat_rows
+from reports.blocks import Block, Panel, View, flat_rows, panel
 from reports.draw import Canvas, Dot, dots, share_axis, zero_line
 from reports.load import Study
 from reports.numbers import fixed
@@ -85,11 +86,8 @@ def _by_layer(rows: Sequence[MetricRow], look: Mapping[str, Look]) -> View | Non
     whole = [row for row in rows if not row.slice and row.layer is not None]
     if not whole:
         return None
-    wide, narrow = (
-        layer_panel(whole, look, "loss added, nats per token", DASHES, width)
-        for width in (640, 320)
-    )
-    return View("by block", [Panel("", wide, narrow)])
+    draw = partial(layer_panel, whole, look, "loss added, nats per token", DASHES)
+    return View("by block", [panel(draw)])
 
 
 def _finding(rows: Sequence[MetricRow]) -> str:

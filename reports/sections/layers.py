@@ -83,7 +83,7 @@ def layer_panel(
                 for seed in sorted({row.seed or 0 for row in here})
             ]
             drawn += bundled(seeds, model + _condition(condition), banded=few)
-    result = lines(drawn, "after block", ylabel, width, 330 if width > 400 else 250, integer_x=True)
+    result = lines(drawn, "after block", ylabel, width, integer_x=True)
     shown = depths if len(depths) <= 12 else depths[:: len(depths) // 8]
     labels = ["emb." if depth < 0 else str(depth) for depth in shown]
     place_ticks(result.axes.xaxis, shown, labels)

@@ -1,10 +1,11 @@
 """The first screen: question, answer, ledger, the one picture."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from engram_eval.records import MetricRow
 from reports.answer import Answer, answer
-from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, flat_rows
+from reports.blocks import Block, Cell, Column, Section, Table, View, flat_rows, panel
 from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, Verdict
 from reports.numbers import MANY, MISSING, count, each, fixed, middle
@@ -68,11 +69,11 @@ def heldout_block(study: Study, rows: Sequence[MetricRow], told: Answer) -> Bloc
     look = looks(study)
     names = [m.name for m in study.models] + study.baselines()
     drawn = [n for n in names if pick(rows, model=n)]
-    views = [View("bits per byte", _panels(lambda width: _picture(domains, rows, look, width)))]
+    views = [View("bits per byte", [panel(partial(_picture, domains, rows, look))])]
     finding = "Each point is one trained model, one seed; further left is better."
     if len(study.models) > MANY:
         shown = [name for name in drawn if name not in _far_off(study, rows)]
-        views = [View(domain, _panels(_by_model(domain, shown, rows, look))) for domain in domains]
+        views = [View(domain, [panel(_by_model(domain, shown, rows, look))]) for domain in domains]
         finding += _left_out(study, rows)
     return Block(
         "heldout-by-domain",
@@ -83,10 +84,6 @@ def heldout_block(study: Study, rows: Sequence[MetricRow], told: Answer) -> Bloc
         legend=drawn if len(study.models) <= MANY else (),
         alt=f"Dots of bits per byte by domain and model. {told.text}",
     )
-
-
-def _panels(draw: Callable[[int], Canvas]) -> list[Panel]:
-    return [Panel("", draw(640), draw(320))]
 
 
 def _by_model(

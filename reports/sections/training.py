@@ -6,7 +6,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
-from reports.blocks import Block, Cell, Column, Panel, Section, Table, View, flat_rows
+from reports.blocks import Block, Cell, Column, Section, Table, View, flat_rows, panel
 from reports.decode import Problem, decode, read_lines
 from reports.draw import Canvas, Line, lines
 from reports.load import Model, Stage, Study
@@ -23,6 +23,7 @@ T = TypeVar("T")
 _TRAIN_FLOPS = 3
 # Of a training's many steps, so many are drawn: one every four units of a wide picture.
 DRAWN = 160
+WIDE = 720
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ def curves_block(study: Study, runs: Sequence[Run]) -> Block:
     for axis in AXES if any(run.steps for run in runs) else (STEPS,):
         drawn = _lines(runs, axis, look)
         if drawn:
-            wide, narrow = (_draw(drawn, axis, width) for width in (720, 320))
-            views.append(View(axis.label, [Panel("", wide, narrow)]))
+            views.append(View(axis.label, [panel(partial(_draw, drawn, axis), WIDE)]))
     views += _by_parameters(runs, look)
     return Block(
         "training-curves",
@@ -195,13 +195,8 @@ def _by_parameters(runs: Sequence[Run], look: Mapping[str, Look]) -> list[View]:
     ]
     if not points:
         return []
-    wide, narrow = (
-        lines(
-            points, "total parameters", "loss, nats per token", width, 330 if width > 400 else 260
-        )
-        for width in (720, 320)
-    )
-    return [View("parameters", [Panel("", wide, narrow)])]
+    draw = partial(lines, points, "total parameters", "loss, nats per token")
+    return [View("parameters", [panel(draw, WIDE)])]
 
 
 class Sparse(NamedTuple):
@@ -227,11 +222,8 @@ def sparse_block(study: Study, runs: Sequence[Run]) -> list[Block]:
     for kind in SPARSE:
         drawn = _courses(runs, kind.name, look)
         if drawn:
-            wide, narrow = (
-                lines(drawn, "tokens", kind.ylabel, width, 330 if width > 400 else 260)
-                for width in (720, 320)
-            )
-            views.append(View(kind.label, [Panel("", wide, narrow)]))
+            draw = partial(lines, drawn, "tokens", kind.ylabel)
+            views.append(View(kind.label, [panel(draw, WIDE)]))
     if not views:
         return []
     known = [run for run in runs if run.steps]
@@ -309,7 +301,7 @@ def thinned(steps: Sequence[T], most: int = DRAWN) -> Sequence[T]:
 
 
 def _draw(drawn: Sequence[Line], axis: Axis, width: int) -> Canvas:
-    result = lines(drawn, axis.label, "loss, nats per token", width, 330 if width > 400 else 260)
+    result = lines(drawn, axis.label, "loss, nats per token", width)
     _focus(result, drawn)
     return result
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from engram_eval.records import BEFORE_UPDATE, MetricRow
-from reports.blocks import Block, Cell, Column, Item, Panel, Table, View, flat_rows
+from reports.blocks import Block, Cell, Column, Item, Table, View, flat_rows, panel
 from reports.draw import HOLLOW, Canvas, Dot, dots
 from reports.load import Study
 from reports.numbers import fixed, middle, percent
@@ -58,11 +58,12 @@ def _block(study: Study, rows: Sequence[MetricRow], ways: Sequence[str]) -> Bloc
     for asked in ASKED:
         part = pick(rows, metric="exact_match", slice=dict(asked.slice))
         label = f"{asked.band}, {asked.label}"
-        views.append(View(label, _panels(part, ways, look, "share answered")))
+        draw = partial(_picture, part, ways, look, "share answered")
+        views.append(View(label, [panel(draw)]))
     text = pick(rows, metric="bits_per_byte")
     if text:
         label = "bits per byte (lower is better)"
-        views.append(View("other text", _panels(text, ways, look, label)))
+        views.append(View("other text", [panel(partial(_picture, text, ways, look, label))]))
     before = any(row.condition == BEFORE for row in rows)
     return Block(
         NAME,
@@ -102,12 +103,6 @@ def _middles(
     """Return the middle seed's share of right answers by way, where it was asked."""
     found = {way: values(_of(rows, way, "exact_match", asked.slice, condition)) for way in ways}
     return {way: middle(shares) for way, shares in found.items() if shares}
-
-
-def _panels(
-    rows: Sequence[MetricRow], ways: Sequence[str], look: Mapping[str, Look], label: str
-) -> list[Panel]:
-    return [Panel("", *(_picture(rows, ways, look, label, width) for width in (640, 320)))]
 
 
 def _picture(

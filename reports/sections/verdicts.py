@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from reports.blocks import Block, Cell, Column, Panel, Section, Table, View
+from reports.blocks import Block, Cell, Column, Section, Table, View, panel
 from reports.draw import Canvas, Dot, dots, zero_line
 from reports.load import Study, Verdict
 from reports.numbers import MISSING, fixed, listing, percent
@@ -73,7 +74,8 @@ def forest_block(verdicts: Sequence[Verdict], every: Sequence[Verdict]) -> Block
     """
     units = ordered(v.unit for v in verdicts)
     views = [
-        View(unit or "effect", _panels([v for v in verdicts if v.unit == unit])) for unit in units
+        View(unit or "effect", [panel(partial(_forest, [v for v in verdicts if v.unit == unit]))])
+        for unit in units
     ]
     return Block(
         "claims-forest",
@@ -86,10 +88,6 @@ def forest_block(verdicts: Sequence[Verdict], every: Sequence[Verdict]) -> Block
         "smallest effect of interest: an interval within it means no difference. "
         "Filled circle supported, square no difference, cross reversed, hollow inconclusive.",
     )
-
-
-def _panels(verdicts: Sequence[Verdict]) -> list[Panel]:
-    return [Panel("", *(_forest(verdicts, width) for width in (640, 320)))]
 
 
 def _forest(verdicts: Sequence[Verdict], width: int) -> Canvas:
