@@ -34,8 +34,9 @@ def interval_table(study: Study) -> str:
     order = list(SHOWN)
     found.sort(key=lambda c: (others.index(c.model_b), c.name, order.index(c.metric)))
     head = ["task", "measure", first, "other", "better by", "95 % interval", "p (Holm)", "items"]
-    lines = [_line(["other model", *head]), _line(["---"] * 3 + ["---:"] * 6)]
-    return "\n".join([*lines, *(_line([c.model_b, *_cells(study, c)]) for c in found)]) + "\n"
+    lines = [table_row(["other model", *head]), table_row(["---"] * 3 + ["---:"] * 6)]
+    lines += [table_row([c.model_b, *_cells(study, c)]) for c in found]
+    return "\n".join(lines) + "\n"
 
 
 def _is_whole_task(found: Comparison) -> bool:
@@ -82,5 +83,6 @@ def _number(value: float | None, factor: float, digits: int) -> str:
     return MISSING if value is None else fixed(factor * value, digits)
 
 
-def _line(cells: Sequence[str]) -> str:
+def table_row(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table; a bar within a cell is escaped."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.intervals import interval_table
+from reports.intervals import interval_table, table_row
 from reports.load import load_study
 from reports.numbers import MISSING, count, fixed
 from reports.summary import summary
@@ -37,8 +37,8 @@ def markdown(told: Mapping[str, Any]) -> str:
     lines = [
         told["answer"]["text"],
         "",
-        _line(["", *columns]),
-        _line(["---", *("---:" for _ in columns)]),
+        table_row(["", *columns]),
+        table_row(["---", *("---:" for _ in columns)]),
         *_ledger_lines(told["models"], columns),
         *_lines("held-out {}, bits/byte", told["heldout_bits_per_byte"], columns, 1, 3),
         *_lines("{}, accuracy in %", _informative(told), columns, 100, 1),
@@ -73,7 +73,7 @@ def _ledger_lines(models: Mapping[str, Mapping[str, Any]], columns: Sequence[str
         "training tokens": "tokens",
     }
     return [
-        _line([label, *(count(models[c][key]) if c in models else "" for c in columns)])
+        table_row([label, *(count(models[c][key]) if c in models else "" for c in columns)])
         for label, key in kinds.items()
         # Of models that were only loaded nothing is counted.
         if any(costs[key] is not None for costs in models.values())
@@ -105,10 +105,6 @@ def _lines(
         return " / ".join(shown)
 
     return [
-        _line([label.format(name), *(cell(values.get(c, {})) for c in columns)])
+        table_row([label.format(name), *(cell(values.get(c, {})) for c in columns)])
         for name, values in table.items()
     ]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
