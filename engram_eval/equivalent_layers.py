@@ -6,16 +6,12 @@ of added blocks; where a memory's loss meets it, the number is read off. arXiv:2
 that a memory deepens a model "effectively"; this asks by how much, in the loss itself.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from engram_eval.records import MetricRow
-
-BASE = "moe"
-DEEPER = re.compile(r"moe_plus(\d+)")
+from engram_eval.records import UNDEEPENED, MetricRow, added_blocks
 
 
 class Worth(NamedTuple):
@@ -68,14 +64,14 @@ def _is_heldout(row: MetricRow) -> bool:
 def _text_rows(domain: str | None, rows: Sequence[MetricRow]) -> list[dict[str, Any]]:
     """Return the rows on all text, or on that of one domain."""
     found = _losses(rows)
-    places = {name: _added(name) for name in found}
+    places = {name: added_blocks(name) for name in found}
     line = sorted((place, name) for name, place in places.items() if place is not None)
-    if BASE not in found or len(line) < 2:
+    if UNDEEPENED not in found or len(line) < 2:
         return []
     added = [float(place) for place, _ in line]
     losses = [float(np.mean(list(found[name].values()))) for _, name in line]
     return [
-        _row(model, seed, domain, equivalent_layers(loss, added, losses), sorted(found[BASE]))
+        _row(model, seed, domain, equivalent_layers(loss, added, losses), sorted(found[UNDEEPENED]))
         for model, seeds in sorted(found.items())
         if places[model] is None
         for seed, loss in sorted(seeds.items())
@@ -90,17 +86,11 @@ def _losses(rows: Iterable[MetricRow]) -> dict[str, dict[int, float]]:
     return found
 
 
-def _added(name: str) -> int | None:
-    """Return how many layers more than the base an arm has; None for other models."""
-    match = DEEPER.fullmatch(name)
-    return 0 if name == BASE else int(match[1]) if match else None
-
-
 def _row(
     model: str, seed: int, domain: str | None, worth: Worth, seeds_a: Sequence[int]
 ) -> dict[str, Any]:
     return {
-        "model_a": BASE,
+        "model_a": UNDEEPENED,
         "model_b": model,
         "seeds_a": list(seeds_a),
         "seeds_b": [seed],

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ BEFORE_UPDATE = "before_update"
 
 EQUAL_LOSS_FACTS = "equal_loss.json"
 """Lies beside the weights of such a checkpoint: its step, its loss, whether it is the last one."""
+
+UNDEEPENED = "moe"
+"""The arm to which others, such as ``moe_plus2``, add blocks."""
 
 
 class Metric(NamedTuple):
@@ -322,6 +326,12 @@ def sort_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Order metric rows independently of the order in which stages ran."""
     head = (row["stage"], row["model"], row["seed"], row["name"], row["metric"], row["layer"])
     return (*((value is not None, value) for value in head), canonical_json(row))
+
+
+def added_blocks(model: str) -> int | None:
+    """Return how many blocks an arm has more than ``UNDEEPENED``; None for other models."""
+    match = re.fullmatch(rf"{UNDEEPENED}_plus(\d+)", model)
+    return 0 if model == UNDEEPENED else int(match[1]) if match else None
 
 
 def at_the_edge(rows: Iterable[MetricRow]) -> set[str]:

@@ -1,10 +1,9 @@
 """Equivalent layers: how many more blocks would lower the MoE's loss as much as a memory does."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from engram_eval.records import MetricRow
+from engram_eval.records import UNDEEPENED, MetricRow, added_blocks
 from reports.blocks import Block, View, flat_rows, panel
 from reports.draw import Canvas, Dot, Line, dots, lines
 from reports.load import Comparison, Study
@@ -13,7 +12,6 @@ from reports.query import by_domain, domain_of, heldout, ordered, pick, value_of
 from reports.theme import Look, looks
 
 METRIC = "equivalent_layers"
-BASE, DEEPER = "moe", re.compile(r"moe_plus(\d+)")
 
 
 def equivalent_block(study: Study) -> Block | None:
@@ -35,7 +33,7 @@ def equivalent_block(study: Study) -> Block | None:
         _finding(found, models),
         [View("blocks", [worth]), View("losses", [curves])],
         flat_rows(rows),
-        legend=[*models, BASE],
+        legend=[*models, UNDEEPENED],
         key="Where a model's held-out loss meets the line of MoEs with more blocks (means over "
         "seeds), the number of blocks is read off; every seed is a point. A bound: no deeper arm "
         "is as good, or the plain MoE is better. Deeper arms cost more parameters and FLOPs than "
@@ -79,19 +77,13 @@ def _curves(
     for seed in sorted({row.seed or 0 for _, row in deeper}):
         line = sorted((added, value_of(row)) for added, row in deeper if (row.seed or 0) == seed)
         x, y = zip(*line, strict=True)
-        curves.append(Line(x, y, look[BASE], f"MoE with more blocks, seed {seed}"))
+        curves.append(Line(x, y, look[UNDEEPENED], f"MoE with more blocks, seed {seed}"))
     for model in models:
         for row in pick(rows, model=model):
             level = value_of(row)
             here = look[model]
             curves.append(Line([0, most], [level, level], here, who(row), "--", marked=False))
     return lines(curves, "blocks more", "bits per byte", width, integer_x=True)
-
-
-def added_blocks(model: str) -> int | None:
-    """Return how many blocks more than the MoE an arm has; None for other models."""
-    match = DEEPER.fullmatch(model)
-    return 0 if model == BASE else int(match[1]) if match else None
 
 
 def _finding(found: Sequence[Comparison], models: Sequence[str]) -> str:
