@@ -9,9 +9,11 @@ from reports.numbers import fixed
 from reports.query import ordered, value_of
 from reports.theme import looks
 
+EMBEDDING = "embedding_lr_multiplier"
 TABLE, EXPERTS = "table_lr_multiplier", "expert_lr_multiplier"
 TITLE = "Tuning: what short runs reached, in nats per token on validation text"
 SECOND = "Rate of the table (or experts), times the backbone's"
+THIRD = "Rate of the token embedding, times the backbone's"
 MOST_COLUMNS = 8
 """Rates that have a column each; of more, an arm's best run and its range are told."""
 
@@ -25,14 +27,15 @@ def tuning_tables(study: Study) -> list[Table]:
     arms = ordered((str(row.model) for row in rows), [model.name for model in study.models])
     runs = {arm: [row for row in rows if row.model == arm] for arm in arms}
     rates = sorted({row.slice["lr"] for row in rows}, key=float)
-    columns, lines = _grid(runs, rates) if len(rates) <= MOST_COLUMNS else _bests(runs)
+    whole = len(rates) <= MOST_COLUMNS and not _of_embeddings(rows)
+    columns, lines = _grid(runs, rates) if whole else _bests(runs)
     return [
         Table(
             TITLE,
             [Column("Model", numeric=False), *columns],
             lines,
             ident="tuning",
-            note=_note(study, len(rates) <= MOST_COLUMNS),
+            note=_note(study, whole),
             chips={name: look.number for name, look in looks(study).items()},
             sortable=False,
         )
@@ -68,7 +71,24 @@ def _bests(
         *(Column("best", band=band), Column("lowest", band=band), Column("highest", band=band)),
         *(Column("best", band=other), Column("lowest", band=other), Column("highest", band=other)),
     ]
-    return columns, [_best_line(arm, rows) for arm, rows in runs.items()]
+    lines = [_best_line(arm, rows) for arm, rows in runs.items()]
+    if not any(map(_of_embeddings, runs.values())):
+        return columns, lines
+    columns += [Column(name, band=THIRD) for name in ("best", "lowest", "highest")]
+    return columns, [line + _embedding_cells(rows) for line, rows in zip(lines, runs.values())]
+
+
+def _of_embeddings(rows: Sequence[MetricRow]) -> bool:
+    """Tell whether several rates of the token embedding were tried."""
+    return len({row.slice.get(EMBEDDING) for row in rows}) > 1
+
+
+def _embedding_cells(rows: Sequence[MetricRow]) -> list[Cell]:
+    if not _of_embeddings(rows):
+        return [Cell("–")] * 3
+    tried = _tried(rows, EMBEDDING)
+    told = (_best(rows).slice[EMBEDDING], tried[0], tried[-1])
+    return [Cell(factor, float(factor)) for factor in told]
 
 
 def _best_line(arm: str, rows: Sequence[MetricRow]) -> list[Cell]:
