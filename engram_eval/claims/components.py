@@ -88,9 +88,9 @@ COMPONENTS = (
     ),
     Claim(
         "components.table_rate",
-        "The table wants five times the backbone's learning rate",
+        "The table wants a higher learning rate than the backbone's",
         "arXiv:2601.07372 App. A",
-        "rate x 5, without an ablation",
+        "five times the backbone's, without an ablation",
         less_than("engram", "table_rate_1x"),
         SMALLEST,
     ),

@@ -11,6 +11,7 @@ from engram_eval.claims.claim import (
 )
 
 PAPER = "arXiv:2601.07372 Table 1"
+CONTEXT = "arXiv:2601.07372 Table 2"
 OVERALL = 0.01
 """Bits per byte. The paper's own gain is 0.7 % of its loss; this is about as much of ours."""
 DOMAIN = 0.02
@@ -32,10 +33,10 @@ def _relative_gains(more: str, less: str) -> Score:
     return Score(terms, log=True, unit="relative gain")
 
 
-def _tasks(domain: str, sentence: str, published: str) -> Claim:
+def _tasks(domain: str, sentence: str, published: str, source: str = PAPER) -> Claim:
     score = Score(((1.0, Rows(MEAN_OF_TASKS, "acc", {"domain": domain})),), unit="accuracy")
     contrasts = more_than("engram", "moe")
-    return Claim(f"main.tasks_{domain}", sentence, PAPER, published, contrasts, 0.02, score)
+    return Claim(f"main.tasks_{domain}", sentence, source, published, contrasts, 0.02, score)
 
 
 def _benchmark(name: str, task: str, domain: str, sentence: str, published: str) -> Claim:
@@ -75,13 +76,14 @@ MAIN = (
         "recall",
         "Engram gains in looking up what stands in the context",
         "RULER multi-query needles 97.0 against 84.2",
-        "arXiv:2601.07372 Table 2",
+        CONTEXT,
     ),
     Claim(
         "main.reasoning_as_much",
-        "Reasoning gains even more than knowledge does",
-        "arXiv:2601.07372 abstract",
-        "BBH +5.0 against MMLU +3.0 points",
+        "Mathematics gains more than knowledge does",
+        "arXiv:2601.07372 abstract, not its Table 1",
+        "of reasoning: BBH +5.0 points; of mathematics the other way round: GSM8K +2.2 and MATH "
+        "+2.4 against MMLU +3.0",
         ENGRAM,
         RELATIVE,
         _relative_gains("math", "facts"),
@@ -89,8 +91,8 @@ MAIN = (
     Claim(
         "main.code_as_much",
         "Code gains as much as knowledge does",
-        "arXiv:2601.07372 abstract",
-        "HumanEval +3.0 against MMLU +3.0 points",
+        PAPER,
+        "HumanEval +3.0 against MMLU +3.0 points (+3.4 in the abstract)",
         ENGRAM,
         RELATIVE,
         _relative_gains("code", "facts"),
@@ -124,7 +126,12 @@ MAIN = (
     _tasks("knowledge", "Engram answers more questions of knowledge", "MMLU +3.0 points"),
     _tasks("code", "Engram answers more questions about code", "HumanEval +3.0 points"),
     _tasks("math", "Engram answers more questions of mathematics", "GSM8K +2.2 points"),
-    _tasks("context", "Engram uses its context better", "RULER variable tracking +12.0 points"),
+    _tasks(
+        "context",
+        "Engram uses its context better",
+        "RULER variable tracking +12.0 points",
+        CONTEXT,
+    ),
     *(
         _benchmark(task.partition("_")[0], task, domain, f"Engram knows {what} better", published)
         for task, domain, what, published in (

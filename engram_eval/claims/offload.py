@@ -9,8 +9,10 @@ from engram_eval.claims.claim import Declare, Rows, Score, more_than
 from engram_eval.studies.offload import TABLES
 
 TABLE = "arXiv:2601.07372 Table 4"
+SAME = "on a CPU the device's memory is the host's"
 LOST = (
-    "1.9 % (4B) and 2.8 % (8B) with 100B parameters in host memory, prefill and decoding together"
+    "1.9 % (4B) and 2.8 % (8B) with 100B parameters in host memory, prefill and decoding together; "
+    f"{SAME}"
 )
 SMALLEST = 0.03
 """The most that is published as lost."""
@@ -48,7 +50,7 @@ OFFLOAD = (
         "size_is_free",
         "In host memory a larger table costs as much as a small one, within 3 %",
         "arXiv:2601.07372 section 2.5",
-        "what is moved grows with the rows that are read, not with the table; no figure",
+        f"what is moved grows with the rows that are read, not with the table; no figure; {SAME}",
         more_than("device", "host_prefetch"),
         _speed("prefill", LARGEST, OWN),
         prediction="equal",
