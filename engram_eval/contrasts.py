@@ -1,12 +1,13 @@
 """Contrasts of a study's arms over seeds; plain numpy in, named tuples out. Imports no torch.
 
 A seed fixes the order of the text for every arm, so arms are compared within seeds. Few seeds say
-little about the spread; the arms of one scale are trained alike and share one variance.
+little about the spread; the arms of one scale are trained alike and share one variance, unless
+one of them is seen to spread more widely.
 """
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,9 @@ Values = Mapping[str, Mapping[int, float]]
 
 NO_SPREAD = 1e-9
 """A standard error at or below this is rounding."""
+
+WIDER = 0.1
+"""Level at which an arm is taken to spread more widely than the others (``docs/statistics.md``)."""
 
 
 class Estimate(NamedTuple):
@@ -81,7 +85,7 @@ def block_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
     """Estimate ``sum(weight x arm)`` within seeds, with the variance pooled over all arms.
 
     With two arms of equal seeds this is the paired t-test; arms outside of ``weights`` only add
-    degrees of freedom.
+    degrees of freedom. It rests on equal spreads: see ``wider_arms``.
 
     Args:
         values: of all arms that are trained alike.
@@ -103,13 +107,53 @@ def block_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
     asked = np.pad(vector, (0, len(design.told) - vector.size))
     if not np.allclose(asked @ design.told, asked):
         raise UserError(f"contrast: no seeds link the arms {', '.join(weights)}")
-    left = design.residual @ observed
-    variance = float(left @ left) / design.dof
+    variance = _squares(design, observed) / design.dof
     spread = variance * float(vector @ design.covariance @ vector)
     if spread <= NO_SPREAD**2:
         raise UserError("contrast: no spread over seeds")
     value = float(vector @ (design.solve @ observed)[: vector.size])
     return Estimate(value, math.sqrt(spread), float(design.dof))
+
+
+def wider_arms(values: Values, arms: Iterable[str]) -> tuple[str, ...]:
+    """Return those of ``arms`` that spread more widely over seeds than the other arms do.
+
+    For each, a one-sided F test at ``WIDER`` of what its observations add to the residual sum of
+    squares of all others (Chow 1960), which is exact where all arms spread alike. Arms that are too
+    few to tell (two, or fewer seeds than two) are not wider.
+
+    Args:
+        values: of all arms that are trained alike.
+        arms: which to look at, each with values.
+    """
+    return tuple(arm for arm in arms if _p_wider(values, arm) < WIDER)
+
+
+def _p_wider(values: Values, arm: str) -> float:
+    """Return the p-value of "this arm spreads no more widely than the others"."""
+    cells = [(other, seed) for other, seeds in values.items() for seed in sorted(seeds)]
+    rest = [cell for cell in cells if cell[0] != arm]
+    if not rest:
+        return 1.0
+    squares, dof = _residual(values, cells)
+    squares_rest, dof_rest = _residual(values, rest)
+    if dof_rest < 1 or dof == dof_rest:
+        return 1.0
+    own, others = (squares - squares_rest) / (dof - dof_rest), squares_rest / dof_rest
+    if others <= NO_SPREAD**2:
+        return 0.0 if own > NO_SPREAD**2 else 1.0
+    return float(scipy.special.fdtrc(dof - dof_rest, dof_rest, max(own, 0.0) / others))
+
+
+def _residual(values: Values, cells: Sequence[tuple[str, int]]) -> tuple[float, int]:
+    """Return the residual sum of squares of a layout of arms and seeds, and its freedom."""
+    design = block_design(tuple(cells))
+    return _squares(design, np.array([values[arm][seed] for arm, seed in cells])), design.dof
+
+
+def _squares(design: Design, observed: Array) -> float:
+    left = design.residual @ observed
+    return float(left @ left)
 
 
 def seed_contrast(values: Values, weights: Mapping[str, float], counted: bool = False) -> Estimate:

@@ -14,11 +14,15 @@ LAWS = "arXiv:2404.05405"
 OURS = "this suite's control"
 NONE = "not published"
 
+STEPS = "so that the slope over people, who are told in as many more steps, is one over steps"
+"""People and steps grow together: who has not begun to learn says nothing of how many there are."""
+
 SMALLEST = 0.02
 """Share of the facts' bits: one fact in fifty."""
 SMALLEST_SLOPE = 0.01
 """Per doubling of the people; over the four doublings that is twice ``SMALLEST``."""
 
+FEWEST = min(PEOPLE, key=lambda label: PEOPLE[label])
 MOST = max(PEOPLE, key=lambda label: PEOPLE[label])
 DOUBLINGS = {label: math.log2(times) for label, times in PEOPLE.items()}
 
@@ -78,7 +82,8 @@ CAPACITY = (
         "dense_stores_more_per_parameter",
         "Per parameter a dense model stores more than a MoE",
         f"{LAWS} (MoE)",
-        "1.3 times more than 32 experts after 1,000 exposures, 1.5 times after 100",
+        "1.3 times more than 32 experts after 1,000 exposures, 1.5 times after 100; at tiny most "
+        "of it is that the MoE has 1.7 times the parameters",
         _more("dense", "moe"),
         PER_PARAMETER,
         0.1,
@@ -93,6 +98,8 @@ CAPACITY = (
         PER_DOUBLING,
         SMALLEST_SLOPE,
         "equal",
+        positive=(f"dense_{FEWEST}",),
+        unless_positive=STEPS,
     ),
     _claim(
         "memory_counts_more_with_more_people",
@@ -102,5 +109,7 @@ CAPACITY = (
         {"slope of (Engram - MoE) over people": _slope((1.0, "engram"), (-1.0, "moe"))},
         PER_DOUBLING,
         SMALLEST_SLOPE,
+        positive=(f"engram_{FEWEST}", f"moe_{FEWEST}"),
+        unless_positive=STEPS,
     ),
 )

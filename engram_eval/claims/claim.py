@@ -8,9 +8,10 @@ Prediction = Literal["greater", "equal"]
 """``greater``: the contrast is positive. ``equal``: it is smaller than the smallest effect."""
 
 Test = Literal["pooled", "paired"]
-"""``pooled``: within seeds, one variance for all models that the study trains. ``paired``: the
-contrast's own spread over seeds, for arms that are trained differently (other widths, other
-horizons) and for a model with a memory beside it, which is no other training than the model."""
+"""``pooled``: within seeds, one variance for all models that the study trains, unless an arm of the
+contrast spreads more widely than the others: then as ``paired``. ``paired``: the contrast's own
+spread over seeds, for arms that are trained differently (other widths, other horizons) and for a
+model with a memory beside it, which is no other training than the model."""
 
 ALL_TEXT: Mapping[str, str] = {}
 MEAN_OF_TASKS = "tasks"
@@ -75,6 +76,8 @@ class Claim:
             hold. The weights add up to 0, unless the score itself is a difference.
         smallest_effect: of interest, in the score's unit; below it there is no difference.
         axis: arm -> place, where the claim is about a curve; ``shapes`` then describes it.
+        positive: arms whose score must be above 0 in every seed, or there is no verdict.
+        unless_positive: what it would be about otherwise, in words that follow a comma.
     """
 
     id: str
@@ -87,6 +90,8 @@ class Claim:
     prediction: Prediction = "greater"
     test: Test = "pooled"
     axis: Mapping[str, float] | None = None
+    positive: tuple[str, ...] = ()
+    unless_positive: str = ""
 
     @property
     def study(self) -> str:
@@ -128,6 +133,8 @@ class Declare:
         score: Score = HELDOUT,
         smallest_effect: float | None = None,
         prediction: Prediction = "greater",
+        positive: tuple[str, ...] = (),
+        unless_positive: str = "",
     ) -> Claim:
         """Return the claim whose id ends with ``name``; see ``Claim``."""
         least = self.smallest_effect if smallest_effect is None else smallest_effect
@@ -141,6 +148,8 @@ class Declare:
             score,
             prediction,
             self.test,
+            positive=positive,
+            unless_positive=unless_positive,
         )
 
 

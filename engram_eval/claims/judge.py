@@ -15,6 +15,7 @@ from engram_eval.contrasts import (
     power_of_difference,
     power_of_equivalence,
     seed_contrast,
+    wider_arms,
 )
 from engram_eval.errors import UserError
 from engram_eval.stats import holm
@@ -29,10 +30,17 @@ Word = Literal["supported", "no_difference", "reversed", "inconclusive"]
 
 
 class Part(NamedTuple):
-    """One contrast of a claim."""
+    """One contrast of a claim.
+
+    Attributes:
+        pooled: its spread is that of all models of the study, else its own over seeds.
+        wider: the arms that spread more widely than the others, for which it is its own.
+    """
 
     label: str
     estimate: Estimate
+    pooled: bool = False
+    wider: tuple[str, ...] = ()
 
 
 class Tested(NamedTuple):
@@ -87,10 +95,10 @@ def judge_claim(claim: Claim, values: Values, step: float = 0.0) -> Tested | str
     seeds = seeds_of(claim, values)
     if seeds < SEEDS_FOR_A_TEST:
         return f"{seeds} seed{'' if seeds == 1 else 's'} per arm, a test needs {SEEDS_FOR_A_TEST}"
+    if least := [arm for arm in claim.positive if min(values[arm].values()) <= 0]:
+        return f"{', '.join(least)}: not above 0 in every seed, {claim.unless_positive}"
     try:
-        parts = tuple(
-            Part(label, _estimate(claim, values, w, step)) for label, w in claim.contrasts.items()
-        )
+        parts = tuple(_part(claim, values, label, step) for label in claim.contrasts)
     except UserError as error:
         return str(error)
     return _combine(claim, parts, seeds)
@@ -101,9 +109,15 @@ def counts(score: Score) -> bool:
     return not score.log and all(rows.metric in COUNTED for _, rows in score.terms)
 
 
-def _estimate(claim: Claim, values: Values, weights: Mapping[str, float], step: float) -> Estimate:
-    if claim.test == "pooled":
-        return block_contrast(values, weights)
+def _part(claim: Claim, values: Values, label: str, step: float) -> Part:
+    weights = claim.contrasts[label]
+    wider = wider_arms(values, weights) if claim.test == "pooled" else ()
+    if claim.test == "pooled" and not wider:
+        return Part(label, block_contrast(values, weights), pooled=True)
+    return Part(label, _by_seeds(claim, values, weights, step), wider=wider)
+
+
+def _by_seeds(claim: Claim, values: Values, weights: Mapping[str, float], step: float) -> Estimate:
     found = seed_contrast(values, weights, counts(claim.score))
     if found.stderr == 0 and step > claim.smallest_effect:
         # Few questions give the same by chance: of 8, most seeds gain none where 5 % are gained.

@@ -16,8 +16,11 @@ A list of objects, in the order in which the claims are declared:
 - ``power``: to find ``smallest_effect`` with this spread; 0 where nothing could be tested
 - ``seeds``: how many all arms have in common; ``tuned``: whether every arm's rates were tuned; true
   where nothing is trained; ``at_edge``: the arms whose best rate was the lowest or highest tried
-- ``test``: in words; ``score``: in words, which rows it is made of
-- ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``, ``ci_high``
+- ``test``: in words, of the contrast that decides; ``score``: in words, which rows it is made of
+- ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``,
+  ``ci_high``, ``spread`` (``pooled`` over the models of the study, or the contrast's ``own``; null
+  where nothing could be tested) and ``wider`` (the arms that spread more widely than the others,
+  for which it is its own)
 - ``shape``: where the claim is about a curve, see ``shapes.describe_shape``; else null
 - ``rows``: list of ``weight``, ``name``, ``metric``, ``slice``, ``condition``, ``site``, ``layer``,
   ``other``, ``equal_loss`` (see ``claim.Rows``): the metric rows of each arm and seed; ``values``:
@@ -31,7 +34,7 @@ from typing import Any
 
 from engram_eval.claims.claim import MEAN_OF_TASKS, Claim, Rows, Score
 from engram_eval.claims.collect import NO_VALUE, Table, read_table
-from engram_eval.claims.judge import Part, Verdict, bounds, counts, judge, untested
+from engram_eval.claims.judge import Part, Tested, Verdict, bounds, counts, judge, untested
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
@@ -187,7 +190,7 @@ def _entry(
         "tuned": study.get("models") == []
         or all(ledger.get(arm, {}).get("tuned", False) for arm in claim.arms),
         "at_edge": [arm for arm in claim.arms if arm in edges],
-        "test": TESTS[claim.test],
+        "test": _test(claim, tested),
         "score": describe(claim.score),
         "contrasts": _contrasts(claim, tested.parts if tested else ()),
         "shape": describe_shape(claim.axis, values) if claim.axis else None,
@@ -200,6 +203,15 @@ def _entry(
     }
 
 
+def _test(claim: Claim, tested: Tested | None) -> str:
+    """Say which test decided, or would have."""
+    if tested is None or claim.test == "paired" or tested.shown.pooled:
+        return TESTS[claim.test]
+    wide = tested.shown.wider
+    verb = "spreads" if len(wide) == 1 else "spread"
+    return f"{TESTS['paired']}: {', '.join(wide)} {verb} more widely than the other models"
+
+
 def _contrasts(claim: Claim, parts: Sequence[Part]) -> list[dict[str, Any]]:
     found = {part.label: part for part in parts}
     rows = []
@@ -207,7 +219,9 @@ def _contrasts(claim: Claim, parts: Sequence[Part]) -> list[dict[str, Any]]:
         part = found.get(label)
         low, high = bounds(part) if part else (None, None)
         effect = part.estimate.value if part else None
+        spread = None if part is None else "pooled" if part.pooled else "own"
         numbers = {"effect": effect, "ci_low": low, "ci_high": high}
+        numbers |= {"spread": spread, "wider": list(part.wider) if part else []}
         rows.append({"label": label, "weights": dict(weights), **numbers})
     return rows
 
