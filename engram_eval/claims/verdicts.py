@@ -221,8 +221,8 @@ def _contrasts(claim: Claim, parts: Sequence[Part]) -> list[dict[str, Any]]:
         effect = part.estimate.value if part else None
         spread = None if part is None else "pooled" if part.pooled else "own"
         numbers = {"effect": effect, "ci_low": low, "ci_high": high}
-        numbers |= {"spread": spread, "wider": list(part.wider) if part else []}
-        rows.append({"label": label, "weights": dict(weights), **numbers})
+        tested = {"spread": spread, "wider": list(part.wider) if part else []}
+        rows.append({"label": label, "weights": dict(weights), **numbers, **tested})
     return rows
 
 
