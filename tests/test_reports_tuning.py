@@ -79,3 +79,26 @@ def test_of_many_rates_the_best_and_the_range_are_told(tmp_path: Path) -> None:
         "engram 2.000 2.125 17 0.1 0.01 0.11 1 1 5",
     ]
     assert "Every run is in the rows named tune" in Page(html).text()
+
+
+def test_rates_of_the_token_embedding_are_told_beside_the_others(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "main", SMALL)
+    tried = {"dense": ("1", "5", "25"), "moe": ("1",), "engram": ("0.2", "1")}
+    tuned = [
+        MetricRow(
+            *("tune", "loss_nats", 3 - place / 8),
+            model=model,
+            split="val",
+            slice={"lr": "0.01", dial(model): "1", "embedding_lr_multiplier": rate},
+        )
+        for model, rates in tried.items()
+        for place, rate in enumerate(rates)
+    ]
+    write_metrics(study, [*read_metrics(study), *(row_to_dict(row) for row in tuned)])
+    html = build_report(study, study / "report.html").read_text()
+    assert table_of(html) == [
+        "dense 2.750 2.875 3 0.01 0.01 0.01 – – – 25 1 25",
+        "moe 3.000 1 0.01 0.01 0.01 – – – – – –",
+        "engram 2.875 3.000 2 0.01 0.01 0.01 – – – 1 0.2 1",
+    ]
+    assert "Rate of the token embedding" in Page(html).text()

@@ -71,11 +71,10 @@ def _bests(
         *(Column("best", band=band), Column("lowest", band=band), Column("highest", band=band)),
         *(Column("best", band=other), Column("lowest", band=other), Column("highest", band=other)),
     ]
-    lines = [_best_line(arm, rows) for arm, rows in runs.items()]
     if not any(map(_of_embeddings, runs.values())):
-        return columns, lines
+        return columns, [_best_line(arm, rows) for arm, rows in runs.items()]
     columns += [Column(name, band=THIRD) for name in ("best", "lowest", "highest")]
-    return columns, [line + _embedding_cells(rows) for line, rows in zip(lines, runs.values())]
+    return columns, [_best_line(arm, rows) + _embedding_cells(rows) for arm, rows in runs.items()]
 
 
 def _of_embeddings(rows: Sequence[MetricRow]) -> bool:
