@@ -14,7 +14,7 @@ In three lines::
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
@@ -35,10 +35,19 @@ def routed_layers(adapter: Adapter) -> list[int]:
 
 def expert_shares(adapter: Adapter, layer: int, logits: Tensor) -> Tensor:
     """Return each token's distribution over experts, (n, E), from the router's logits."""
-    module = adapter.place("router_logits", layer).module
-    sigmoid = getattr(module, "scoring", "softmax") == "sigmoid"
-    scores = logits.sigmoid() if sigmoid else logits.softmax(-1)
+    scores = _scores(adapter.place("router_logits", layer).module, logits)
     return scores / scores.sum(-1, keepdim=True)
+
+
+def _scores(module: nn.Module, logits: Tensor) -> Tensor:
+    """Score experts as the router does: by its own function, sigmoids or a softmax."""
+    if hasattr(module, "score_fn"):
+        scores: Tensor = module.score_fn(logits)
+        return scores
+    # A bias for the choice alone belongs to sigmoids (arXiv:2412.19437 eq. 15 and 16).
+    usual = "sigmoid" if hasattr(module, "e_score_correction_bias") else "softmax"
+    sigmoid = getattr(module, "scoring", usual) == "sigmoid"
+    return logits.sigmoid() if sigmoid else logits.softmax(-1)
 
 
 def entropy_bits(p: Floats) -> Floats:

@@ -133,6 +133,7 @@ def _make(name: str, **options: Any) -> PreTrainedModel:
 
 
 EIGHT_WIDE = {**LLAMA_LIKE, "head_dim": 8}
+ONE_GROUP = {"n_group": 1, "topk_group": 1}
 FEW_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
@@ -146,7 +147,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_moe": partial(_make, "Qwen3Moe", **EIGHT_WIDE, num_experts=4, num_experts_per_tok=2),
     "gpt_oss": partial(_make, "GptOss", **EIGHT_WIDE, **FEW_EXPERTS, sliding_window=4),
     "deepseek_v2": partial(_make, "DeepseekV2", **LATENT, first_k_dense_replace=1),
-    "deepseek_v3": partial(_make, "DeepseekV3", **LATENT, n_group=1, topk_group=1),
+    "deepseek_v3": partial(_make, "DeepseekV3", **LATENT, **ONE_GROUP, first_k_dense_replace=1),
     "deepseek_v4": partial(_make, "DeepseekV4", **DEEPSEEK_V4),
     "qwen4_exp": partial(_make, "Qwen4Exp", **QWEN4),
     "gemma3n": partial(_make, "Gemma3n", **GEMMA3N),

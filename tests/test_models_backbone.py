@@ -4,6 +4,7 @@ import pytest
 import torch
 from models_fixture import MEMORY, MOE, TINY, build, full, tokens
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -51,6 +52,31 @@ def test_loss_is_the_mean_next_token_cross_entropy() -> None:
     torch.testing.assert_close(found.loss, expected)
     summed = model(ids, labels=labels, num_items_in_batch=7).loss
     torch.testing.assert_close(summed, expected * 21 / 7)
+
+
+class Halved(nn.Module):
+    """A head that an adapter has been put around."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head, self.weight = head, head.weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden) / 2
+
+
+@pytest.mark.parametrize("how", ["adapter", "hook"])
+def test_the_loss_is_that_of_the_logits_whatever_makes_them(how: str) -> None:
+    model, ids = full().train(), tokens(2, 6)
+    plain = model(ids, labels=ids).loss
+    if how == "adapter":
+        model.lm_head = Halved(model.lm_head)
+    else:
+        model.lm_head.register_forward_hook(lambda _module, _given, made: made / 2)
+    found = model(ids, labels=ids, loss_only=False)
+    wanted = cross_entropy(found.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(found.loss, wanted)
+    assert (found.loss - plain).detach().abs() > 1e-3
 
 
 def test_logits_are_left_out_while_training_only() -> None:

@@ -97,7 +97,7 @@ def _unembedding(model: PreTrainedModel) -> nn.Module:
 
 def router_taps(mlp: nn.Module, layer: int) -> dict[Tap, Place]:
     """Return the taps of a router that returns logits, weights and numbers of its experts."""
-    router = getattr(mlp, "gate", None)
+    router = getattr(mlp, "gate", getattr(mlp, "router", None))
     if not (isinstance(router, nn.Module) and hasattr(router, "top_k") and hasattr(mlp, "experts")):
         return {}
     sites = ("router_logits", "router_weights", "router_index")

@@ -20,6 +20,7 @@ from .decoder_layer import EngramDecoderLayer
 from .exact_index import ExactIndex
 from .hashing import NgramHash, TokenHistory, draw_multipliers
 from .hyper_connections import HyperConnection, HyperHead, hyper_head
+from .linear import is_plain
 from .loss import IGNORE_INDEX, linear_cross_entropy
 from .masks import attention_masks, default_position_ids, key_positions, present_positions
 from .memories import MEMORIES, memory_makers, token_history
@@ -372,7 +373,12 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Return the mean loss of predicting ``labels`` (B, T) one position ahead."""
         ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).to(hidden.device)
-        loss = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, ahead.flatten())
+        if is_plain(self.lm_head):
+            loss = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, ahead.flatten())
+        else:
+            # An adapter or a hook decides with its weight what the logits are.
+            logits = self.lm_head(hidden).flatten(0, 1).float()
+            loss = nn.functional.cross_entropy(logits, ahead.flatten())
         if items is None:
             return loss
         return loss * (ahead != IGNORE_INDEX).sum() / items
