@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
-from engram_eval.records import read_jsonl
+from engram_eval.records import read_jsonl, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,23 +22,31 @@ def run(
 
     Args:
         study: a ``Study``, or a name such as ``"quick"``.
-        out: the study's folder; default ``runs/<study>``.
+        out: the study's folder; default ``runs/<study>``, or a folder of its own where a shipped
+            study has been changed, as on the command line.
         quiet: no progress.
         workers: processes; more than one needs a script guarded by ``__name__ == "__main__"``.
 
     Raises:
-        RuntimeError: a stage failed; the message names it.
+        RuntimeError: a stage failed; the message names it and says why.
     """
     from engram_eval.runner import run_study
-    from engram_eval.studies.registry import find_study, study_folder
+    from engram_eval.studies.registry import find_study, is_changed, study_folder
 
     resolved = find_study(study) if isinstance(study, str) else study
     name = study if isinstance(study, str) else resolved.name
-    folder = Path(out) if out else study_folder(resolved, name)
+    folder = Path(out) if out else study_folder(resolved, name, is_changed(resolved))
     failed = run_study(resolved, folder, Reporter(quiet=quiet), workers=workers)
     if failed:
-        raise RuntimeError(f"did not finish: {', '.join(node.label for node in failed)}")
+        reasons = (_reason(node.folder(folder.parent / "store"), node.label) for node in failed)
+        raise RuntimeError(f"did not finish: {'; '.join(reasons)}")
     return folder
+
+
+def _reason(folder: Path, label: str) -> str:
+    """Say why a stage failed, where it has a record of that; what it waited for may have failed."""
+    record = read_record(folder)
+    return label if record is None or record.error is None else f"{label} ({record.error})"
 
 
 def load_model(name: Path | str, trust_remote_code: bool = False) -> Any:

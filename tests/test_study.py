@@ -15,6 +15,7 @@ from engram_eval import node as node_module
 from engram_eval import node_run, runner, stages
 from engram_eval import study_folder as study_folder_module
 from engram_eval.adapters.stage import load
+from engram_eval.api import run
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.errors import UserError
 from engram_eval.locks import refusing_lock
@@ -22,7 +23,7 @@ from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_record
 from engram_eval.runner import run_study
 from engram_eval.studies.loaded import loaded_study
-from engram_eval.studies.registry import find_study, study_folder
+from engram_eval.studies.registry import find_study, is_changed, study_folder
 from engram_eval.study import graph, solve
 from probes.registry import PROBES
 
@@ -499,3 +500,21 @@ def test_a_changed_study_has_a_folder_of_its_own(smoke: StudyConfig) -> None:
     other = find_study("smoke", assignments=["train.lr=0.1"])
     mine, theirs = study_folder(smoke, "smoke", True), study_folder(other, "smoke", True)
     assert mine != theirs and theirs.name.startswith("smoke-")
+
+
+def test_a_changed_study_is_told_from_the_shipped_one(smoke: StudyConfig) -> None:
+    longer = dataclasses.replace(smoke, train=dataclasses.replace(smoke.train, tokens=32_768))
+    assert not is_changed(smoke) and is_changed(longer)
+    assert not is_changed(dataclasses.replace(longer, name="mine"))
+    assert study_folder(longer, longer.name, changed=True) != study_folder(smoke, smoke.name)
+
+
+def test_from_python_a_failure_says_why(
+    calls: list[str], brief: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_given: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(sys.modules["fake_stages"], "train", fail)
+    with pytest.raises(RuntimeError, match=r"train moe seed 0 \(OSError: the disk is gone\)"):
+        run(brief, tmp_path / "study", quiet=True)

@@ -211,6 +211,13 @@ def _read(path: Path) -> StudyConfig:
         raise UserError(f"{path}: {error}") from error
 
 
+def is_changed(study: StudyConfig) -> bool:
+    """Tell whether a study has a shipped one's name and scale, and other contents."""
+    if study.name not in STUDIES or study.scale not in SCALES:
+        return False
+    return to_dict(study) != to_dict(find_study(study.name, study.scale))
+
+
 def study_folder(study: StudyConfig, name: str, changed: bool = False) -> Path:
     """Return where a study's results go unless the user says otherwise.
 
