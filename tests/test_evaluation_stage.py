@@ -270,9 +270,9 @@ def test_impossible_settings_are_named(
     inputs: Mapping[str, Path], tmp_path: Path, name: str, value: int
 ) -> None:
     config = from_dict(EvalConfig, {**to_dict(CONFIG), name: value})
-    with pytest.raises(UserError, match=f"{name} {value}"):
+    with pytest.raises(UserError, match=f"evaluate.{name}={value}: at least"):
         evaluate(inputs, config, 0, tmp_path / "out", QUIET)
-    with pytest.raises(UserError, match=f"{name} {value}"):
+    with pytest.raises(UserError, match=f"evaluate.{name}={value}: at least"):
         evaluate_baseline(inputs, BaselineStage("ngram", config), None, tmp_path, QUIET)
 
 

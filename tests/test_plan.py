@@ -62,16 +62,16 @@ def test_stages_side_by_side_and_nothing_unmeasured(monkeypatch: pytest.MonkeyPa
     planned = plan(study, measure=False)
     assert "about" not in plan_table(planned)
     assert planned["stages"]["count"] == len({node.key for node in graph(study)})
-    assert planned["tuning"]["runs"] == study.tune.runs == 16
+    assert planned["tuning"]["runs"] == study.tune.runs == 20
     for row in planned["models"].values():
         row["training_seconds"] = 100.0
     planned["stages"]["other_seconds"] = {"evaluate": 200.0}
     *_, trainings, whole = plan_table(planned).splitlines()
-    # Five models of 100 s; each of the three arms 16 times a quarter more.
-    assert trainings == "training takes about 8 min and tuning 20 min on one core of this machine"
-    assert whole.startswith(f"all {planned['stages']['count']} stages about 32 min; ")
+    # Five models of 100 s; each of the three arms 20 times a quarter more.
+    assert trainings == "training takes about 8 min and tuning 25 min on one core of this machine"
+    assert whole.startswith(f"all {planned['stages']['count']} stages about 37 min; ")
     planned["workers"] = 2
-    assert "32 min, side by side on 2 cores 16 min; " in plan_table(planned)
+    assert "37 min, side by side on 2 cores 18 min; " in plan_table(planned)
     assert json.loads(json.dumps(planned)) == planned
 
 

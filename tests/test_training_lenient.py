@@ -96,6 +96,7 @@ def test_how_it_is_run_is_no_part_of_the_key() -> None:
     assert set(to_dict(plain)["train"]) - set(key_dict(plain)["train"]) == {
         "accumulate",
         "compile",
+        "embedding_lr_multiplier",
         "expert_lr_multiplier",
         "optimizer",
         "skip_bad_batches",

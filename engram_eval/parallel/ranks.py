@@ -87,10 +87,16 @@ class Ranks:
         if self.store is None:
             return True
         last = time.monotonic() + (ALIKE if failed else PATIENCE).total_seconds()
-        there = self.store.add(stage, 1)
-        while there < self.world and time.monotonic() < last:
-            time.sleep(POLL_S)
-            there = self.store.add(stage, 0)
+        try:
+            there = self.store.add(stage, 1)
+            while there < self.world and time.monotonic() < last:
+                time.sleep(POLL_S)
+                there = self.store.add(stage, 0)
+        except dist.DistError:
+            # The process that keeps the store may be the one that left.
+            if not failed:
+                raise
+            return False
         return there == self.world
 
 
