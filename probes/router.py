@@ -41,8 +41,9 @@ def expert_shares(adapter: Adapter, layer: int, logits: Tensor) -> Tensor:
 
 def _scores(module: nn.Module, logits: Tensor) -> Tensor:
     """Score experts as the router does: by its own function, sigmoids or a softmax."""
-    if hasattr(module, "score_fn"):
-        scores: Tensor = module.score_fn(logits)
+    own = getattr(module, "score_fn", None)
+    if own is not None:
+        scores: Tensor = own(logits)
         return scores
     # A bias for the choice alone belongs to sigmoids (arXiv:2412.19437 eq. 15 and 16).
     usual = "sigmoid" if hasattr(module, "e_score_correction_bias") else "softmax"

@@ -23,8 +23,10 @@ pytestmark = native_tools.needed
 experts = native_tools.builds("expert", NativeExperts)
 
 
-def test_a_build_for_any_processor_has_no_matrix_unit(tmp_path: Path) -> None:
-    assert not NativeExperts(native_tools.build((), "expert", tmp_path)).has_matrix_unit()
+@pytest.mark.parametrize("kind", native_tools.BUILDS[1:])
+def test_only_this_processors_own_build_has_a_matrix_unit(kind: str, tmp_path: Path) -> None:
+    made = native_tools.build(native_tools.FLAGS[kind], "expert", tmp_path)
+    assert not NativeExperts(made).has_matrix_unit()
 
 
 def one_by_one(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, chosen: Tensor) -> Tensor:

@@ -39,11 +39,12 @@ def run_where(failing: tuple[str, ...], out: Path) -> tuple[list[str], float]:
     return [node.label for node in failed], time.monotonic() - clock
 
 
-@pytest.mark.parametrize("failing", [("1",), ("0",), ("0", "1")])
+@pytest.mark.parametrize("failing", [("1",), ("0",), ("0", "1"), ()])
 def test_no_process_waits_for_one_that_failed(failing: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "runs" / "two"
     found = in_ranks(2, run_where, failing, out)
-    assert [labels for labels, _ in found] == [["train moe seed 0"]] * 2
+    assert [labels for labels, _ in found] == [["train moe seed 0"] if failing else []] * 2
+    assert (out / "models" / "moe" / "seed0").exists() != bool(failing)
     assert all(seconds < 60 for _, seconds in found)
     notes = [
         path.name for path in tmp_path.rglob("error.*") if "the disk is gone" in path.read_text()

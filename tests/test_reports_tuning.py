@@ -21,6 +21,12 @@ def dial(model: str) -> str:
     return "expert_lr_multiplier" if model == "moe" else "table_lr_multiplier"
 
 
+def run(model: str, loss: float | None, lr: str, factor: str, **rates: str) -> MetricRow:
+    """Return the row of a tuning run."""
+    tried = {"lr": lr, dial(model): factor, **rates}
+    return MetricRow("tune", "loss_nats", loss, model=model, split="val", slice=tried)
+
+
 def table_of(html: str) -> list[str]:
     (table,) = re.findall(r'<table id="tuning".*?</table>', html, flags=re.S)
     body = table.split("<tbody>")[1]
@@ -32,12 +38,7 @@ def test_rates_are_listed_and_an_edge_is_told(tmp_path: Path) -> None:
     study = write_study(tmp_path / "main", SMALL)
     assert 'id="tuning"' not in build_report(study, study / "report.html").read_text()
     tuned = [
-        MetricRow(
-            *("tune", "loss_nats", loss),
-            model=model,
-            split="val",
-            slice={"lr": lr, dial(model): factor},
-        )
+        run(model, loss, lr, factor)
         for model, runs in RUNS.items()
         for (lr, factor), loss in runs.items()
     ]
@@ -61,11 +62,11 @@ def test_rates_are_listed_and_an_edge_is_told(tmp_path: Path) -> None:
 def test_of_many_rates_the_best_and_the_range_are_told(tmp_path: Path) -> None:
     study = write_study(tmp_path / "main", SMALL)
     tuned = [
-        MetricRow(
-            *("tune", "loss_nats", None if place == 10 else abs(place - best) / 8 + 2),
-            model=model,
-            split="val",
-            slice={"lr": f"{0.01 * (place + 1):.4g}", dial(model): factor},
+        run(
+            model,
+            None if place == 10 else abs(place - best) / 8 + 2,
+            f"{0.01 * (place + 1):.4g}",
+            factor,
         )
         for model, best in (("dense", 4), ("moe", 2), ("engram", 9))
         for place in range(11)
@@ -85,12 +86,7 @@ def test_rates_of_the_token_embedding_are_told_beside_the_others(tmp_path: Path)
     study = write_study(tmp_path / "main", SMALL)
     tried = {"dense": ("1", "5", "25"), "moe": ("1",), "engram": ("0.2", "1")}
     tuned = [
-        MetricRow(
-            *("tune", "loss_nats", 3 - place / 8),
-            model=model,
-            split="val",
-            slice={"lr": "0.01", dial(model): "1", "embedding_lr_multiplier": rate},
-        )
+        run(model, 3 - place / 8, "0.01", "1", embedding_lr_multiplier=rate)
         for model, rates in tried.items()
         for place, rate in enumerate(rates)
     ]

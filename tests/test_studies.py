@@ -90,6 +90,7 @@ def test_an_arms_settings_are_checked_before_anything_runs() -> None:
     [
         ("optimizer", "adamm", "unknown optimizer 'adamm' .did you mean 'adamw'"),
         ("lr", -1.0, "must be above 0"),
+        ("embedding_lr_multiplier", 0.0, "must be above 0"),
         ("clip_norm", 0.0, "must be above 0"),
         ("beta1", 1.0, r"must be in \[0, 1\)"),
         ("warmup_fraction", 2.0, r"must be in \[0, 1\]"),
