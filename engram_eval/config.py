@@ -114,7 +114,8 @@ class TrainConfig:
         optimizer: ``adamw``, or ``muon`` for the hidden matrices and ``adamw`` for all else.
         table_lr_multiplier: the memory table's rate is lr times this (arXiv:2601.07372 App. A).
         expert_lr_multiplier: the routed experts' rate is lr times this.
-        embedding_lr_multiplier: the token embedding's rate is lr times this.
+        embedding_lr_multiplier: the token embedding's rate is lr times this. The paper names none;
+            shipped scales give it that of rows (``scales.FAST_LOOKUPS``).
         min_lr_ratio: the last step's rate over the peak.
         router_bias_rate: step of the load-balancing bias (arXiv:2408.15664).
         router_aux_loss_coef: weight of ``models.balance.balance_loss`` beside the loss.
@@ -256,7 +257,7 @@ TUNED = TuneConfig(
     further=11,
     embedding_stride=5.0,
 )
-"""What ``--tune`` asks for: 20 runs an arm; a fifth of the table's rate is the backbone's own."""
+"""What ``--tune`` asks for: 20 runs an arm."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,17 @@ The customary 0.02 fits widths above a thousand. At 128 it is too small: after t
 dense model then stood at chance on in-context lookups, which it learns from 0.06 (LOG.md).
 """
 
+FAST_LOOKUPS = 25.0
+"""Rate of what is looked up over the backbone's, token embeddings and rows alike, on pocket text.
+
+The paper gives the memory's rows five times the backbone's rate (arXiv:2601.07372 App. A) and names
+none for token embeddings; with those left at the backbone's own, a lead of the memory is first of
+all one of learning rates. At tiny and quick all arms are far better at 25 (docs/findings.md).
+"""
+
+PAPER_LOOKUPS = 5.0
+"""The paper's rate of rows, for token embeddings too, where no other has been measured."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -72,6 +83,10 @@ def _experts(count: int, top_k: int, width: int, shared: int) -> dict[str, Any]:
     }
 
 
+def _train(lookups: float, **settings: Any) -> TrainConfig:
+    return TrainConfig(embedding_lr_multiplier=lookups, table_lr_multiplier=lookups, **settings)
+
+
 SCALES: dict[str, Scale] = {
     "smoke": Scale(
         backbone=_backbone(32, 3, 2, 1, 96),
@@ -84,8 +99,13 @@ SCALES: dict[str, Scale] = {
             train_bytes=120_000,
             entities=EntityDials(n_entities=20, max_exposures=20),
         ),
-        train=TrainConfig(
-            tokens=16_384, seq_len=64, batch_size=16, val_sequences=32, save_every_s=5.0
+        train=_train(
+            FAST_LOOKUPS,
+            tokens=16_384,
+            seq_len=64,
+            batch_size=16,
+            val_sequences=32,
+            save_every_s=5.0,
         ),
         evaluate=EvalConfig(limit=12, seq_len=64, heldout_sequences=64),
         probe=ProbeConfig(tokens=2_048, seq_len=64, items=24),
@@ -101,8 +121,13 @@ SCALES: dict[str, Scale] = {
             train_bytes=3_200_000,
             entities=EntityDials(n_entities=100, max_exposures=60),
         ),
-        train=TrainConfig(
-            tokens=131_072, batch_size=4, lr=8e-3, val_sequences=32, router_aux_loss_coef=0.03
+        train=_train(
+            FAST_LOOKUPS,
+            tokens=131_072,
+            batch_size=4,
+            lr=8e-3,
+            val_sequences=32,
+            router_aux_loss_coef=0.03,
         ),
         evaluate=EvalConfig(tasks=(), heldout_sequences=160),
         probe=ProbeConfig(probes=(), tokens=8_192),
@@ -114,7 +139,7 @@ SCALES: dict[str, Scale] = {
         memory=_memory(row_dim=16, rows=5_000),
         engram_experts=12,
         corpus=CorpusConfig(),
-        train=TrainConfig(),
+        train=_train(FAST_LOOKUPS),
     ),
     "small": Scale(
         backbone=_backbone(256, 10, 8, 4, 384),
@@ -127,7 +152,7 @@ SCALES: dict[str, Scale] = {
             train_bytes=30_000_000,
             entities=EntityDials(n_entities=2_000),
         ),
-        train=TrainConfig(tokens=8_388_608, batch_size=32, lr=2e-3),
+        train=_train(PAPER_LOOKUPS, tokens=8_388_608, batch_size=32, lr=2e-3),
         probe=ProbeConfig(tokens=32_768),
     ),
     # About 100 million active parameters, for a GPU; one pass over text that the user brings.
@@ -138,7 +163,7 @@ SCALES: dict[str, Scale] = {
         memory=_memory(row_dim=96, rows=130_000),
         engram_experts=24,
         corpus=CorpusConfig(vocab_size=16_384, train_bytes=0),
-        train=TrainConfig(tokens=24_576_000, seq_len=1024, batch_size=32, lr=1e-3),
+        train=_train(PAPER_LOOKUPS, tokens=24_576_000, seq_len=1024, batch_size=32, lr=1e-3),
         evaluate=EvalConfig(tasks=(), seq_len=1024),
         probe=ProbeConfig(tokens=32_768, seq_len=1024),
     ),
