@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engram_eval.claims.verdicts import write_verdicts
-from engram_eval.contrasts import interval, p_greater, seed_contrast
+from engram_eval.contrasts import interval, p_greater, study_contrast
 from engram_eval.equivalent_layers import equivalent_rows
 from engram_eval.errors import UserError
 from engram_eval.evaluation.informative import Judgement, judge_tasks
@@ -27,7 +27,7 @@ from engram_eval.records import (
     row_from_dict,
     write_jsonl,
 )
-from engram_eval.stats import Interval, bootstrap_ratios, holm, mcnemar, pooled_seed_test
+from engram_eval.stats import Interval, bootstrap_ratios, holm, mcnemar
 
 RESAMPLES = 10_000
 SEEDS_FOR_A_TEST = 3
@@ -243,8 +243,9 @@ def _over_seeds(
 ) -> tuple[dict[str, float], str]:
     """Return effect, interval and p of b - a over seeds, and by which test.
 
-    The variance is pooled over all trained models. A model with a memory beside it is no training
-    of its own: it is compared seed by seed, and its spread counts for nobody else.
+    As in verdicts, the variance is pooled over all trained models unless one of the two spreads
+    more widely. A model with a memory beside it is no training of its own: it is compared seed by
+    seed, and its spread counts for nobody else.
     """
     sign = 1 if METRICS[metric].higher_is_better else -1
     pair = (pairing.a, pairing.b)
@@ -258,14 +259,28 @@ def _over_seeds(
         and (model in pair if mixed else model not in scores.beside)
         and table.has(metric, [(model, seed) for seed in seeds])
     }
-    if mixed:
-        each = seed_contrast(arms, {pairing.b: 1.0, pairing.a: -1.0})
-        low, high = interval(each)
-        p = 2 * min(p_greater(each), 1 - p_greater(each))
+    if len(set(arms[pairing.a]) & set(arms[pairing.b])) < SEEDS_FOR_A_TEST:
+        return _unpaired(*(list(arms[model].values()) for model in pair))
+    each, wider = study_contrast(arms, {pairing.b: 1.0, pairing.a: -1.0}, pooled=not mixed)
+    low, high = interval(each)
+    p = 2 * min(p_greater(each), 1 - p_greater(each))
+    if mixed or wider:
         return _effect(each.value, low, high, p), "t-test over each seed's difference"
-    found = pooled_seed_test({m: list(v.values()) for m, v in arms.items()}, *pair)
-    test = f"t-test over seeds, variance pooled over {len(arms)} models"
-    return _effect(found.value, found.low, found.high, found.p), test
+    test = f"t-test over seeds within data order, variance pooled over {len(arms)} models"
+    return _effect(each.value, low, high, p), test
+
+
+def _unpaired(a: Sequence[float], b: Sequence[float]) -> tuple[dict[str, float], str]:
+    """Compare trainings on texts in different orders, which few seeds have in common."""
+    # Half a second to import, and hardly ever needed.
+    from scipy import stats
+
+    if not np.ptp(a) and not np.ptp(b):
+        raise UserError("compare: no spread over seeds")
+    found = stats.ttest_ind(b, a, equal_var=False)
+    low, high = found.confidence_interval()
+    effect = _effect(float(np.mean(b) - np.mean(a)), float(low), float(high), float(found.pvalue))
+    return effect, "Welch's t-test over seeds"
 
 
 def _effect(value: float, low: float, high: float, p: float) -> dict[str, float]:

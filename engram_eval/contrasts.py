@@ -188,6 +188,29 @@ def seed_contrast(values: Values, weights: Mapping[str, float], counted: bool = 
     return Estimate(float(each.mean()), stderr, float(each.size - 1))
 
 
+def study_contrast(
+    values: Values, weights: Mapping[str, float], *, pooled: bool = True, counted: bool = False
+) -> tuple[Estimate, tuple[str, ...]]:
+    """Estimate a contrast with the variance pooled, unless one of its arms spreads more widely.
+
+    Args:
+        values: of all arms that are trained alike.
+        weights: of the contrast's arms; they add up to 0 where the variance is pooled.
+        pooled: false never pools, for arms that are trained differently.
+        counted: see ``seed_contrast``.
+
+    Returns:
+        The estimate, and its arms that spread more widely than the others where that decided.
+
+    Raises:
+        UserError: see ``block_contrast`` and ``seed_contrast``.
+    """
+    wider = wider_arms(values, weights) if pooled else ()
+    if pooled and not wider:
+        return block_contrast(values, weights), ()
+    return seed_contrast(values, weights, counted), wider
+
+
 def _check(values: Values, weights: Mapping[str, float]) -> None:
     for arm in weights:
         if not values.get(arm):

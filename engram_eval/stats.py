@@ -6,7 +6,7 @@ run would have given. No function here mixes the two.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -168,30 +168,6 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     if only_a + only_b == 0:
         return 1.0
     return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
-
-
-def pooled_seed_test(
-    arms: Mapping[str, Sequence[float]], a: str, b: str, level: float = 0.95
-) -> Interval:
-    """Compare arms ``b`` and ``a`` with the variance pooled over all arms of one scale.
-
-    Few seeds per arm say little about the spread; the arms of a study are trained alike, so
-    their squared deviations are added up: dof = sum of (seeds - 1). With two arms this is
-    Student's test.
-
-    Raises:
-        UserError: if no arm has two seeds, or the pooled variance is zero.
-    """
-    groups = {name: _vector(values, f"arm {name!r}") for name, values in arms.items()}
-    dof = sum(group.size - 1 for group in groups.values())
-    squares = sum(float(np.square(group - group.mean()).sum()) for group in groups.values())
-    if dof == 0 or squares == 0:
-        raise UserError("pooled_seed_test: no spread over seeds to pool")
-    stderr = math.sqrt(squares / dof * (1 / groups[a].size + 1 / groups[b].size))
-    value = float(groups[b].mean() - groups[a].mean())
-    half = float(scipy.stats.t.ppf(0.5 + level / 2, dof)) * stderr
-    p = 2 * float(scipy.stats.t.sf(abs(value / stderr), dof))
-    return Interval(value, value - half, value + half, p)
 
 
 def holm(p_values: npt.ArrayLike) -> Array:

@@ -139,15 +139,16 @@ def test_analysis_is_deterministic_and_ignores_what_did_not_finish(study, tmp_pa
     )
 
 
-def planted(folder, seeds=(0, 1, 2), gain=0.3, items=80, drop=(), beside=()):
+def planted(folder, seeds=(0, 1, 2), gain=0.3, items=80, drop=(), beside=(), seeds_b=None):
     """Write a study of models a and b; b is right on more items, by ``gain`` in probability.
 
-    ``beside`` are names of models with a memory beside them, right on nine of ten.
+    ``beside`` are names of models with a memory beside them, right on nine of ten; ``seeds_b`` are
+    those of b, where they are not a's.
     """
     rng = np.random.default_rng(0)
     stages, rows = [], []
     for model, share in (("a", 0.4), ("b", 0.4 + gain), *((name, 0.9) for name in beside)):
-        for seed in seeds:
+        for seed in seeds_b if model == "b" and seeds_b else seeds:
             right = rng.random(items) < share
             samples = [
                 {"doc_id": i, "doc": {"id": f"q{i}", "slices": None}, "doc_hash": "0",
@@ -170,16 +171,33 @@ def planted(folder, seeds=(0, 1, 2), gain=0.3, items=80, drop=(), beside=()):
     return rows
 
 
-def test_three_seeds_bear_students_test(tmp_path):
+def scores_of(rows, model):
+    return [r.value for r in rows if r.model == model]
+
+
+def quiz_over_seeds(folder):
+    found = compared(read_jsonl(analyze(folder)), units="seeds", name="quiz", metric="acc")
+    return {(row["model_a"], row["model_b"]): row for row in found}
+
+
+def test_three_seeds_bear_the_paired_test(tmp_path):
     rows = planted(tmp_path)
-    found = list(read_jsonl(analyze(tmp_path)))
-    (row,) = compared(found, units="seeds", name="quiz", metric="acc")
-    a, b = ([r.value for r in rows if r.model == m] for m in ("a", "b"))
-    truth = scipy_stats.ttest_ind(b, a)
+    row = quiz_over_seeds(tmp_path)["a", "b"]
+    truth = scipy_stats.ttest_rel(scores_of(rows, "b"), scores_of(rows, "a"))
     bounds = truth.confidence_interval(0.95)
-    assert (row["effect"], row["p"]) == pytest.approx((np.mean(b) - np.mean(a), truth.pvalue))
+    gain = np.mean(scores_of(rows, "b")) - np.mean(scores_of(rows, "a"))
+    assert (row["effect"], row["p"]) == pytest.approx((gain, truth.pvalue))
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((bounds.low, bounds.high))
     assert row["n"] == 6
+
+
+def test_trainings_without_common_seeds_bear_welchs_test(tmp_path):
+    rows = planted(tmp_path, seeds_b=(3, 4, 5, 6))
+    row = quiz_over_seeds(tmp_path)["a", "b"]
+    a, b = scores_of(rows, "a"), scores_of(rows, "b")
+    truth = scipy_stats.ttest_ind(b, a, equal_var=False)
+    assert (row["effect"], row["p"]) == pytest.approx((np.mean(b) - np.mean(a), truth.pvalue))
+    assert (row["test"], row["n"]) == ("Welch's t-test over seeds", 7)
 
 
 def test_a_memory_beside_a_model_is_compared_seed_by_seed_and_tells_no_spread(tmp_path):
@@ -188,7 +206,7 @@ def test_a_memory_beside_a_model_is_compared_seed_by_seed_and_tells_no_spread(tm
     quiz = {(r["model_a"], r["model_b"]): r for r in compared(found, units="seeds", metric="acc")
             if r["name"] == "quiz"}  # fmt: skip
     assert quiz["a", "b"]["test"].endswith("over 2 models")
-    a, mixed = ([r.value for r in rows if r.model == m] for m in ("a", "a+ngram"))
+    a, mixed = (scores_of(rows, model) for model in ("a", "a+ngram"))
     truth = scipy_stats.ttest_rel(mixed, a)
     row = quiz[tuple(sorted(("a+ngram", "a"), key=["a+ngram", "a", "b"].index))]
     sign = 1 if row["model_b"] == "a+ngram" else -1

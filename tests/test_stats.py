@@ -121,24 +121,6 @@ def test_mcnemar_by_hand():
     assert stats.mcnemar([1, 0], [1, 0]) == 1.0
 
 
-def test_pooled_test_of_two_arms_is_students():
-    a, b = [1.0, 1.3, 0.9], [1.6, 1.5]
-    ours = stats.pooled_seed_test({"a": a, "b": b}, "a", "b", level=0.95)
-    truth = scipy_stats.ttest_ind(b, a)
-    bounds = truth.confidence_interval(0.95)
-    assert ours.p == pytest.approx(truth.pvalue)
-    assert (ours.low, ours.high) == pytest.approx((bounds.low, bounds.high))
-
-
-def test_pooled_test_equals_tukeys_ingredients():
-    arms = {"a": [1.0, 1.3], "b": [1.6, 1.5], "c": [2.0, 2.4, 2.1], "d": [5.0]}
-    ours = stats.pooled_seed_test(arms, "a", "b")
-    within = sum(np.var(v) * len(v) for v in arms.values()) / 4
-    t = (1.55 - 1.15) / math.sqrt(within)
-    assert ours.value == pytest.approx(0.4)
-    assert ours.p == pytest.approx(2 * scipy_stats.t.sf(t, 4))
-
-
 def test_holm_by_hand():
     p = [0.01, 0.04, 0.03, 0.005]
     assert stats.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -169,7 +151,6 @@ def test_centred_maps_chance_to_zero_and_one_to_one(chance):
         lambda: stats.paired_bootstrap([1.0, 2.0], [1.0, 1.0], rng(), clusters=["x"]),
         lambda: stats.paired_bootstrap([1.0], [1.0], rng()),
         lambda: stats.mcnemar([0.5], [1]),
-        lambda: stats.pooled_seed_test({"a": [1.0], "b": [2.0]}, "a", "b"),
         lambda: stats.centred(0.5, 1.0),
     ],
 )

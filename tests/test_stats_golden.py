@@ -36,18 +36,6 @@ def test_holm() -> None:
     assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
-def test_seeds_with_pooled_variance() -> None:
-    rng = np.random.default_rng(3)
-    arms = {name: rng.normal(size=n).tolist() for name, n in (("a", 3), ("b", 5), ("c", 4))}
-    values = np.concatenate(list(arms.values()))
-    names = np.repeat(list(arms), [len(arm) for arm in arms.values()])
-    design = (names[:, None] == np.array(list(arms))).astype(float)
-    fit = sm.OLS(values, design).fit().t_test([-1, 1, 0])
-    found = stats.pooled_seed_test(arms, "a", "b")
-    assert (found.value, found.p) == pytest.approx((fit.effect[0], float(fit.pvalue)))
-    assert (found.low, found.high) == pytest.approx(tuple(fit.conf_int()[0]))
-
-
 def test_paired_bootstrap_agrees_with_the_large_sample_interval() -> None:
     from statsmodels.stats.weightstats import DescrStatsW
 

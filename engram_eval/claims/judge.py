@@ -7,15 +7,13 @@ from engram_eval.claims.claim import Claim, Score
 from engram_eval.contrasts import (
     Estimate,
     Values,
-    block_contrast,
     by_signs,
     interval,
     p_equivalent,
     p_greater,
     power_of_difference,
     power_of_equivalence,
-    seed_contrast,
-    wider_arms,
+    study_contrast,
 )
 from engram_eval.errors import UserError
 from engram_eval.stats import holm
@@ -110,22 +108,17 @@ def counts(score: Score) -> bool:
 
 
 def _part(claim: Claim, values: Values, label: str, step: float) -> Part:
-    weights = claim.contrasts[label]
-    wider = wider_arms(values, weights) if claim.test == "pooled" else ()
-    if claim.test == "pooled" and not wider:
-        return Part(label, block_contrast(values, weights), pooled=True)
-    return Part(label, _by_seeds(claim, values, weights, step), wider=wider)
-
-
-def _by_seeds(claim: Claim, values: Values, weights: Mapping[str, float], step: float) -> Estimate:
-    found = seed_contrast(values, weights, counts(claim.score))
+    pooled = claim.test == "pooled"
+    found, wider = study_contrast(
+        values, claim.contrasts[label], pooled=pooled, counted=counts(claim.score)
+    )
     if found.stderr == 0 and step > claim.smallest_effect:
         # Few questions give the same by chance: of 8, most seeds gain none where 5 % are gained.
         raise UserError(
             f"contrast: the same in every seed, but one answer more would be {step:.2g}, "
             f"beyond the smallest effect of interest"
         )
-    return found
+    return Part(label, found, pooled=pooled and not wider, wider=wider)
 
 
 def seeds_of(claim: Claim, values: Values) -> int:
