@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from engram_eval.config import StudyConfig, arm_training
 from engram_eval.environment import default_workers, gpus, products
-from engram_eval.plan_stages import other_seconds
+from engram_eval.stage_seconds import other_seconds
 from engram_eval.stages import resolve
 from engram_eval.study import graph
 from engram_eval.study_folder import study_ledger

@@ -10,9 +10,10 @@ from engram_eval.errors import UserError
 from engram_eval.locks import refusing_lock
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
+from engram_eval.stage_seconds import of_flops
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
 from engram_eval.study import graph, solve
-from engram_eval.study_folder import write_study_folder
+from engram_eval.study_folder import study_ledger, write_study_folder
 from engram_eval.workers import Launcher, run_nodes
 
 
@@ -56,7 +57,8 @@ def run_study(
         if wanted:
             try:
                 todo = [node for node in nodes if node.key in wanted]
-                failed = run_nodes(todo, store, report, workers, launcher)
+                usual = of_flops(study, study_ledger(study))
+                failed = run_nodes(todo, store, report, workers, launcher, usual)
             finally:
                 write_study_folder(study, nodes, store, out)
         if "analyze" in stages:

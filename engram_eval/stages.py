@@ -33,6 +33,8 @@ STAGES: dict[str, Stage] = {
     "probe_pair": Stage("probes.stage:probe_pair", 3),
 }
 
+TRAININGS = ("tune", "train")
+
 ANALYZE = "engram_eval.analyze:analyze"
 REPORT = "reports.build:build_report"
 COMPARISON = "reports.comparison:build_comparison"

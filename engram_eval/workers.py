@@ -1,13 +1,14 @@
 """Run the stages of a study, one after the other or in several processes side by side."""
 
 import functools
+import itertools
 import multiprocessing
 import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,21 +20,16 @@ from engram_eval.errors import UserError
 from engram_eval.node import Node
 from engram_eval.node_run import run_node
 from engram_eval.progress import Board, RemoteReporter, Reporter
+from engram_eval.stages import TRAININGS
 
 FOUNDATIONS = ("corpus", "load")
 """Stages whose mistakes end the study; elsewhere they are recorded and the rest goes on."""
 
-TRAININGS = ("tune", "train")
 TRAININGS_PER_GPU = 2
 """That share one: while one is compiled, loaded or saved, the other computes."""
 
-TYPICAL: Mapping[str, float] = {
-    **{"corpus": 19.0, "items": 11.0, "tune": 1800.0, "train": 450.0, "load": 5.0},
-    **{"equal_loss": 0.1, "evaluate": 39.0, "score_equal_loss": 39.0, "baseline": 14.0},
-    **{"sample": 11.0, "probe": 19.0, "probe_pair": 11.0, "offload": 60.0},
-    **{"update": 60.0},
-}
-"""Seconds that a stage of each kind takes in the quick study; only their ratios count."""
+Seconds = Callable[[Node], float]
+"""About how long a stage takes; only ratios count."""
 
 Launcher = Callable[["Plan", Path, Reporter], None]
 """Runs everything that a plan allows; failures are noted in the plan."""
@@ -45,6 +41,7 @@ def run_nodes(
     report: Reporter,
     workers: int,
     launcher: Launcher | None = None,
+    usual: Seconds | None = None,
 ) -> list[Node]:
     """Run what is not finished, inputs first; return what failed or could not run.
 
@@ -54,6 +51,7 @@ def run_nodes(
         report: where progress goes.
         workers: processes; 1 runs everything in this one.
         launcher: runs the stages elsewhere, as jobs of a cluster; None: processes here.
+        usual: from which the time left is told, corrected by what has ended; None: all alike.
 
     Raises:
         UserError: a mistake in what everything else depends on (``FOUNDATIONS``).
@@ -63,7 +61,7 @@ def run_nodes(
     todo = [node for node in nodes if not node.done(store)]
     if len(todo) < len(nodes):
         report.say(f"{len(nodes) - len(todo)} of {len(nodes)} stages are finished already")
-    plan = Plan(todo, store)
+    plan = Plan(todo, store, usual or _alike)
     if launcher is not None:
         launcher(plan, store, report)
     elif workers <= 1 or len(todo) <= 1:
@@ -75,18 +73,28 @@ def run_nodes(
     return plan.failed + plan.blocked()
 
 
+def _alike(node: Node) -> float:
+    return 1.0
+
+
 @dataclass
 class Plan:
-    """What is waiting, running, finished or failed."""
+    """What is waiting, running, finished or failed.
+
+    Attributes:
+        usual: see ``run_nodes``.
+        took: of each kind of stage, the seconds that those took that ended, and the usual ones.
+    """
 
     waiting: list[Node]
     store: Path
+    usual: Seconds = _alike
     running: dict[str, Node] = field(default_factory=dict)
     failed: list[Node] = field(default_factory=list)
     total: int = 0
     started: int = 0
     began: dict[str, float] = field(default_factory=dict)
-    took: dict[str, list[float]] = field(default_factory=dict)
+    took: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.total = len(self.waiting)
@@ -106,7 +114,8 @@ class Plan:
     def finish(self, key: str, error: str | None) -> Node:
         """Note how a node ended."""
         node = self.running.pop(key)
-        self.took.setdefault(node.stage, []).append(time.monotonic() - self.began[key])
+        seconds = time.monotonic() - self.began[key]
+        self.took.setdefault(node.stage, []).append((seconds, self.usual(node)))
         if error is not None:
             self.failed.append(node)
         return node
@@ -123,19 +132,18 @@ class Plan:
         board.whole(f"all {self.total} stages", ended, self.total, self.seconds_left())
 
     def seconds_left(self) -> float | None:
-        """Estimate from the stages of each kind that ended; None before the first.
+        """Estimate from what ended, over what is usual of it; None before the first.
 
-        A kind that none has ended of is taken to be to the others as is typical. Divided by the
+        A kind that none has ended of is taken to be to the others as is usual. Divided by the
         stages that run side by side.
         """
         if not self.took:
             return None
-        usual = sum(_typical(stage) * len(found) for stage, found in self.took.items())
-        pace = sum(map(sum, self.took.values())) / usual
+        overall = _pace(itertools.chain(*self.took.values()))
 
         def expected(node: Node) -> float:
-            found = self.took.get(node.stage)
-            return sum(found) / len(found) if found else pace * _typical(node.stage)
+            ended = self.took.get(node.stage)
+            return self.usual(node) * (_pace(ended) if ended else overall)
 
         halves = sum(map(expected, self.running.values())) / 2
         return (sum(map(expected, self.waiting)) + halves) / max(1, len(self.running))
@@ -149,8 +157,10 @@ def _in_words(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _typical(stage: str) -> float:
-    return TYPICAL.get(stage, 10.0)
+def _pace(ended: Iterable[tuple[float, float]]) -> float:
+    """Return how much longer stages took than usual."""
+    took, usual = map(sum, zip(*ended, strict=True))
+    return took / usual
 
 
 def _run_here(plan: Plan, store: Path, report: Reporter) -> None:

@@ -6,10 +6,13 @@ from typing import Any
 
 from reports.intervals import interval_table, table_row
 from reports.load import load_study
-from reports.numbers import MISSING, count, fixed
+from reports.numbers import MISSING, count, fixed, quoted
 from reports.summary import summary
 
 Values = Mapping[str, Mapping[str, float | None]]
+
+SIDE_BY_SIDE = 5
+"""Seeds of a model that a cell holds one by one."""
 
 
 def results(study_dir: Path) -> str:
@@ -26,7 +29,8 @@ def results(study_dir: Path) -> str:
 def markdown(told: Mapping[str, Any]) -> str:
     """Return a study's answer and a table of its ledger, held-out text and tasks.
 
-    Seeds stand side by side, joined by a slash. Tasks that tell nobody apart are named below.
+    Up to five seeds stand side by side, joined by a slash; of more, the middle one with the lowest
+    and the highest. Tasks that tell nobody apart are named below.
 
     Args:
         told: what ``summary.json`` holds.
@@ -101,6 +105,9 @@ def _lines(
 ) -> list[str]:
     def cell(seeds: Mapping[str, float | None]) -> str:
         values = [seeds[seed] for seed in sorted(seeds)]
+        known = [factor * v for v in values if v is not None]
+        if len(known) == len(values) > SIDE_BY_SIDE:
+            return quoted(known, lambda value: fixed(value, digits))
         shown = [MISSING if v is None else fixed(factor * v, digits) for v in values]
         return " / ".join(shown)
 

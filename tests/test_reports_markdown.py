@@ -8,7 +8,7 @@ from reports_fixture import SMALL, write_study
 
 from engram_eval.cli import main
 from reports.build import build_report
-from reports.markdown import results
+from reports.markdown import markdown, results
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,18 @@ def test_every_number_is_the_summary_s(study: Path) -> None:
         for head, cell in zip(heads, cells(table, f"held-out {domain}, bits/byte"), strict=True):
             wanted = [f"{models[head][seed]:.3f}" for seed in sorted(models.get(head, {}))]
             assert cell == " / ".join(wanted)
+
+
+def test_many_seeds_are_told_by_the_middle_one_and_the_range(study: Path) -> None:
+    told = json.loads((study / "summary.json").read_text())
+    name = next(iter(told["models"]))
+    told["heldout_bits_per_byte"] = {
+        "all": {name: {str(seed): 2.0 + 0.1 * (seed % 4) for seed in range(7)}},
+        "gap": {name: {str(seed): None if seed == 3 else 2.0 for seed in range(7)}},
+    }
+    table = markdown(told)
+    assert cells(table, "held-out all, bits/byte")[0] == "2.100 (2.000 to 2.300)"
+    assert cells(table, "held-out gap, bits/byte")[0].count("/") == 6
 
 
 def test_uninformative_tasks_are_named_and_kept_out(study: Path) -> None:

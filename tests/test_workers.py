@@ -196,7 +196,9 @@ def test_workers_leave_with_a_killed_parent(slow_stages: None, tmp_path: Path) -
 def test_a_heading_tells_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "time", clock := Clock())
     nodes = [Node("train", EvalConfig(limit=n)) for n in range(4)]
-    plan = runner_module.Plan([*nodes, Node("evaluate", EvalConfig())], tmp_path)
+    usual = {"train": 45.0, "evaluate": 4.5}
+    stages_of_five = [*nodes, Node("evaluate", EvalConfig())]
+    plan = runner_module.Plan(stages_of_five, tmp_path, lambda node: usual[node.stage])
     first = plan.next()
     assert first is not None and plan.heading(first) == "[1/5] train"
     clock.now += 120
@@ -204,15 +206,33 @@ def test_a_heading_tells_the_time_left(tmp_path: Path, monkeypatch: pytest.Monke
     second = plan.next()
     assert second is not None
     # Half of the one that runs, two more trainings, and an evaluation, much shorter as a rule.
-    evaluation = 120 * runner_module.TYPICAL["evaluate"] / runner_module.TYPICAL["train"]
+    evaluation = 12.0
     assert plan.seconds_left() == pytest.approx(60 + 2 * 120 + evaluation)
     assert plan.heading(second) == "[2/5, about 5 min left] train"
     assert plan.next() is not None
     assert plan.seconds_left() == pytest.approx((2 * 60 + 120 + evaluation) / 2)
 
 
-def test_every_kind_of_stage_has_a_typical_length() -> None:
-    assert set(runner_module.TYPICAL) == set(stages.STAGES)
+def test_a_kind_that_takes_longer_than_usual_corrects_itself_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "time", clock := Clock())
+    nodes = [Node(stage, EvalConfig(limit=n)) for stage in ("load", "probe") for n in range(2)]
+    plan = runner_module.Plan(
+        nodes, tmp_path, lambda node: {"load": 1.0, "probe": 10.0}[node.stage]
+    )
+    for _ in range(2):
+        loaded = plan.next()
+        assert loaded is not None
+        clock.now += 3
+        plan.finish(loaded.key, None)
+    # Three times the usual, as long as no probe has ended.
+    assert plan.seconds_left() == pytest.approx(2 * 30)
+    probe = plan.next()
+    assert probe is not None
+    clock.now += 5
+    plan.finish(probe.key, None)
+    assert plan.seconds_left() == pytest.approx(5)
 
 
 class Clock:
