@@ -264,6 +264,32 @@ def test_a_best_rate_at_the_edge_of_what_was_tried_is_told(
     assert not any("untuned" in line for line in lines)
 
 
+def test_rates_that_all_arms_have_in_common_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = json.loads((folder / "study.json").read_text())
+    train = {"embedding_lr_multiplier": 3.0, "table_lr_multiplier": 7.0}
+    untuned = {model["name"]: {"tuned": False} for model in study["models"]}
+
+    def told(ledger: dict, **changes: object) -> list:
+        write_json(folder / "study.json", {**study, "train": train, **changes})
+        write_json(folder / "ledger.json", ledger)
+        write_verdicts(folder)
+        return [entry["lookup_rates"] for entry in read_verdicts(folder)]
+
+    every = len(claims_of("controls"))
+    assert told(untuned) == [{"embedding": 3.0, "rows": 7.0}] * every
+    assert main(["claims", str(folder)]) == 0
+    assert ", untuned; embeddings 3x, rows 7x" in capsys.readouterr().out
+    first, *others = study["models"]
+    own = {**first, "train": {"table_lr_multiplier": 1.0}}
+    assert told(untuned, models=[own, *others]) == [None] * every
+    assert told({name: {"tuned": True} for name in untuned}) == [None] * every
+    # As studies say it that were made before an embedding could have a rate of its own.
+    train.pop("embedding_lr_multiplier")
+    assert told(untuned)[0] == {"embedding": 1.0, "rows": 7.0}
+
+
 @pytest.mark.parametrize(("factor", "edge"), [("25", True), ("5", False)])
 def test_a_second_rate_may_be_at_its_edge_too(factor: str, edge: bool) -> None:
     runs = [("0.1", "1"), ("0.2", "5"), ("0.4", "25"), ("0.2", "25"), ("0.2", factor)]

@@ -11,7 +11,8 @@ MORE = ("unit", "smallest_effect", "power", "tuned", "claim", "source", "publish
 
 def brief(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``engram-eval claims --json`` prints of a verdict."""
-    return {key: entry[key] for key in (*BRIEF, *MORE)}
+    told = {key: entry[key] for key in (*BRIEF, *MORE)}
+    return told | {"lookup_rates": entry.get("lookup_rates")}
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -25,8 +26,18 @@ def table(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return verdicts as a Markdown table, one claim a row, in the order given."""
-    heads = ("claim", "published", "verdict", "effect [95 %]", "seeds", "scale")
+    """Return verdicts as a Markdown table, one claim a row, in the order given.
+
+    Rates are those of token embeddings and of the memory's rows, over the backbone's.
+    """
+    heads = (
+        "claim",
+        "published",
+        "verdict",
+        "effect [95 %]",
+        "seeds",
+        "scale; rates over the backbone's",
+    )
     rows = [
         (
             f"{entry['claim']} (`{entry['id']}`)",
@@ -34,7 +45,7 @@ def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
             _word(entry),
             _effect(entry),
             str(entry["seeds"]),
-            str(entry["scale"]),
+            f"{entry['scale']}{_rates(entry)}",
         )
         for entry in entries
     ]
@@ -57,9 +68,19 @@ def _caution(entry: Mapping[str, Any]) -> str:
     return ", tuned to the edge of what was tried" if entry.get("at_edge") else ""
 
 
+def _rates(entry: Mapping[str, Any]) -> str:
+    """Return the rates of token embeddings and rows, where all arms had them in common."""
+    # Verdicts that were written before this was looked at do not say it.
+    rates = entry.get("lookup_rates")
+    if rates is None:
+        return ""
+    return f"; embeddings {rates['embedding']:g}x, rows {rates['rows']:g}x"
+
+
 def _lines(entry: Mapping[str, Any]) -> list[str]:
     word = entry["verdict"].replace("_", " ")
-    scale = f"at this scale ({entry['scale']}), {entry['seeds']} seeds{_caution(entry)}"
+    scale = f"at this scale ({entry['scale']}), {entry['seeds']} seeds"
+    scale += f"{_caution(entry)}{_rates(entry)}"
     return [
         f"{word:13} {entry['id']:34} {_effect(entry):44} {scale}",
         f"{'':13} {entry['claim']} [{entry['source']}: {entry['published']}]",

@@ -16,6 +16,8 @@ A list of objects, in the order in which the claims are declared:
 - ``power``: to find ``smallest_effect`` with this spread; 0 where nothing could be tested
 - ``seeds``: how many all arms have in common; ``tuned``: whether every arm's rates were tuned; true
   where nothing is trained; ``at_edge``: the arms whose best rate was the lowest or highest tried
+- ``lookup_rates``: ``embedding`` and ``rows``, the rates of token embeddings and of the memory's
+  rows over the backbone's; null where arms were tuned, have rates of their own or were loaded
 - ``test``: in words, of the contrast that decides; ``score``: in words, which rows it is made of
 - ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``,
   ``ci_high``, ``spread`` (``pooled`` over the models of the study, or the contrast's ``own``; null
@@ -38,6 +40,7 @@ from engram_eval.claims.judge import Part, Tested, Verdict, bounds, counts, judg
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
+from engram_eval.config import OF_PARTS, TrainConfig
 from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
 from engram_eval.evaluation.suites import BPB, expand
@@ -190,6 +193,7 @@ def _entry(
         "tuned": study.get("models") == []
         or all(ledger.get(arm, {}).get("tuned", False) for arm in claim.arms),
         "at_edge": [arm for arm in claim.arms if arm in edges],
+        "lookup_rates": _lookup_rates(study, ledger),
         "test": _test(claim, tested),
         "score": describe(claim.score),
         "contrasts": _contrasts(claim, tested.parts if tested else ()),
@@ -201,6 +205,19 @@ def _entry(
             if arm in (claim.axis or claim.arms) or arm in claim.arms
         },
     }
+
+
+def _lookup_rates(study: Mapping[str, Any], ledger: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return at which rates all arms' embeddings and rows learnt, if they had them in common."""
+    train = study.get("train", {})
+    # A study of before token embeddings could have a rate of their own says nothing of it.
+    rates = {
+        "embedding": train.get("embedding_lr_multiplier", 1.0),
+        "rows": train.get("table_lr_multiplier", TrainConfig().table_lr_multiplier),
+    }
+    own = {key for model in study.get("models", []) for key in model.get("train", {})}
+    tuned = any(costs.get("tuned") for costs in ledger.values())
+    return None if tuned or not ledger or own & set(OF_PARTS) else rates
 
 
 def _test(claim: Claim, tested: Tested | None) -> str:
