@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from engram_eval.lookup_rates import lookup_rates
 from engram_eval.records import MetricRow, at_the_edge
 from reports.load import Model, Study, Verdict
 from reports.numbers import count, listing, quoted
@@ -178,13 +179,24 @@ def scale_text(study: Study, a: Model, b: Model) -> str:
     scored = _points(heldout(study), a.name, b.name).get("all", {})
     parts.append(seeds_text([len(scored.get(m.name, m.seeds)) for m in (a, b)]))
     if b.tokens and not (a.tuned and b.tuned):
-        parts.append("learning rates untuned")
+        parts.append(f"learning rates untuned{_of_lookups(study)}")
     elif {a.name, b.name} & set(at_the_edge(study.rows)):
         parts.append("learning rates tuned, the best ones at the edge of what was tried")
     if scored_in_training_alone(study):
         parts.append("the evaluation is missing: scored on the validation text of the training")
     scale = study.text("scale")
     return f"At this scale only{f' ({scale})' if scale else ''}: {'; '.join(parts)}."
+
+
+def _of_lookups(study: Study) -> str:
+    """Say how fast token embeddings and rows learn: it can matter more than the models do."""
+    rates = lookup_rates(study.config)
+    if rates is None:
+        return ""
+    embedding, rows = f"{rates['embedding']:g}", f"{rates['rows']:g}"
+    if embedding == rows:
+        return f" (token embeddings and memory rows at {rows} times the backbone's)"
+    return f" (token embeddings at {embedding}, memory rows at {rows} times the backbone's)"
 
 
 def baseline_text(study: Study, reference: Model) -> str:

@@ -111,6 +111,26 @@ def rebuilt(folder):
     return Page(build_report(folder, folder / "report.html").read_text())
 
 
+@pytest.mark.parametrize(
+    ("train", "arm", "told"),
+    [
+        ({"table_lr_multiplier": 5.0}, {}, "(token embeddings at 1, memory rows at 5 times the"),
+        (
+            {"table_lr_multiplier": 25.0, "embedding_lr_multiplier": 25.0},
+            {},
+            "(token embeddings and memory rows at 25 times the backbone's)",
+        ),
+        ({"table_lr_multiplier": 5.0}, {"embedding_lr_multiplier": 9.0}, "untuned. "),
+    ],
+)
+def test_first_screen_says_how_fast_lookups_learn(fresh, train, arm, told):
+    study = json.loads((fresh / "study.json").read_text())
+    first, *others = study["models"]
+    changed = {**study, "train": train, "models": [{**first, "train": arm}, *others]}
+    (fresh / "study.json").write_text(json.dumps(changed))
+    assert told in rebuilt(fresh).text()
+
+
 def test_first_screen_answers_the_question_with_scale_and_caution(page):
     text = page.text()
     assert "does a share of the experts' parameters serve better" in text

@@ -40,10 +40,10 @@ from engram_eval.claims.judge import Part, Tested, Verdict, bounds, counts, judg
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
-from engram_eval.config import OF_PARTS, TrainConfig
 from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
 from engram_eval.evaluation.suites import BPB, expand
+from engram_eval.lookup_rates import lookup_rates
 from engram_eval.records import (
     at_the_edge,
     canonical_json,
@@ -169,6 +169,7 @@ def _entry(
 ) -> dict[str, Any]:
     claim, tested = verdict.claim, verdict.tested
     low, high = bounds(tested.shown) if tested else (None, None)
+    tuned = any(costs.get("tuned") for costs in ledger.values())
     return {
         "schema": SCHEMA,
         "id": claim.id,
@@ -193,7 +194,7 @@ def _entry(
         "tuned": study.get("models") == []
         or all(ledger.get(arm, {}).get("tuned", False) for arm in claim.arms),
         "at_edge": [arm for arm in claim.arms if arm in edges],
-        "lookup_rates": _lookup_rates(study, ledger),
+        "lookup_rates": None if tuned or not ledger else lookup_rates(study),
         "test": _test(claim, tested),
         "score": describe(claim.score),
         "contrasts": _contrasts(claim, tested.parts if tested else ()),
@@ -205,19 +206,6 @@ def _entry(
             if arm in (claim.axis or claim.arms) or arm in claim.arms
         },
     }
-
-
-def _lookup_rates(study: Mapping[str, Any], ledger: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return at which rates all arms' embeddings and rows learnt, if they had them in common."""
-    train = study.get("train", {})
-    # A study of before token embeddings could have a rate of their own says nothing of it.
-    rates = {
-        "embedding": train.get("embedding_lr_multiplier", 1.0),
-        "rows": train.get("table_lr_multiplier", TrainConfig().table_lr_multiplier),
-    }
-    own = {key for model in study.get("models", []) for key in model.get("train", {})}
-    tuned = any(costs.get("tuned") for costs in ledger.values())
-    return None if tuned or not ledger or own & set(OF_PARTS) else rates
 
 
 def _test(claim: Claim, tested: Tested | None) -> str:
