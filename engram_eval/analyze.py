@@ -261,12 +261,13 @@ def _over_seeds(
     }
     if len(set(arms[pairing.a]) & set(arms[pairing.b])) < SEEDS_FOR_A_TEST:
         return _unpaired(*(list(arms[model].values()) for model in pair))
-    each, wider = study_contrast(arms, {pairing.b: 1.0, pairing.a: -1.0}, pooled=not mixed)
-    low, high = interval(each)
+    found = study_contrast(arms, {pairing.b: 1.0, pairing.a: -1.0}, pooled=not mixed)
+    each, (low, high) = found.estimate, interval(found.estimate)
     p = 2 * min(p_greater(each), 1 - p_greater(each))
-    if mixed or wider:
+    if not found.pooled:
         return _effect(each.value, low, high, p), "t-test over each seed's difference"
-    test = f"t-test over seeds within data order, variance pooled over {len(arms)} models"
+    alike = len(arms) - len(found.left_out)
+    test = f"t-test over seeds within data order, variance pooled over {alike} models"
     return _effect(each.value, low, high, p), test
 
 

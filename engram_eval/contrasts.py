@@ -26,8 +26,9 @@ Values = Mapping[str, Mapping[int, float]]
 NO_SPREAD = 1e-9
 """A standard error at or below this is rounding."""
 
-WIDER = 0.1
-"""Level at which an arm is taken to spread more widely than the others (``docs/statistics.md``)."""
+WIDER, OUTSIDE = 0.1, 0.01
+"""Levels at which an arm is taken to spread more widely than the others: one that a contrast is
+about, and one that only adds to the pooled variance (``docs/statistics.md``)."""
 
 
 class Estimate(NamedTuple):
@@ -41,6 +42,21 @@ class Estimate(NamedTuple):
     value: float
     stderr: float
     dof: float
+
+
+class Contrast(NamedTuple):
+    """A contrast's estimate, and what its variance is made of.
+
+    Attributes:
+        pooled: over the study's arms, else the contrast's own.
+        wider: its arms that spread more widely than the others, for which it is its own.
+        left_out: other arms that do, and so do not count in the pooled variance.
+    """
+
+    estimate: Estimate
+    pooled: bool
+    wider: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class Design(NamedTuple):
@@ -115,18 +131,19 @@ def block_contrast(values: Values, weights: Mapping[str, float]) -> Estimate:
     return Estimate(value, math.sqrt(spread), float(design.dof))
 
 
-def wider_arms(values: Values, arms: Iterable[str]) -> tuple[str, ...]:
+def wider_arms(values: Values, arms: Iterable[str], level: float = WIDER) -> tuple[str, ...]:
     """Return those of ``arms`` that spread more widely over seeds than the other arms do.
 
-    For each, a one-sided F test at ``WIDER`` of what its observations add to the residual sum of
+    For each, a one-sided F test at ``level`` of what its observations add to the residual sum of
     squares of all others (Chow 1960), which is exact where all arms spread alike. Arms that are too
     few to tell (two, or fewer seeds than two) are not wider.
 
     Args:
         values: of all arms that are trained alike.
         arms: which to look at, each with values.
+        level: how often an arm that spreads no more widely is taken for one.
     """
-    return tuple(arm for arm in arms if _p_wider(values, arm) < WIDER)
+    return tuple(arm for arm in arms if _p_wider(values, arm) < level)
 
 
 def _p_wider(values: Values, arm: str) -> float:
@@ -190,8 +207,11 @@ def seed_contrast(values: Values, weights: Mapping[str, float], counted: bool = 
 
 def study_contrast(
     values: Values, weights: Mapping[str, float], *, pooled: bool = True, counted: bool = False
-) -> tuple[Estimate, tuple[str, ...]]:
-    """Estimate a contrast with the variance pooled, unless one of its arms spreads more widely.
+) -> Contrast:
+    """Estimate a contrast with the variance pooled over the arms that spread alike.
+
+    Arms that it is not about and that spread more widely are left out of the pool first; where one
+    that it is about does, the contrast's own spread over seeds decides.
 
     Args:
         values: of all arms that are trained alike.
@@ -199,16 +219,17 @@ def study_contrast(
         pooled: false never pools, for arms that are trained differently.
         counted: see ``seed_contrast``.
 
-    Returns:
-        The estimate, and its arms that spread more widely than the others where that decided.
-
     Raises:
         UserError: see ``block_contrast`` and ``seed_contrast``.
     """
-    wider = wider_arms(values, weights) if pooled else ()
-    if pooled and not wider:
-        return block_contrast(values, weights), ()
-    return seed_contrast(values, weights, counted), wider
+    if not pooled:
+        return Contrast(seed_contrast(values, weights, counted), pooled=False)
+    beside = [arm for arm in values if arm not in weights]
+    left_out = wider_arms(values, beside, OUTSIDE)
+    alike = {arm: seeds for arm, seeds in values.items() if arm not in left_out}
+    if wider := wider_arms(alike, weights):
+        return Contrast(seed_contrast(values, weights, counted), pooled=False, wider=wider)
+    return Contrast(block_contrast(alike, weights), pooled=True, left_out=left_out)
 
 
 def _check(values: Values, weights: Mapping[str, float]) -> None:

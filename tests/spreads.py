@@ -2,8 +2,8 @@
 
 ``python tests/spreads.py`` prints the table there. Each study has ``ARMS`` arms that do not differ,
 of which the first is set against the second; in the bad cases the first spreads two or three times
-as widely as all others. Power is for an effect that the pooled test finds in 80 of 100 such studies
-at 5 %, where all spread alike.
+as widely as all others, or the last one, which is not asked about, three times. Power is for an
+effect that the pooled test finds in 80 of 100 such studies at 5 %, where all spread alike.
 """
 
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from engram_eval.contrasts import WIDER
+from engram_eval.contrasts import OUTSIDE, WIDER
 
 Array = npt.NDArray[np.float64]
 Rule = Callable[[Array], Array]
@@ -21,7 +21,14 @@ Rule = Callable[[Array], Array]
 
 SEEDS, ARMS, STUDIES = (3, 5), (5, 10, 15), 20_000
 LEVELS = (0.05, 0.005)
-SPREADS = (1.0, 2.0, 3.0)
+CASES = {
+    "alike": (0, 1.0),
+    "one twice": (0, 2.0),
+    "one thrice": (0, 3.0),
+    "another thrice": (-1, 3.0),
+}
+"""Which arm spreads how many times as widely as the others."""
+POWERS = {"power": "alike", "power beside another": "another thrice"}
 POWER = 0.8
 SHRUNK_TO = 1
 """Degrees of freedom that the pooled variance counts for beside an arm's own."""
@@ -78,6 +85,19 @@ def own_if_any_wider(y: Array) -> Array:
     return np.where(wide, own(y), pooled(y))
 
 
+def others_left_out(y: Array) -> Array:
+    """The same, without other arms that spread more widely than all others."""
+    arms = y.shape[1]
+    outside = np.stack([p_wider(y, [arm]) < OUTSIDE for arm in range(2, arms)], 1)
+    found = np.empty(len(y))
+    # Studies that lose the same arms are computed together.
+    for lost in np.unique(outside, axis=0):
+        here = (outside == lost).all(1)
+        left = y[here][:, [True, True, *~lost]]
+        found[here] = own_if_any_wider(left) if left.shape[1] > 2 else own(left)
+    return found
+
+
 def shrunk(y: Array) -> Array:
     """Each arm's own variance (Grubbs 1948) drawn towards the pooled one; Satterthwaite's freedom.
 
@@ -97,16 +117,17 @@ def shrunk(y: Array) -> Array:
 RULES: Mapping[str, Rule] = {
     "pooled": pooled,
     "own where both arms spread more widely": own_if_both_wider,
-    "**own where either arm does**": own_if_any_wider,
+    "own where either arm does": own_if_any_wider,
+    "**the same, without others that do**": others_left_out,
     "arms' variances shrunk, Satterthwaite": shrunk,
     "own always": own,
 }
 
 
-def draw(rng: np.random.Generator, arms: int, seeds: int, spread: float) -> Array:
+def draw(rng: np.random.Generator, arms: int, seeds: int, spread: float, which: int = 0) -> Array:
     """Draw studies whose arms do not differ; seeds share an effect."""
     errors = rng.normal(size=(STUDIES, arms, seeds))
-    errors[:, 0] *= spread
+    errors[:, which] *= spread
     return errors + rng.normal(size=(STUDIES, 1, seeds))
 
 
@@ -120,12 +141,14 @@ def effect_to_find(arms: int, seeds: int) -> float:
 
 
 def simulate(rng: np.random.Generator, arms: int, seeds: int) -> dict[str, list[list[float]]]:
-    """Return of each rule how often it finds a difference: cases by levels, power last."""
-    cases = [draw(rng, arms, seeds, spread) for spread in SPREADS]
-    cases.append(draw(rng, arms, seeds, 1.0))
-    cases[-1][:, 0] += effect_to_find(arms, seeds)
+    """Return of each rule how often it finds a difference: cases by levels, powers last."""
+    cases = {name: draw(rng, arms, seeds, spread, which) for name, (which, spread) in CASES.items()}
+    for name, of in POWERS.items():
+        which, spread = CASES[of]
+        cases[name] = draw(rng, arms, seeds, spread, which)
+        cases[name][:, 0] += effect_to_find(arms, seeds)
     return {
-        name: [[float((rule(y) < level).mean()) for level in LEVELS] for y in cases]
+        name: [[float((rule(y) < level).mean()) for level in LEVELS] for y in cases.values()]
         for name, rule in RULES.items()
     }
 
@@ -133,7 +156,7 @@ def simulate(rng: np.random.Generator, arms: int, seeds: int) -> dict[str, list[
 def table() -> str:
     """Return the sizes in per cent as Markdown, from the least to the most over numbers of arms."""
     rng = np.random.default_rng(0)
-    kinds = ("alike", "one twice", "one thrice", "power")
+    kinds = (*CASES, *POWERS)
     heads = ["seeds", "spread", *(f"{kind}, {100 * p:g} %" for p in LEVELS for kind in kinds)]
     lines = [heads, ["---"] * len(heads)]
     for seeds in SEEDS:

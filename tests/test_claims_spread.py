@@ -24,16 +24,30 @@ def named(y: np.ndarray) -> Values:
 def test_verdicts_test_as_the_simulated_rule_does(seeds: int) -> None:
     y = spreads.draw(np.random.default_rng(1), 6, seeds, 2.0)[:60]
     own = 0
-    for study, p in zip(y, spreads.own_if_any_wider(y), strict=True):
+    for study, p in zip(y, spreads.others_left_out(y), strict=True):
         (found,) = judge([(ALIKE, named(study))])
         assert found.p_difference == pytest.approx(p)
         assert found.tested is not None
-        part = found.tested.shown
+        part = found.tested.shown.found
         assert part.pooled == (not part.wider)
         own += not part.pooled
         if part.wider:
             assert p == pytest.approx(reference.ttest_rel(study[0], study[1]).pvalue)
     assert 10 < own < 50
+
+
+def test_an_arm_beside_that_spreads_widely_is_left_out_of_the_pool() -> None:
+    y = spreads.draw(np.random.default_rng(6), 6, 5, 40.0, which=-1)[:30]
+    alone = 0
+    for study in y:
+        (found,) = judge([(ALIKE, named(study))])
+        (without,) = judge([(ALIKE, named(study[:-1]))])
+        assert found.tested is not None and without.tested is not None
+        part, same = found.tested.shown.found, without.tested.shown.found
+        if part.left_out == ("arm_5",) and not same.left_out:
+            assert tuple(part.estimate) == pytest.approx(tuple(same.estimate))
+            alone += 1
+    assert alone > 15
 
 
 def test_an_arm_is_wider_by_the_f_test_of_what_it_adds() -> None:

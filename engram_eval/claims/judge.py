@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from engram_eval.claims.claim import Claim, Score
 from engram_eval.contrasts import (
+    Contrast,
     Estimate,
     Values,
     by_signs,
@@ -28,17 +29,15 @@ Word = Literal["supported", "no_difference", "reversed", "inconclusive"]
 
 
 class Part(NamedTuple):
-    """One contrast of a claim.
-
-    Attributes:
-        pooled: its spread is that of all models of the study, else its own over seeds.
-        wider: the arms that spread more widely than the others, for which it is its own.
-    """
+    """One contrast of a claim, under its label."""
 
     label: str
-    estimate: Estimate
-    pooled: bool = False
-    wider: tuple[str, ...] = ()
+    found: Contrast
+
+    @property
+    def estimate(self) -> Estimate:
+        """The contrast's."""
+        return self.found.estimate
 
 
 class Tested(NamedTuple):
@@ -108,17 +107,15 @@ def counts(score: Score) -> bool:
 
 
 def _part(claim: Claim, values: Values, label: str, step: float) -> Part:
-    pooled = claim.test == "pooled"
-    found, wider = study_contrast(
-        values, claim.contrasts[label], pooled=pooled, counted=counts(claim.score)
-    )
-    if found.stderr == 0 and step > claim.smallest_effect:
+    pooled, counted = claim.test == "pooled", counts(claim.score)
+    found = study_contrast(values, claim.contrasts[label], pooled=pooled, counted=counted)
+    if found.estimate.stderr == 0 and step > claim.smallest_effect:
         # Few questions give the same by chance: of 8, most seeds gain none where 5 % are gained.
         raise UserError(
             f"contrast: the same in every seed, but one answer more would be {step:.2g}, "
             f"beyond the smallest effect of interest"
         )
-    return Part(label, found, pooled=pooled and not wider, wider=wider)
+    return Part(label, found)
 
 
 def seeds_of(claim: Claim, values: Values) -> int:

@@ -21,8 +21,8 @@ A list of objects, in the order in which the claims are declared:
 - ``test``: in words, of the contrast that decides; ``score``: in words, which rows it is made of
 - ``contrasts``: list of ``label``, ``weights`` (arm -> weight), ``effect``, ``ci_low``,
   ``ci_high``, ``spread`` (``pooled`` over the models of the study, or the contrast's ``own``; null
-  where nothing could be tested) and ``wider`` (the arms that spread more widely than the others,
-  for which it is its own)
+  where nothing could be tested), ``wider`` (the arms that spread more widely than the others, for
+  which it is its own) and ``left_out`` (other arms that do, which the pooled variance leaves out)
 - ``shape``: where the claim is about a curve, see ``shapes.describe_shape``; else null
 - ``rows``: list of ``weight``, ``name``, ``metric``, ``slice``, ``condition``, ``site``, ``layer``,
   ``other``, ``equal_loss`` (see ``claim.Rows``): the metric rows of each arm and seed; ``values``:
@@ -210,25 +210,41 @@ def _entry(
 
 def _test(claim: Claim, tested: Tested | None) -> str:
     """Say which test decided, or would have."""
-    if tested is None or claim.test == "paired" or tested.shown.pooled:
+    if tested is None or claim.test == "paired":
         return TESTS[claim.test]
-    wide = tested.shown.wider
-    verb = "spreads" if len(wide) == 1 else "spread"
-    return f"{TESTS['paired']}: {', '.join(wide)} {verb} more widely than the other models"
+    found = tested.shown.found
+    if found.pooled:
+        without = f" without {_spreading(found.left_out)}" if found.left_out else ""
+        return f"{TESTS['pooled']}{without}"
+    return f"{TESTS['paired']}: {_spreading(found.wider)}"
+
+
+def _spreading(arms: Sequence[str]) -> str:
+    verb = "spreads" if len(arms) == 1 else "spread"
+    return f"{', '.join(arms)}, which {verb} more widely than the other models"
 
 
 def _contrasts(claim: Claim, parts: Sequence[Part]) -> list[dict[str, Any]]:
     found = {part.label: part for part in parts}
-    rows = []
-    for label, weights in claim.contrasts.items():
-        part = found.get(label)
-        low, high = bounds(part) if part else (None, None)
-        effect = part.estimate.value if part else None
-        spread = None if part is None else "pooled" if part.pooled else "own"
-        numbers = {"effect": effect, "ci_low": low, "ci_high": high}
-        tested = {"spread": spread, "wider": list(part.wider) if part else []}
-        rows.append({"label": label, "weights": dict(weights), **numbers, **tested})
-    return rows
+    return [
+        {"label": label, "weights": dict(weights), **_numbers(found.get(label))}
+        for label, weights in claim.contrasts.items()
+    ]
+
+
+def _numbers(part: Part | None) -> dict[str, Any]:
+    if part is None:
+        nothing = dict.fromkeys(("effect", "ci_low", "ci_high", "spread"))
+        return {**nothing, "wider": [], "left_out": []}
+    low, high = bounds(part)
+    return {
+        "effect": part.estimate.value,
+        "ci_low": low,
+        "ci_high": high,
+        "spread": "pooled" if part.found.pooled else "own",
+        "wider": list(part.found.wider),
+        "left_out": list(part.found.left_out),
+    }
 
 
 def _rows(score: Score) -> list[dict[str, Any]]:
