@@ -22,11 +22,12 @@ from .hashing import NgramHash, TokenHistory, draw_multipliers
 from .hyper_connections import HyperConnection, HyperHead, hyper_head
 from .linear import is_plain
 from .loss import IGNORE_INDEX, linear_cross_entropy
-from .masks import attention_masks, default_position_ids, key_positions, present_positions
+from .masks import default_position_ids, present_positions, what_is_seen
 from .memories import MEMORIES, memory_makers, token_history
 from .moe import Experts, Router
 from .norm import RMSNorm
 from .offload import ATTACHED_KEYS, HostTable, attach_tables
+from .packing import look_back, text_numbers
 from .per_layer_embedding import GrowingNorm
 from .product_keys import ProductKeyMemory
 from .residual import add_and_norm
@@ -162,10 +163,12 @@ class EngramModel(EngramPreTrainedModel):
         """Return layer -> (B, T, heads) table rows of ``input_ids`` (B, T); -1 marks padding."""
         return self._rows(input_ids, input_ids.shape[1])
 
-    def _rows(self, ids: torch.Tensor, new: int) -> dict[int, torch.Tensor]:
+    def _rows(
+        self, ids: torch.Tensor, new: int, texts: torch.Tensor | None = None
+    ) -> dict[int, torch.Tensor]:
         if self.token_history is None:
             return {}
-        seen = self.token_history(ids, new)
+        seen = look_back(self.token_history, ids, new, texts)
         return {layer: self.memory(layer).hash(seen) for layer in self.config.engram_layers}
 
     @merge_with_config_defaults
@@ -186,8 +189,11 @@ class EngramModel(EngramPreTrainedModel):
         Args:
             input_ids: (B, T); needed by the memory even where ``inputs_embeds`` (B, T, D) is given.
             attention_mask: (B, past + T), 0 at padding; or transformers' 4-D mask.
-            position_ids: (B, T); by default counted from the first token that is no padding.
-            past_key_values: cache of earlier positions; holds the memory's look-back too.
+            position_ids: (B or 1, T); by default counted from the first token that is no padding.
+                Where they do not count on by one, another text begins in the row: neither
+                attention nor memory reaches over it, and no cache is made.
+            past_key_values: cache of earlier positions; holds the memory's look-back too. Its rows
+                are one text each.
             inputs_embeds: (B, T, D) instead of the ids' embeddings.
             use_cache: return a cache, making one if none is given.
             engram_rows: layer -> (B, T, heads), instead of hashing ``input_ids``.
@@ -198,20 +204,18 @@ class EngramModel(EngramPreTrainedModel):
         if input_ids is None and inputs_embeds is None:
             raise ValueError("give input_ids or inputs_embeds")
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        length = embeds.shape[1]
-        if use_cache and past_key_values is None:
+        batch, length, _ = embeds.shape
+        remembers = self.token_history is not None
+        texts = text_numbers(position_ids, attention_mask, past_key_values, batch, remembers)
+        if use_cache and past_key_values is None and texts is None:
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         present = present_positions(attention_mask, int(past), length)
-        # Positions of the caller's may hold several texts in a row; to look costs a wait on a GPU.
-        masks = attention_masks(self.config, embeds, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             position_ids = default_position_ids(attention_mask, int(past), length, embeds.device)
-        if self.config.attention_kind == "block_sparse":
-            kwargs["key_positions"] = key_positions(
-                attention_mask, int(past), length, embeds.device
-            )
-        rows, histories = self._look_back(input_ids, present, past_key_values, engram_rows)
+        seen = what_is_seen(self.config, embeds, attention_mask, past_key_values, int(past), texts)
+        kwargs = {**seen.options, **kwargs}
+        rows, histories = self._look_back(input_ids, present, past_key_values, engram_rows, texts)
         self._fetch(rows)
         inputs = MEMORIES[self.config.engram_memory].inputs
         streams = self.config.residual_streams
@@ -223,12 +227,13 @@ class EngramModel(EngramPreTrainedModel):
                 "embeds": embeds,
                 "present": present,
                 "history": histories.get(number),
+                "texts": texts,
             }
             hidden = layer(
                 hidden,
                 lookup={name: given[name] for name in inputs},
                 position_embeddings=rotary,
-                attention_mask=masks[self.config.layer_types[number]],
+                attention_mask=seen.masks[self.config.layer_types[number]],
                 past_key_values=past_key_values,
                 **kwargs,
             )
@@ -252,6 +257,7 @@ class EngramModel(EngramPreTrainedModel):
         present: torch.Tensor | None,
         cache: Cache | None,
         given: dict[int, torch.Tensor] | None,
+        texts: torch.Tensor | None,
     ) -> tuple[dict[int, torch.Tensor], dict[int, HistoryLayer]]:
         """Return each memory layer's rows and the history of its convolution."""
         layers = self.config.engram_layers
@@ -275,7 +281,7 @@ class EngramModel(EngramPreTrainedModel):
             histories = dict(zip(layers, others, strict=True))
         if given is not None:
             return given, histories
-        return self._rows(ids, input_ids.shape[1]), histories
+        return self._rows(ids, input_ids.shape[1], texts), histories
 
 
 class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
