@@ -18,6 +18,7 @@ from .configuration_engram import EngramConfig
 from .convolution import DepthwiseCausalConv
 from .decoder_layer import EngramDecoderLayer
 from .exact_index import ExactIndex
+from .forward_keys import check_keys
 from .hashing import NgramHash, TokenHistory, draw_multipliers
 from .hyper_connections import HyperConnection, HyperHead, hyper_head
 from .linear import is_plain
@@ -31,16 +32,9 @@ from .packing import look_back, text_numbers
 from .per_layer_embedding import GrowingNorm
 from .product_keys import ProductKeyMemory
 from .residual import add_and_norm
+from .resize import check_size, follow_size, wanted_size
 from .rotary import RotaryEmbedding, inverse_frequencies
 from .table import RowTable
-
-# What generic tools may pass on to the attention implementation or to output capturing.
-_FORWARD_KEYS = frozenset(
-    {
-        *("output_hidden_states", "output_attentions", "output_router_logits", "return_dict"),
-        *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "is_causal"),
-    }
-)
 
 
 class EngramPreTrainedModel(PreTrainedModel):
@@ -72,6 +66,27 @@ class EngramPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         attach_tables(model, source, **kwargs)
         return loaded
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        **kwargs: Any,
+    ) -> nn.Embedding:
+        """Let the vocabulary grow or shrink at its end, as every transformers model's.
+
+        To a memory each new token is one of a kind: it is merged with none whose text is alike, and
+        old n-grams keep their rows. Do not call ``set_tokenizer`` afterwards, which is for a model
+        whose rows have not been trained.
+
+        Raises:
+            ValueError: a size that a memory cannot follow.
+        """
+        size = wanted_size(new_num_tokens, pad_to_multiple_of, self.config.vocab_size)
+        check_size(self.base_model, size)
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, **kwargs)
+        follow_size(self.base_model, self.config.vocab_size)
+        return embedding
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -200,7 +215,7 @@ class EngramModel(EngramPreTrainedModel):
             **kwargs: ``output_hidden_states``, ``output_attentions``, ``output_router_logits``,
                 and what the attention implementation takes.
         """
-        _check_keys(kwargs)
+        check_keys(kwargs)
         if input_ids is None and inputs_embeds is None:
             raise ValueError("give input_ids or inputs_embeds")
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -388,13 +403,3 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
         if items is None:
             return loss
         return loss * (ahead != IGNORE_INDEX).sum() / items
-
-
-def _check_keys(given: dict[str, Any]) -> None:
-    """Refuse arguments that would have no effect."""
-    unknown = sorted(set(given) - _FORWARD_KEYS)
-    if unknown:
-        raise TypeError(
-            f"EngramModel.forward got {', '.join(unknown)}; beside its own arguments it takes "
-            f"{', '.join(sorted(_FORWARD_KEYS))}"
-        )
