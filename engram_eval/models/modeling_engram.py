@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -15,26 +14,29 @@ from .attention import Attention
 from .cache import HistoryLayer, history_layers
 from .compression import compress_vocabulary
 from .configuration_engram import EngramConfig
-from .convolution import DepthwiseCausalConv
 from .decoder_layer import EngramDecoderLayer
-from .exact_index import ExactIndex
 from .forward_keys import check_keys
-from .hashing import NgramHash, TokenHistory, draw_multipliers
-from .hyper_connections import HyperConnection, HyperHead, hyper_head
+from .hashing import NgramHash, draw_multipliers
+from .hyper_connections import hyper_head
+from .initial_weights import fill
 from .linear import is_plain
 from .loss import IGNORE_INDEX, linear_cross_entropy
 from .masks import default_position_ids, present_positions, what_is_seen
 from .memories import MEMORIES, memory_makers, token_history
-from .moe import Experts, Router
+from .moe import Router
 from .norm import RMSNorm
 from .offload import ATTACHED_KEYS, HostTable, attach_tables
 from .packing import look_back, text_numbers
-from .per_layer_embedding import GrowingNorm
-from .product_keys import ProductKeyMemory
 from .residual import add_and_norm
 from .resize import check_size, follow_size, wanted_size
-from .rotary import RotaryEmbedding, inverse_frequencies
-from .table import RowTable
+from .rotary import RotaryEmbedding
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_engram.EngramConfig",
+    "AutoModel": "modeling_engram.EngramModel",
+    "AutoModelForCausalLM": "modeling_engram.EngramForCausalLM",
+}
+"""Which of the classes that lie beside saved weights transformers' Auto classes make."""
 
 
 class EngramPreTrainedModel(PreTrainedModel):
@@ -67,6 +69,11 @@ class EngramPreTrainedModel(PreTrainedModel):
         attach_tables(model, source, **kwargs)
         return loaded
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save as every transformers model; the configuration names the code that is saved, too."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(*args, **kwargs)
+
     def resize_token_embeddings(
         self,
         new_num_tokens: int | None = None,
@@ -92,40 +99,13 @@ class EngramPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Fill one module; transformers builds models without memory and calls this afterwards."""
         super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, HostTable) and module.format is not None:
-            module.draw(self.config.engram_table_std)
-        elif isinstance(module, RowTable):
-            init.normal_(module.weight, std=self.config.engram_table_std)
-        elif isinstance(module, Router):
-            init.normal_(module.weight, std=std)
-            init.zeros_(module.e_score_correction_bias)
-        elif isinstance(module, Experts):
-            init.normal_(module.gate_up_proj, std=std)
-            init.normal_(module.down_proj, std=std)
-        elif isinstance(module, HyperConnection | HyperHead):
-            init.normal_(module.fn, std=std)
-            init.zeros_(module.base)
-            init.ones_(module.scale)
-        elif isinstance(module, ProductKeyMemory):
-            init.uniform_(module.keys, -module.key_bound, module.key_bound)
-        elif isinstance(module, GrowingNorm):
-            init.zeros_(module.weight)
-        elif isinstance(module, ExactIndex):
-            init.copy_(module.keys, module.no_keys())
-        elif isinstance(module, DepthwiseCausalConv):
-            init.normal_(module.weight, std=0.0 if self.config.engram_conv_zero_init else std)
-        elif isinstance(module, RotaryEmbedding):
-            init.copy_(module.inv_freq, inverse_frequencies(self.config))
-        elif isinstance(module, NgramHash):
-            for name, values in module.constants.items():
-                init.copy_(getattr(module, name), torch.tensor(values))
-        elif isinstance(module, TokenHistory):
-            init.copy_(module.compressed_ids, module.initial_map(self.config.vocab_size))
+        fill(module, self.config)
 
 
 class EngramModel(EngramPreTrainedModel):
     """The decoder without its head."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: EngramConfig) -> None:
         super().__init__(config)
@@ -302,6 +282,7 @@ class EngramModel(EngramPreTrainedModel):
 class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
     """The decoder with its language-model head."""
 
+    _auto_class = "AutoModelForCausalLM"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: EngramConfig) -> None:
