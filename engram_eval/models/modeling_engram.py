@@ -15,7 +15,7 @@ from .cache import HistoryLayer, history_layers
 from .compression import compress_vocabulary
 from .configuration_engram import EngramConfig
 from .decoder_layer import EngramDecoderLayer
-from .forward_keys import check_keys
+from .forward_keys import check_lengths, passed_on
 from .hashing import NgramHash, draw_multipliers
 from .hyper_connections import hyper_head
 from .initial_weights import fill
@@ -193,15 +193,18 @@ class EngramModel(EngramPreTrainedModel):
             use_cache: return a cache, making one if none is given.
             engram_rows: layer -> (B, T, heads), instead of hashing ``input_ids``.
             **kwargs: ``output_hidden_states``, ``output_attentions``, ``output_router_logits``,
-                and what the attention implementation takes.
+                what the attention implementation takes, and what trainers' collators add:
+                ``cu_seq_lens_q`` and ``seq_idx`` beside ``position_ids`` that say the same, and
+                ``token_type_ids``, which change nothing.
         """
-        check_keys(kwargs)
+        options = passed_on(kwargs, position_ids)
         if input_ids is None and inputs_embeds is None:
             raise ValueError("give input_ids or inputs_embeds")
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length, _ = embeds.shape
         remembers = self.token_history is not None
         texts = text_numbers(position_ids, attention_mask, past_key_values, batch, remembers)
+        check_lengths(options, batch, texts)
         if use_cache and past_key_values is None and texts is None:
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -209,7 +212,7 @@ class EngramModel(EngramPreTrainedModel):
         if position_ids is None:
             position_ids = default_position_ids(attention_mask, int(past), length, embeds.device)
         seen = what_is_seen(self.config, embeds, attention_mask, past_key_values, int(past), texts)
-        kwargs = {**seen.options, **kwargs}
+        options |= seen.options
         rows, histories = self._look_back(input_ids, present, past_key_values, engram_rows, texts)
         self._fetch(rows)
         inputs = MEMORIES[self.config.engram_memory].inputs
@@ -230,7 +233,7 @@ class EngramModel(EngramPreTrainedModel):
                 position_embeddings=rotary,
                 attention_mask=seen.masks[self.config.layer_types[number]],
                 past_key_values=past_key_values,
-                **kwargs,
+                **options,
             )
         if self.hc_head is not None:
             hidden = self.hc_head(hidden)
@@ -323,6 +326,7 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         loss_only: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.Tensor | None = None,
         engram_rows: dict[int, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
@@ -340,6 +344,7 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
             loss_only: with ``labels``, leave the logits out (None) and never build them; by
                 default while training.
             num_items_in_batch: divide the summed loss by this instead of the counted labels.
+            shift_labels: (B, T), labels moved one ahead already, to be counted instead.
             engram_rows: see :meth:`EngramModel.forward`.
             **kwargs: see :meth:`EngramModel.forward`.
         """
@@ -356,7 +361,7 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         loss = None
         if labels is not None:
-            loss = self._loss(hidden, labels, num_items_in_batch)
+            loss = self._loss(hidden, labels, shift_labels, num_items_in_batch)
         logits = None
         if labels is None or not (self.training if loss_only is None else loss_only):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else None
@@ -371,16 +376,23 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
         )
 
     def _loss(
-        self, hidden: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        shifted: torch.Tensor | None,
+        items: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """Return the mean loss of predicting ``labels`` (B, T) one position ahead."""
-        ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).to(hidden.device)
+        if shifted is None:
+            shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        ahead = shifted.to(hidden.device).flatten()
+        if isinstance(items, torch.Tensor):
+            items = items.to(hidden.device)
         if is_plain(self.lm_head):
-            loss = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, ahead.flatten())
-        else:
-            # An adapter or a hook decides with its weight what the logits are.
-            logits = self.lm_head(hidden).flatten(0, 1).float()
-            loss = nn.functional.cross_entropy(logits, ahead.flatten())
+            weight = self.lm_head.weight
+            return linear_cross_entropy(hidden.flatten(0, 1), weight, ahead, items=items)
+        # An adapter or a hook decides with its weight what the logits are.
+        logits = self.lm_head(hidden).flatten(0, 1).float()
         if items is None:
-            return loss
-        return loss * (ahead != IGNORE_INDEX).sum() / items
+            return nn.functional.cross_entropy(logits, ahead)
+        return nn.functional.cross_entropy(logits, ahead, reduction="sum") / items
