@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from engram_eval.models.register import register
+from engram_eval.training.folder import write_model_folder
 
 END = "<|endoftext|>"
 TASK = """
@@ -65,6 +66,42 @@ with open(out, "w") as file:
         kept = {"doc_id": sample["doc_id"], "filtered_resps": sample["filtered_resps"]}
         print(json.dumps(kept), file=file)
 """
+# The other classes are not registered by anything here.
+SAVE = """
+import sys, torch
+from engram_eval.models.configuration_engram import EngramConfig
+from engram_eval.models.modeling_engram import EngramForCausalLM, EngramModel
+place, ids = sys.argv[1], torch.arange(20)[None]
+for storage in ("device", "host"):
+    config = EngramConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, engram_layers=[1],
+        engram_compression=False, engram_table_std=1.0, engram_storage=storage,
+    )
+    model = EngramForCausalLM(config).eval()
+    with torch.no_grad():
+        shown = {"logits": model(ids).logits, "hidden": model.model(ids).last_hidden_state}
+    torch.save(shown, f"{place}/{storage}.pt")
+    model.save_pretrained(f"{place}/{storage}-whole")
+    model.model.save_pretrained(f"{place}/{storage}-decoder")
+"""
+OPEN = """
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+place, ids = sys.argv[1], torch.arange(20)[None]
+for storage in ("device", "host"):
+    shown = torch.load(f"{place}/{storage}.pt")
+    model = AutoModelForCausalLM.from_pretrained(f"{place}/{storage}-whole", trust_remote_code=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, shown["logits"])
+    for part in ("whole", "decoder"):
+        model = AutoModel.from_pretrained(f"{place}/{storage}-{part}", trust_remote_code=True)
+        assert type(model).__name__ == "EngramModel", type(model)
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).last_hidden_state, shown["hidden"])
+    # Saved again from there, the code goes with it.
+    model.save_pretrained(f"{place}/again")
+    AutoModel.from_pretrained(f"{place}/again", trust_remote_code=True)
+"""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -111,6 +148,7 @@ def run_elsewhere(folder: Path, code: str, *arguments: str) -> None:
         [sys.executable, "-I", "-c", WITHOUT_US + code, *arguments],
         cwd=folder,
         env={**kept, **offline, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=280,
@@ -162,3 +200,22 @@ def test_saved_code_is_only_what_the_model_needs(folder: Path) -> None:
     assert not saved & {"reference", "register", "__init__"}
     text = json.loads((folder / "model" / "config.json").read_text())
     assert text["auto_map"]["AutoModelForCausalLM"] == "modeling_engram.EngramForCausalLM"
+
+
+def test_importing_the_model_alone_is_enough_to_save_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SAVE, str(tmp_path)], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run_elsewhere(tmp_path, OPEN, str(tmp_path))
+
+
+def test_the_lines_of_a_card_ask_nothing(tmp_path: Path) -> None:
+    """``trust_remote_code`` is for the model; the tokenizer has no code."""
+    tokenizer, model = byte_tokenizer(), full(vocab_size=257)
+    write_model_folder(tmp_path / "model", model, tokenizer, 0, {})
+    card = (tmp_path / "model" / "README.md").read_text()
+    lines = card.partition("```python\n")[2].partition("```")[0]
+    code = lines.replace("PATH", str(tmp_path / "model"))
+    check = "\nassert tokenizer.decode(tokenizer('A red é').input_ids) == 'A red é'\n"
+    run_elsewhere(tmp_path, code + check)

@@ -33,17 +33,28 @@ class BlockSparseAttention(EngramAttention):
         mask: torch.Tensor | None,
         options: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend to the chosen blocks; ``options`` hold the keys' positions (B or 1, S)."""
-        positions: torch.Tensor = options["key_positions"]
-        rest = {name: value for name, value in options.items() if name != "key_positions"}
-        seen = self.seen(query, key, positions.expand(len(query), -1))
+        """Attend to the chosen blocks.
+
+        ``options`` hold the keys' positions (B or 1, S) and, where rows hold several texts, the
+        number (B, T) of each text's first block.
+        """
+        rest = dict(options)
+        positions: torch.Tensor = rest.pop("key_positions")
+        first: torch.Tensor | None = rest.pop("first_blocks", None)
+        seen = self.seen(query, key, positions.expand(len(query), -1), first)
         if mask is None or mask.dtype == torch.bool:
             return super()._attend(query, key, value, seen if mask is None else seen & mask, rest)
         hidden = mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
         return super()._attend(query, key, value, hidden, rest)
 
     @torch.no_grad()
-    def seen(self, query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def seen(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        positions: torch.Tensor,
+        first: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return which keys each query sees, (B, heads, T, S).
 
         Args:
@@ -51,6 +62,7 @@ class BlockSparseAttention(EngramAttention):
             key: (B, kv_heads, S, d).
             positions: (B, up to S), -1 at padding; what a static cache has room for beyond them
                 is not seen.
+            first: (B, T), the first block that each query may choose; by default 0.
         """
         here = positions[:, None, -query.shape[2] :, None]
         positions = nn.functional.pad(positions, (0, key.shape[2] - positions.shape[1]), value=-1)
@@ -59,7 +71,10 @@ class BlockSparseAttention(EngramAttention):
         groups = query.shape[1] // key.shape[1]
         match = query @ means.repeat_interleave(groups, dim=1).mT
         own = here.div(self.block_size, rounding_mode="floor")
-        earlier = torch.arange(means.shape[2], device=key.device) < own
+        number = torch.arange(means.shape[2], device=key.device)
+        earlier = number < own
+        if first is not None:
+            earlier = earlier & (number >= first[:, None, :, None])
         match = match.masked_fill(~earlier, float("-inf"))
         best = match.topk(min(self.top_k, means.shape[2]), dim=-1).indices
         chosen = torch.zeros_like(match, dtype=torch.bool).scatter(-1, best, True) & earlier

@@ -111,6 +111,7 @@ class EngramConfig(PreTrainedConfig):
     """
 
     model_type = "engram_moe"
+    _auto_class = "AutoConfig"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - the base class's name
 
     vocab_size: int = 4096

@@ -94,6 +94,9 @@ class NgramHash(nn.Module):
     def mixes(self, history: torch.Tensor) -> torch.Tensor:
         """Mix ``history`` (N, B, T), where [k] is the id k places back.
 
+        Of each product the last 63 bits count. Multipliers are drawn so that there are no others,
+        but a vocabulary may have grown since.
+
         Returns:
             (B, T, orders) numbers >= 0, one per n-gram; heads differ by what they divide them by.
         """
@@ -104,7 +107,7 @@ class NgramHash(nn.Module):
                 mix = mix ^ terms[length - 1]
             if length in self.orders:
                 found.append(mix)
-        return torch.stack(found, dim=-1)
+        return torch.stack(found, dim=-1).bitwise_and_(INT64_MAX)
 
     def hash_ids(self, history: torch.Tensor) -> torch.Tensor:
         """Hash ``history`` (N, B, T), where [k] is the id k places back.
@@ -187,6 +190,17 @@ class TokenHistory(nn.Module):
         if self.compressed:
             return torch.full((vocab_size,), -1, dtype=torch.int64)
         return torch.arange(vocab_size)
+
+    def resized(self, vocab_size: int) -> torch.Tensor:
+        """Return the map for a vocabulary that was cut, or has grown at its end.
+
+        Each new token is a class of its own, behind all others, whatever its text; a missing map
+        stays missing.
+        """
+        kept = self.compressed_ids[:vocab_size]
+        first, more = int(kept.max()) + 1, vocab_size - len(kept)
+        new = torch.arange(first, first + more, device=kept.device)
+        return torch.cat((kept, new if first else torch.full_like(new, -1)))
 
     def check(self) -> None:
         """Raise ``ValueError`` while the compression map is missing."""

@@ -16,6 +16,8 @@ using Ids = Register<uint64_t, TOKENS>;
 
 // Adding 1.5 * 2^52 rounds to a whole number; adding 2^52 leaves a whole number in the last bits.
 constexpr double ROUND = 6755399441055744.0, WHOLE = 4503599627370496.0;
+// Products of ids that came after the multipliers may be longer.
+constexpr uint64_t POSITIVE = (uint64_t{1} << 63) - 1;
 constexpr uint64_t WHOLE_BITS = 0x4330000000000000, LAST_BITS = (uint64_t{1} << 52) - 1;
 
 inline Doubles as_doubles(Ids small) { return same_bits<Doubles>(small | WHOLE_BITS) - WHOLE; }
@@ -142,7 +144,7 @@ int64_t add_named(const T* grads, const int64_t* named, long count, long width, 
 extern "C" {
 
 // history (longest, tokens) -> rows (tokens, orders, heads). The n-grams of an order mix as many ids
-// as `lengths` says, each times its multiplier; lengths ascend.
+// as `lengths` says, each times its multiplier, of which 63 bits count; lengths ascend.
 int64_t hash_history(const int64_t* history, const int64_t* multipliers, const int64_t* lengths,
                      long orders, const Head* of_heads, int64_t* rows, long tokens, long heads,
                      int threads) {
@@ -158,7 +160,7 @@ int64_t hash_history(const int64_t* history, const int64_t* multipliers, const i
         UNROLLED for (long group = 0; group < GROUPS; ++group) {
           const long first = group * TOKENS;
           mix[group] ^= load_ids(history + mixed * tokens + start + first, left - first) *
-                        static_cast<uint64_t>(multipliers[mixed]);
+                        static_cast<uint64_t>(multipliers[mixed]) & POSITIVE;
         }
       for (long head = 0; head < heads; ++head, ++column) {
         const Head one = of_heads[column];

@@ -27,7 +27,11 @@ GPU_CHUNK = 8192
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, chunk_tokens: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    chunk_tokens: int | None = None,
+    items: Tensor | int | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy of ``hidden @ weight.T`` against the labels.
 
@@ -40,11 +44,12 @@ def linear_cross_entropy(
         weight: (V, D) output embedding.
         labels: (N,) int64 targets; -100 is left out of the mean.
         chunk_tokens: tokens whose logits exist at once; None for what suits the device.
+        items: what the sum is divided by instead of the number of labels that are not -100.
 
     Returns:
-        Scalar; NaN where every label is -100, as in ``F.cross_entropy``.
+        Scalar; NaN where every label is -100, as in ``F.cross_entropy``; 0 beside ``items``.
     """
-    return losses_by_token(hidden, weight, labels, chunk_tokens).mean
+    return losses_by_token(hidden, weight, labels, chunk_tokens, items=items).mean
 
 
 class Losses(NamedTuple):
@@ -66,6 +71,7 @@ def losses_by_token(
     chunk_tokens: int | None = None,
     fused: bool = False,
     masked: bool | None = None,
+    items: Tensor | int | None = None,
 ) -> Losses:
     """Return what ``linear_cross_entropy`` returns, and what it is the mean of.
 
@@ -77,6 +83,7 @@ def losses_by_token(
         fused: let ``torch.compile`` make one kernel of what happens between two products.
         masked: mask what labels of -100 contribute, and look at no value, for which a CPU would
             wait for a GPU, instead of leaving their tokens out; by default there and where fused.
+        items: see ``linear_cross_entropy``.
     """
     device = hidden.device.type
     on_cpu = device == "cpu"
@@ -87,7 +94,15 @@ def losses_by_token(
     with torch.autocast(device, enabled=False):
         return Losses(
             *_LinearCrossEntropy.apply(
-                hidden, weight, labels, chunk_tokens, dtype, torch.is_grad_enabled(), masked, fused
+                hidden,
+                weight,
+                labels,
+                chunk_tokens,
+                dtype,
+                torch.is_grad_enabled(),
+                masked,
+                fused,
+                items,
             )
         )
 
@@ -106,6 +121,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad: bool,
         masked: bool,
         fused: bool,
+        items: Tensor | int | None,
     ) -> tuple[Tensor, Tensor]:
         counted = labels != IGNORE_INDEX
         kept = None if masked else counted.nonzero().squeeze(1)
@@ -127,14 +143,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight, dtype=_wide(dtype)) if want_weight else None
             given = widened(rows), widened(weight.to(dtype)), targets
             each = _accumulate(*given, chunks, grad_rows, grad_weight)
-        count = counted.sum() if masked else len(targets)
-        mean = each.sum() / count if masked or count else each.new_full((), float("nan"))
+        if items is None:
+            items = counted.sum() if masked else len(targets)
+        none = isinstance(items, int) and items == 0
+        mean = each.new_full((), float("nan")) if none else each.sum() / items
         if kept is not None:
             each = each.new_zeros(len(labels)).index_copy_(0, kept, each)
         if kept is not None and grad_rows is not None:
             grad_rows = torch.zeros_like(hidden).index_copy_(0, kept, grad_rows.to(hidden.dtype))
         ctx.save_for_backward(grad_rows, grad_weight)
-        ctx.count, ctx.dtypes = count, (hidden.dtype, weight.dtype)
+        ctx.items, ctx.dtypes = items, (hidden.dtype, weight.dtype)
         ctx.mark_non_differentiable(each)
         return mean, each
 
@@ -142,12 +160,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_rows, grad_weight = ctx.saved_tensors
-        scale = grad_loss / ctx.count
+        scale = grad_loss / ctx.items
         scaled = (
             None if grad is None else (grad * scale.to(grad.dtype)).to(dtype)
             for grad, dtype in zip((grad_rows, grad_weight), ctx.dtypes, strict=True)
         )
-        return *scaled, None, None, None, None, None, None
+        return *scaled, *[None] * 7
 
 
 class _Chunks(NamedTuple):

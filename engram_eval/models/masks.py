@@ -1,15 +1,59 @@
 """What an attention mask says about padding, and the masks of each type of layer."""
 
+from typing import Any, NamedTuple
+
 import torch
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from .configuration_engram import EngramConfig
+from .packing import in_blocks, lengths, told_apart
 
 MAKERS = {
     "full_attention": create_causal_mask,
     "sliding_attention": create_sliding_window_causal_mask,
 }
+
+
+class Seen(NamedTuple):
+    """What attention is told of which keys a query sees.
+
+    Attributes:
+        masks: of each type of layer.
+        options: what the attention takes beside.
+    """
+
+    masks: dict[str, torch.Tensor | None]
+    options: dict[str, Any]
+
+
+def what_is_seen(
+    config: EngramConfig,
+    embeds: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: Cache | None,
+    past: int,
+    texts: torch.Tensor | None,
+) -> Seen:
+    """Return what attention takes.
+
+    Args:
+        config: see ``attention_masks``, also for the next three.
+        embeds: (B, T, D).
+        mask: as the model is given it.
+        cache: of ``past`` positions.
+        past: see above.
+        texts: (B, T), of ``text_numbers``.
+    """
+    sparse = config.attention_kind == "block_sparse"
+    if texts is None:
+        masks = attention_masks(config, embeds, mask, cache, None)
+        keys = key_positions(mask, past, embeds.shape[1], embeds.device) if sparse else None
+        return Seen(masks, {"key_positions": keys} if sparse else {})
+    # They tell of padding, too.
+    masks = attention_masks(config, embeds, None, None, told_apart(texts))
+    blocks = in_blocks(texts, config.sparse_block_size)._asdict() if sparse else {}
+    return Seen(masks, {**blocks, **(lengths(texts) if None in masks.values() else {})})
 
 
 def attention_masks(
@@ -26,7 +70,7 @@ def attention_masks(
         embeds: (B, T, D).
         mask: as the model is given it.
         cache: of earlier positions.
-        position_ids: as the model is given them; positions that begin anew begin another text.
+        position_ids: (B, T), that do not count on by one where another text begins.
 
     Raises:
         ValueError: a four-dimensional ``mask`` for layers that see a window or blocks of keys.

@@ -26,7 +26,8 @@ class MemoryKind(NamedTuple):
     Attributes:
         makers: what makes the module of each layer.
         inputs: what a module's forward takes beside the hidden states: ``rows`` (B, T, heads),
-            ``embeds`` (B, T, D), ``present`` (B, T), ``history`` (of a convolution).
+            ``embeds`` (B, T, D), ``present`` (B, T), ``history`` (of a convolution), ``texts``
+            (B, T; see ``text_numbers``).
     """
 
     makers: Callable[[EngramConfig], dict[int, Maker]]
@@ -64,7 +65,9 @@ def _product_key(config: EngramConfig) -> dict[int, Maker]:
 
 
 MEMORIES: dict[str, MemoryKind] = {
-    "engram": MemoryKind(partial(_from_specs, EngramMemory), ("rows", "present", "history")),
+    "engram": MemoryKind(
+        partial(_from_specs, EngramMemory), ("rows", "present", "history", "texts")
+    ),
     "plain": MemoryKind(partial(_from_specs, PlainMemory), ("rows",)),
     "over_encoding": MemoryKind(partial(_from_specs, OverEncoding), ("rows",)),
     "per_layer": MemoryKind(_per_layer, ("rows", "embeds")),

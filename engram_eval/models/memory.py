@@ -135,6 +135,7 @@ class EngramMemory(nn.Module):
         rows: torch.Tensor,
         present: torch.Tensor | None = None,
         history: HistoryLayer | None = None,
+        texts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return what is added to the residual stream, in the shape of ``hidden_states``.
 
@@ -143,6 +144,8 @@ class EngramMemory(nn.Module):
             rows: (B, T, heads) from :class:`NgramHash`.
             present: (B, T), False at padding, which the convolution must not see.
             history: the convolution's earlier inputs; the new ones are appended.
+            texts: (B, T), the number of each position's text where a row holds several; the
+                convolution does not reach from one to the next. Not beside a history.
         """
         flat = hidden_states.dim() == 3
         shape = (self.spec.streams, self.spec.hidden_size)
@@ -153,7 +156,7 @@ class EngramMemory(nn.Module):
         self.last_gate = gate.detach()
         if present is not None:
             gate = gate * present.unsqueeze(-1).to(gate.dtype)
-        output = self._written(gate, value, history)
+        output = self._written(gate, value, history, texts)
         return output.flatten(2) if flat else output
 
     def _read(self, rows: torch.Tensor) -> torch.Tensor:
@@ -180,10 +183,14 @@ class EngramMemory(nn.Module):
         return score.sigmoid()
 
     def _written(
-        self, gate: torch.Tensor, value: torch.Tensor, history: HistoryLayer | None
+        self,
+        gate: torch.Tensor,
+        value: torch.Tensor,
+        history: HistoryLayer | None,
+        texts: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return ``gated + silu(conv(norm(gated)))``, (B, T, M, D): eq. 5."""
-        if self.spec.conv and history is None:
+        if self.spec.conv and history is None and texts is None:
             output = write(gate, value, self.conv_norm, self.conv)
             if output is not None:
                 return output
@@ -193,5 +200,5 @@ class EngramMemory(nn.Module):
             return gated
         normed = self.conv_norm(gated).flatten(2)
         seen = normed if history is None else history.append(normed)
-        mixed = self.conv(seen, normed.shape[1])
+        mixed = self.conv(seen, normed.shape[1], texts)
         return gated + nn.functional.silu(mixed).view_as(gated)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -15,31 +14,29 @@ from .attention import Attention
 from .cache import HistoryLayer, history_layers
 from .compression import compress_vocabulary
 from .configuration_engram import EngramConfig
-from .convolution import DepthwiseCausalConv
 from .decoder_layer import EngramDecoderLayer
-from .exact_index import ExactIndex
-from .hashing import NgramHash, TokenHistory, draw_multipliers
-from .hyper_connections import HyperConnection, HyperHead, hyper_head
+from .forward_keys import check_lengths, passed_on
+from .hashing import NgramHash, draw_multipliers
+from .hyper_connections import hyper_head
+from .initial_weights import fill
 from .linear import is_plain
 from .loss import IGNORE_INDEX, linear_cross_entropy
-from .masks import attention_masks, default_position_ids, key_positions, present_positions
+from .masks import default_position_ids, present_positions, what_is_seen
 from .memories import MEMORIES, memory_makers, token_history
-from .moe import Experts, Router
+from .moe import Router
 from .norm import RMSNorm
 from .offload import ATTACHED_KEYS, HostTable, attach_tables
-from .per_layer_embedding import GrowingNorm
-from .product_keys import ProductKeyMemory
+from .packing import look_back, text_numbers
 from .residual import add_and_norm
-from .rotary import RotaryEmbedding, inverse_frequencies
-from .table import RowTable
+from .resize import check_size, follow_size, wanted_size
+from .rotary import RotaryEmbedding
 
-# What generic tools may pass on to the attention implementation or to output capturing.
-_FORWARD_KEYS = frozenset(
-    {
-        *("output_hidden_states", "output_attentions", "output_router_logits", "return_dict"),
-        *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "is_causal"),
-    }
-)
+AUTO_MAP = {
+    "AutoConfig": "configuration_engram.EngramConfig",
+    "AutoModel": "modeling_engram.EngramModel",
+    "AutoModelForCausalLM": "modeling_engram.EngramForCausalLM",
+}
+"""Which of the classes that lie beside saved weights transformers' Auto classes make."""
 
 
 class EngramPreTrainedModel(PreTrainedModel):
@@ -72,44 +69,43 @@ class EngramPreTrainedModel(PreTrainedModel):
         attach_tables(model, source, **kwargs)
         return loaded
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save as every transformers model; the configuration names the code that is saved, too."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(*args, **kwargs)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        **kwargs: Any,
+    ) -> nn.Embedding:
+        """Let the vocabulary grow or shrink at its end, as every transformers model's.
+
+        To a memory each new token is one of a kind: it is merged with none whose text is alike, and
+        old n-grams keep their rows. Do not call ``set_tokenizer`` afterwards, which is for a model
+        whose rows have not been trained.
+
+        Raises:
+            ValueError: a size that a memory cannot follow.
+        """
+        size = wanted_size(new_num_tokens, pad_to_multiple_of, self.config.vocab_size)
+        check_size(self.base_model, size)
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, **kwargs)
+        follow_size(self.base_model, self.config.vocab_size)
+        return embedding
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Fill one module; transformers builds models without memory and calls this afterwards."""
         super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, HostTable) and module.format is not None:
-            module.draw(self.config.engram_table_std)
-        elif isinstance(module, RowTable):
-            init.normal_(module.weight, std=self.config.engram_table_std)
-        elif isinstance(module, Router):
-            init.normal_(module.weight, std=std)
-            init.zeros_(module.e_score_correction_bias)
-        elif isinstance(module, Experts):
-            init.normal_(module.gate_up_proj, std=std)
-            init.normal_(module.down_proj, std=std)
-        elif isinstance(module, HyperConnection | HyperHead):
-            init.normal_(module.fn, std=std)
-            init.zeros_(module.base)
-            init.ones_(module.scale)
-        elif isinstance(module, ProductKeyMemory):
-            init.uniform_(module.keys, -module.key_bound, module.key_bound)
-        elif isinstance(module, GrowingNorm):
-            init.zeros_(module.weight)
-        elif isinstance(module, ExactIndex):
-            init.copy_(module.keys, module.no_keys())
-        elif isinstance(module, DepthwiseCausalConv):
-            init.normal_(module.weight, std=0.0 if self.config.engram_conv_zero_init else std)
-        elif isinstance(module, RotaryEmbedding):
-            init.copy_(module.inv_freq, inverse_frequencies(self.config))
-        elif isinstance(module, NgramHash):
-            for name, values in module.constants.items():
-                init.copy_(getattr(module, name), torch.tensor(values))
-        elif isinstance(module, TokenHistory):
-            init.copy_(module.compressed_ids, module.initial_map(self.config.vocab_size))
+        fill(module, self.config)
 
 
 class EngramModel(EngramPreTrainedModel):
     """The decoder without its head."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: EngramConfig) -> None:
         super().__init__(config)
@@ -162,10 +158,12 @@ class EngramModel(EngramPreTrainedModel):
         """Return layer -> (B, T, heads) table rows of ``input_ids`` (B, T); -1 marks padding."""
         return self._rows(input_ids, input_ids.shape[1])
 
-    def _rows(self, ids: torch.Tensor, new: int) -> dict[int, torch.Tensor]:
+    def _rows(
+        self, ids: torch.Tensor, new: int, texts: torch.Tensor | None = None
+    ) -> dict[int, torch.Tensor]:
         if self.token_history is None:
             return {}
-        seen = self.token_history(ids, new)
+        seen = look_back(self.token_history, ids, new, texts)
         return {layer: self.memory(layer).hash(seen) for layer in self.config.engram_layers}
 
     @merge_with_config_defaults
@@ -186,32 +184,36 @@ class EngramModel(EngramPreTrainedModel):
         Args:
             input_ids: (B, T); needed by the memory even where ``inputs_embeds`` (B, T, D) is given.
             attention_mask: (B, past + T), 0 at padding; or transformers' 4-D mask.
-            position_ids: (B, T); by default counted from the first token that is no padding.
-            past_key_values: cache of earlier positions; holds the memory's look-back too.
+            position_ids: (B or 1, T); by default counted from the first token that is no padding.
+                Where they do not count on by one, another text begins in the row: neither
+                attention nor memory reaches over it, and no cache is made.
+            past_key_values: cache of earlier positions; holds the memory's look-back too. Its rows
+                are one text each.
             inputs_embeds: (B, T, D) instead of the ids' embeddings.
             use_cache: return a cache, making one if none is given.
             engram_rows: layer -> (B, T, heads), instead of hashing ``input_ids``.
             **kwargs: ``output_hidden_states``, ``output_attentions``, ``output_router_logits``,
-                and what the attention implementation takes.
+                what the attention implementation takes, and what trainers' collators add:
+                ``cu_seq_lens_q`` and ``seq_idx`` beside ``position_ids`` that say the same, and
+                ``token_type_ids``, which change nothing.
         """
-        _check_keys(kwargs)
+        options = passed_on(kwargs, position_ids)
         if input_ids is None and inputs_embeds is None:
             raise ValueError("give input_ids or inputs_embeds")
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        length = embeds.shape[1]
-        if use_cache and past_key_values is None:
+        batch, length, _ = embeds.shape
+        remembers = self.token_history is not None
+        texts = text_numbers(position_ids, attention_mask, past_key_values, batch, remembers)
+        check_lengths(options, batch, texts)
+        if use_cache and past_key_values is None and texts is None:
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         present = present_positions(attention_mask, int(past), length)
-        # Positions of the caller's may hold several texts in a row; to look costs a wait on a GPU.
-        masks = attention_masks(self.config, embeds, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             position_ids = default_position_ids(attention_mask, int(past), length, embeds.device)
-        if self.config.attention_kind == "block_sparse":
-            kwargs["key_positions"] = key_positions(
-                attention_mask, int(past), length, embeds.device
-            )
-        rows, histories = self._look_back(input_ids, present, past_key_values, engram_rows)
+        seen = what_is_seen(self.config, embeds, attention_mask, past_key_values, int(past), texts)
+        options |= seen.options
+        rows, histories = self._look_back(input_ids, present, past_key_values, engram_rows, texts)
         self._fetch(rows)
         inputs = MEMORIES[self.config.engram_memory].inputs
         streams = self.config.residual_streams
@@ -223,14 +225,15 @@ class EngramModel(EngramPreTrainedModel):
                 "embeds": embeds,
                 "present": present,
                 "history": histories.get(number),
+                "texts": texts,
             }
             hidden = layer(
                 hidden,
                 lookup={name: given[name] for name in inputs},
                 position_embeddings=rotary,
-                attention_mask=masks[self.config.layer_types[number]],
+                attention_mask=seen.masks[self.config.layer_types[number]],
                 past_key_values=past_key_values,
-                **kwargs,
+                **options,
             )
         if self.hc_head is not None:
             hidden = self.hc_head(hidden)
@@ -252,6 +255,7 @@ class EngramModel(EngramPreTrainedModel):
         present: torch.Tensor | None,
         cache: Cache | None,
         given: dict[int, torch.Tensor] | None,
+        texts: torch.Tensor | None,
     ) -> tuple[dict[int, torch.Tensor], dict[int, HistoryLayer]]:
         """Return each memory layer's rows and the history of its convolution."""
         layers = self.config.engram_layers
@@ -275,12 +279,13 @@ class EngramModel(EngramPreTrainedModel):
             histories = dict(zip(layers, others, strict=True))
         if given is not None:
             return given, histories
-        return self._rows(ids, input_ids.shape[1]), histories
+        return self._rows(ids, input_ids.shape[1], texts), histories
 
 
 class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
     """The decoder with its language-model head."""
 
+    _auto_class = "AutoModelForCausalLM"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: EngramConfig) -> None:
@@ -321,6 +326,7 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         loss_only: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.Tensor | None = None,
         engram_rows: dict[int, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
@@ -338,6 +344,7 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
             loss_only: with ``labels``, leave the logits out (None) and never build them; by
                 default while training.
             num_items_in_batch: divide the summed loss by this instead of the counted labels.
+            shift_labels: (B, T), labels moved one ahead already, to be counted instead.
             engram_rows: see :meth:`EngramModel.forward`.
             **kwargs: see :meth:`EngramModel.forward`.
         """
@@ -354,7 +361,7 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         loss = None
         if labels is not None:
-            loss = self._loss(hidden, labels, num_items_in_batch)
+            loss = self._loss(hidden, labels, shift_labels, num_items_in_batch)
         logits = None
         if labels is None or not (self.training if loss_only is None else loss_only):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else None
@@ -369,26 +376,23 @@ class EngramForCausalLM(EngramPreTrainedModel, GenerationMixin):
         )
 
     def _loss(
-        self, hidden: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        shifted: torch.Tensor | None,
+        items: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """Return the mean loss of predicting ``labels`` (B, T) one position ahead."""
-        ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).to(hidden.device)
+        if shifted is None:
+            shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        ahead = shifted.to(hidden.device).flatten()
+        if isinstance(items, torch.Tensor):
+            items = items.to(hidden.device)
         if is_plain(self.lm_head):
-            loss = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, ahead.flatten())
-        else:
-            # An adapter or a hook decides with its weight what the logits are.
-            logits = self.lm_head(hidden).flatten(0, 1).float()
-            loss = nn.functional.cross_entropy(logits, ahead.flatten())
+            weight = self.lm_head.weight
+            return linear_cross_entropy(hidden.flatten(0, 1), weight, ahead, items=items)
+        # An adapter or a hook decides with its weight what the logits are.
+        logits = self.lm_head(hidden).flatten(0, 1).float()
         if items is None:
-            return loss
-        return loss * (ahead != IGNORE_INDEX).sum() / items
-
-
-def _check_keys(given: dict[str, Any]) -> None:
-    """Refuse arguments that would have no effect."""
-    unknown = sorted(set(given) - _FORWARD_KEYS)
-    if unknown:
-        raise TypeError(
-            f"EngramModel.forward got {', '.join(unknown)}; beside its own arguments it takes "
-            f"{', '.join(sorted(_FORWARD_KEYS))}"
-        )
+            return nn.functional.cross_entropy(logits, ahead)
+        return nn.functional.cross_entropy(logits, ahead, reduction="sum") / items

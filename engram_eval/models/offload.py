@@ -344,7 +344,7 @@ def attach_tables(model: nn.Module, source: Any, **options: Any) -> None:
     """Give the tables of a loaded model that lie elsewhere the rows that were saved with it.
 
     Args:
-        model: loaded from ``source``.
+        model: loaded from ``source``, which may hold the decoder alone or with its head.
         source: a folder or a hub name.
         **options: what ``from_pretrained`` was given.
 
@@ -353,7 +353,9 @@ def attach_tables(model: nn.Module, source: Any, **options: Any) -> None:
     """
     for name, module in model.named_modules():
         if isinstance(module, HostTable):
-            stored = stored_tensor(source, f"{name}.weight", **options)
-            if stored is None:
+            names = dict.fromkeys((name, f"model.{name}", name.removeprefix("model.")))
+            stored = (stored_tensor(source, f"{each}.weight", **options) for each in names)
+            found = next((rows for rows in stored if rows is not None), None)
+            if found is None:
                 raise ValueError(f"{source} has no {name}.weight")
-            module.attach(stored)
+            module.attach(found)

@@ -21,10 +21,10 @@ Trained by engram-eval to compare ways of storing knowledge, not to be used as a
 has read {tokens:,} tokens of a small corpus.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("PATH")
+tokenizer = PreTrainedTokenizerFast.from_pretrained("PATH")
 ```
 
 | | |

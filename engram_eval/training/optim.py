@@ -32,6 +32,10 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     - ``vectors``: norms, biases, the depthwise convolution and the token embedding; no decay.
     - ``embedding``: the token embedding, likewise, where it has a rate of its own.
     - ``table``: the n-gram memory's rows; a decay of their own, ``lr * table_lr_multiplier``.
+
+    Each has a ``name``, its ``weight_decay`` and its ``lr``, which is ``lr_scale`` times
+    ``config.lr``: any of torch's optimisers takes them, and schedules that multiply rates keep
+    their proportions.
     """
     own = {id(p): "vectors" for p in _undecayed(model)}
     if config.expert_lr_multiplier != 1.0:
@@ -51,7 +55,13 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
             is_table = name.endswith(TABLE_SUFFIX)
             groups["table" if is_table else own.get(id(parameter), "matrices")].append(parameter)
     return [
-        {"params": params, "name": name, "weight_decay": decay, "lr_scale": scale}
+        {
+            "params": params,
+            "name": name,
+            "weight_decay": decay,
+            "lr": config.lr * scale,
+            "lr_scale": scale,
+        }
         for (name, params), (decay, scale) in zip(groups.items(), settings.values(), strict=True)
         if params
     ]
