@@ -1,11 +1,13 @@
 """Attention that sees less than the whole past, and positions beyond those trained on."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from models_fixture import TINY, build, full, tokens
 from transformers import DynamicCache, LlamaConfig, MistralConfig, MistralForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from engram_eval.models.block_sparse_attention import BlockSparseAttention
@@ -48,6 +50,28 @@ def test_only_layers_of_that_type_slide() -> None:
     assert torch.equal(all_slide(ids).logits[0, 6:], all_slide(changed).logits[0, 6:])
     mixed = build(**HALF)
     assert not torch.allclose(mixed(ids).logits[0, -1], mixed(changed).logits[0, -1])
+
+
+def by_window(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
+    scaling: float, sliding_window: int | None = None, **given: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """What attention without masks does, as flash attention."""
+    groups, ahead = query.shape[1] // key.shape[1], torch.arange(query.shape[2])
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    distance = ahead[:, None] - ahead
+    unseen = (distance < 0) | (distance >= (sliding_window or len(ahead)))
+    scores = (query @ key.mT * scaling).masked_fill(unseen, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+@torch.no_grad()
+def test_attention_without_masks_is_told_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "by_window", by_window)
+    model, ids = build(**HALF), tokens(2, 20)
+    expected = model(ids).logits
+    model.set_attn_implementation("by_window")
+    torch.testing.assert_close(model(ids).logits, expected)
 
 
 @torch.no_grad()

@@ -94,6 +94,8 @@ class EngramAttention(Attention):
     def __init__(self, config: EngramConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.head_dim = config.head_dim
+        slides = config.layer_types[layer_idx] == "sliding_attention"
+        self.sliding_window = config.sliding_window if slides else None
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         width = config.num_attention_heads * self.head_dim
         kv_width = config.num_key_value_heads * self.head_dim
@@ -126,6 +128,9 @@ class EngramAttention(Attention):
         value = self._heads(value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        if self.sliding_window is not None:
+            # Implementations without masks have it from here.
+            kwargs = {**kwargs, "sliding_window": self.sliding_window}
         output, weights = self._attend(query, key, value, attention_mask, kwargs)
         return self.o_proj(output.reshape(batch, length, -1)), weights
 

@@ -125,7 +125,8 @@ def _make(path: Path, command: list[str]) -> None:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    # Minutes on a busy machine; without the kernels every training there takes twice as long.
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
     return done.stdout
 
 
