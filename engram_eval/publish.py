@@ -35,7 +35,7 @@ from engram_eval.stages import REPORT, resolve
 from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.study import solve
 
-MOST_BYTES = 1_000_000
+MOST_BYTES = 2_000_000
 """Of a published study, its compressed report included."""
 
 MOST_COMPARISONS = 500

@@ -192,7 +192,7 @@ def test_a_report_is_compressed_and_refused_where_it_does_not_fit(tmp_path: Path
     for _ in range(2):
         keep_report(b"x" * (MOST_BYTES + 1), packed)
         assert gzip.decompress(packed.read_bytes()) == b"x" * (MOST_BYTES + 1)
-    with pytest.raises(UserError, match="bytes more than 1,000,000"):
+    with pytest.raises(UserError, match="bytes more than 2,000,000"):
         keep_report(os.urandom(MOST_BYTES + 1), packed)
     assert not list(tmp_path.iterdir()), "what does not fit must not look published"
     (tmp_path / "metrics.jsonl").write_bytes(b"x" * MOST_BYTES)
