@@ -165,7 +165,7 @@ def heldout_rows(
         UserError: a loss that is not finite.
     """
     tokens = scored_tokens(corpus, "val", seq_len, max_sequences)
-    bits = token_bits(model, tokens, seq_len, batch_size, device)
+    bits = token_bits(model, tokens, seq_len, batch_size, device, corpus.end_id)
     return document_rows(per_document(corpus, "val", bits), corpus)
 
 

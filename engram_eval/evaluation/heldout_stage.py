@@ -48,11 +48,13 @@ def evaluate(
         return []
     keep_freed_memory()
     model = load_model(inputs["train"] / "model").to(compute_device())
+    corpus = load_corpus(inputs["corpus"])
 
     def cost(tokens: npt.NDArray[np.int64]) -> Floats:
-        return token_bits(model, tokens, config.seq_len, windows(config), model.device)
+        batch = windows(config)
+        return token_bits(model, tokens, config.seq_len, batch, model.device, corpus.end_id)
 
-    return heldout(cost, load_corpus(inputs["corpus"]), config, out, report)
+    return heldout(cost, corpus, config, out, report)
 
 
 def windows(config: EvalConfig) -> int:

@@ -82,7 +82,9 @@ def evaluate(
         ranks = stack.enter_context(joined()) if launched() else None
         lm = functools.cache(lambda: hf_lm(model, config.batch_size, ranks))
 
-        def cost(tokens: npt.NDArray[np.int64], before: int = 0) -> Floats:
+        end_id = corpus.end_id if corpus else 0
+
+        def cost(tokens: npt.NDArray[np.int64], before: int = end_id) -> Floats:
             opened = lm()
             return token_bits(opened.model, tokens, config.seq_len, batch, opened.device, before)
 
@@ -92,7 +94,7 @@ def evaluate(
             return _score(lm, cost, loaded, corpus, config, out, report, cache)
         unit = batch * config.seq_len
         mine = stack.enter_context(own_folder(out, ranks))
-        shared = functools.partial(shared_cost, cost, unit=unit, ranks=ranks)
+        shared = functools.partial(shared_cost, cost, unit=unit, ranks=ranks, end_id=end_id)
         # What one process found in a cache while another did not, the other would wait for.
         return _score(lm, shared, loaded, corpus, config, mine, report, None)
 
