@@ -179,8 +179,8 @@ class EvalConfig:
         limit: most items of each task (0: all).
         batch_size: requests that are scored at once.
         seq_len: window of the held-out loss, in tokens; the one that models were trained with.
-        heldout: whether held-out text is scored; it is packed by the corpus's tokenizer, so
-            models with another one are compared on tasks alone.
+        heldout: whether held-out text is scored; loaded models with another tokenizer than the
+            corpus's read it in their own tokens (``evaluation.heldout_text``).
         heldout_sequences: most windows of held-out text (0: all).
         mirror: folder of an offline mirror that lm-eval's tasks read; "" means the hub.
         lengths: of the tasks whose contexts are made at any length, in tokens; none means theirs.

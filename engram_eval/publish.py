@@ -34,6 +34,7 @@ from engram_eval.records import (
 from engram_eval.stages import REPORT, resolve
 from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.study import solve
+from engram_eval.tokenizer_use import TOKENIZERS
 
 MOST_BYTES = 1_000_000
 """Of a published study, its compressed report included."""
@@ -79,6 +80,9 @@ def publish(study_dir: Path, out: Path) -> Path:
             )
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(study_dir / "ledger.json", out / "ledger.json")
+    (out / TOKENIZERS).unlink(missing_ok=True)
+    if (study_dir / TOKENIZERS).exists():
+        shutil.copyfile(study_dir / TOKENIZERS, out / TOKENIZERS)
     text = (study_dir / "study.json").read_bytes()
     local = local_paths(json.loads(text))
     (out / "study.json").write_bytes(without(text, local))

@@ -10,9 +10,11 @@ from engram_eval.errors import UserError
 from engram_eval.locks import refusing_lock
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
+from engram_eval.records import read_json
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
 from engram_eval.study import graph, solve
 from engram_eval.study_folder import write_study_folder
+from engram_eval.tokenizer_use import TOKENIZERS
 from engram_eval.workers import Launcher, run_nodes
 
 
@@ -59,6 +61,8 @@ def run_study(
                 failed = run_nodes(todo, store, report, workers, launcher)
             finally:
                 write_study_folder(study, nodes, store, out)
+        for message in _tokenizers(out):
+            report.say(message)
         if "analyze" in stages:
             resolve(ANALYZE)(out)
         if "report" in stages:
@@ -83,6 +87,12 @@ def _prepared(
             raise
         report.say(f"{out}: its rows stay as they are ({error})")
         return study, []
+
+
+def _tokenizers(out: Path) -> Iterator[str]:
+    """Say which models read text with another tokenizer, and what is left out for that."""
+    if (out / TOKENIZERS).exists():
+        yield str(read_json(out / TOKENIZERS)["note"])
 
 
 def _outdated(out: Path) -> Iterator[str]:

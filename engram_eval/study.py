@@ -108,7 +108,14 @@ def graph(study: StudyConfig) -> list[Node]:
     around = [node for node in beside if "train" in node.inputs]
     scored = study.evaluate.tasks or study.evaluate.heldout
     scores = [
-        Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed, data)
+        Node(
+            "evaluate",
+            study.evaluate,
+            {**shared, "train": t},
+            t.model,
+            t.seed,
+            data | _own_tokens(study, t),
+        )
         for t in trains
         if scored and t.model not in told_apart(study)
     ]
@@ -187,6 +194,11 @@ def _items_salt(study: StudyConfig) -> dict[str, Any]:
     )
     asked = study.evaluate.limit and any(map(long, _task_names(study)))
     return {"limited_long": version} if asked else {}
+
+
+def _own_tokens(study: StudyConfig, model: Node) -> dict[str, Any]:
+    """Return that a model from elsewhere reads held-out text in its own tokens; it did not once."""
+    return {"own_tokens": 1} if study.evaluate.heldout and model.stage == "load" else {}
 
 
 def _task_names(study: StudyConfig) -> list[str]:

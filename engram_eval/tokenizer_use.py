@@ -1,0 +1,123 @@
+"""Which models of a study have a tokenizer of their own, and what is not compared for that.
+
+Bits per byte and tasks ask for text, so models of different tokenizers are compared on them. Losses
+per token, and probes that read the corpus's tokens, are not: a token of one is no token of another.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engram_eval.errors import UserError
+from engram_eval.node import Node
+from engram_eval.records import content_hash
+
+FILE = "tokenizer.json"
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+TOKENIZERS = "tokenizers.json"
+"""Lies in the folder of a study whose models do not share one."""
+
+
+def tokenizer_identity(folder: Path) -> str:
+    """Hash what decides a text's tokens, ends of text included; equal tokenizers are equal.
+
+    What is put around a text, how it is cut, and how text is made of tokens again does not count.
+    """
+    path = folder / FILE
+    return _read(path, path.stat().st_mtime_ns) if path.is_file() else _converted(folder)
+
+
+@functools.cache
+def _read(path: Path, changed_ns: int) -> str:
+    """Identify what a file holds, as this version of the library would write it."""
+    from tokenizers import Tokenizer
+
+    try:
+        written = Tokenizer.from_file(str(path)).to_str()
+    # The tokenizers library raises bare Exception for whatever it cannot parse.
+    except Exception as error:
+        raise UserError(f"{path}: not a readable tokenizer ({error})") from error
+    return _identity(json.loads(written), _end(path.parent))
+
+
+def _identity(data: Mapping[str, Any], end: str | None) -> str:
+    added = sorted([token["id"], token["content"]] for token in data.get("added_tokens") or [])
+    parts = {name: data.get(name) for name in ("normalizer", "pre_tokenizer")}
+    return content_hash({**parts, "model": data["model"], "added": added, "end": end})
+
+
+def _end(folder: Path) -> str | None:
+    for name in SETTINGS:
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+            if found is not None:
+                return str(found["content"] if isinstance(found, dict) else found)
+    return None
+
+
+def _converted(folder: Path) -> str:
+    """Identify a tokenizer that transformers makes a fast one of; a slow one by its name alone."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: its tokenizer cannot be opened: {reason}") from error
+    if not tokenizer.is_fast:
+        return content_hash([type(tokenizer).__name__, len(tokenizer)])
+    return _identity(json.loads(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token)
+
+
+class Use(NamedTuple):
+    """What a study's models read text with.
+
+    Attributes:
+        reference: ``the corpus``, or the model that the others are told apart from.
+        others: models with another tokenizer, in the order of the study.
+        left_out: probes that are not run on them.
+    """
+
+    reference: str
+    others: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def note(self) -> str:
+        """What a reader must know before comparing; "" where all share one tokenizer."""
+        if not self.others:
+            return ""
+        names, several = ", ".join(self.others), len(self.others) > 1
+        text = (
+            f"Another tokenizer than {self.reference} {'have' if several else 'has'} {names}: "
+            "compared are tasks and bits per byte, for which a model reads held-out text in its "
+            "own tokens, but not losses per token or bits per answer"
+        )
+        probes = f", nor by {', '.join(self.left_out)}, which read the corpus's" * bool(
+            self.left_out
+        )
+        return f"{text}{probes}."
+
+
+def tokenizer_use(nodes: Sequence[Node], probes: Sequence[str], store: Path) -> Use:
+    """Find out which finished models of a study have another tokenizer than the rest.
+
+    Args:
+        nodes: of the study; nothing is said of those that are not finished.
+        probes: what the study asks for.
+        store: where results lie.
+    """
+    corpora = [n for n in nodes if n.stage == "corpus" and n.model is None and n.done(store)]
+    loaded = [n for n in nodes if n.stage == "load" and n.done(store)]
+    found = {str(n.model): tokenizer_identity(n.folder(store) / "model") for n in loaded}
+    if not found:
+        return Use("the corpus", (), ())
+    reference, first = "the corpus", ""
+    if corpora:
+        first = tokenizer_identity(corpora[0].folder(store) / "tokenizer")
+    else:
+        reference, first = next(iter(found.items()))
+    others = tuple(name for name, identity in found.items() if identity != first)
+    return Use(reference, others, tuple(dict.fromkeys(probes)))
