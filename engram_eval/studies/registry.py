@@ -118,7 +118,7 @@ def find_study(
     if arms:
         study = _only(study, arms)
     if corpus:
-        study = _on_own_text(study, corpus)
+        study = on_own_text(study, corpus)
         if arms and not study.models:
             raise UserError(
                 f"--arms {' '.join(arms)}: facts change of the pocket corpus's people alone; "
@@ -165,8 +165,13 @@ def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:
     return dataclasses.replace(study, models=kept, baselines=beside, update=update)
 
 
-def _on_own_text(study: StudyConfig, paths: Sequence[str]) -> StudyConfig:
-    """Return a study of the user's text; facts change only of the pocket corpus's people."""
+def on_own_text(study: StudyConfig, paths: Sequence[str]) -> StudyConfig:
+    """Return a study of the user's text; facts change only of the pocket corpus's people.
+
+    Args:
+        study: of any text.
+        paths: see ``CorpusConfig``.
+    """
     text = dataclasses.replace(study.corpus, paths=tuple(paths), train_bytes=0)
     apart = told_apart(study)
     models = tuple(model for model in study.models if model.name not in apart)
