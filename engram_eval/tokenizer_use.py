@@ -16,11 +16,35 @@ from engram_eval.records import content_hash
 
 FILE = "tokenizer.json"
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+VOCABULARIES = ("tokenizer*", "*vocab*", "*.model")
 TOKENIZERS = "tokenizers.json"
 """Lies in the folder of a study whose models do not share one."""
 
 
-def tokenizer_identity(folder: Path) -> str:
+class Identity(NamedTuple):
+    """A hash over what decides a text's tokens, and the end of text; None where none is named."""
+
+    tokens: str
+    end: str | None
+
+
+def same_tokenizer(first: Path, second: Path) -> bool:
+    """Tell whether the tokenizers of two folders give the same tokens to every text.
+
+    One that names no end of text has that of the other; a folder without any tokenizer is taken to
+    read the other's tokens, because there are no others that it could be given.
+    """
+    if not (_has_one(first) and _has_one(second)):
+        return True
+    a, b = tokenizer_identity(first), tokenizer_identity(second)
+    return a.tokens == b.tokens and (a.end == b.end or None in (a.end, b.end))
+
+
+def _has_one(folder: Path) -> bool:
+    return any(path for pattern in VOCABULARIES for path in folder.glob(pattern))
+
+
+def tokenizer_identity(folder: Path) -> Identity:
     """Hash what decides a text's tokens, ends of text included; equal tokenizers are equal.
 
     What is put around a text, how it is cut, and how text is made of tokens again does not count.
@@ -30,7 +54,7 @@ def tokenizer_identity(folder: Path) -> str:
 
 
 @functools.cache
-def _read(path: Path, changed_ns: int) -> str:
+def _read(path: Path, changed_ns: int) -> Identity:
     """Identify what a file holds, as this version of the library would write it."""
     from tokenizers import Tokenizer
 
@@ -42,10 +66,10 @@ def _read(path: Path, changed_ns: int) -> str:
     return _identity(json.loads(written), _end(path.parent))
 
 
-def _identity(data: Mapping[str, Any], end: str | None) -> str:
+def _identity(data: Mapping[str, Any], end: str | None) -> Identity:
     added = sorted([token["id"], token["content"]] for token in data.get("added_tokens") or [])
     parts = {name: data.get(name) for name in ("normalizer", "pre_tokenizer")}
-    return content_hash({**parts, "model": data["model"], "added": added, "end": end})
+    return Identity(content_hash({**parts, "model": data["model"], "added": added}), end)
 
 
 def _end(folder: Path) -> str | None:
@@ -57,7 +81,7 @@ def _end(folder: Path) -> str | None:
     return None
 
 
-def _converted(folder: Path) -> str:
+def _converted(folder: Path) -> Identity:
     """Identify a tokenizer that transformers makes a fast one of; a slow one by its name alone."""
     from transformers import AutoTokenizer
 
@@ -67,7 +91,8 @@ def _converted(folder: Path) -> str:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: its tokenizer cannot be opened: {reason}") from error
     if not tokenizer.is_fast:
-        return content_hash([type(tokenizer).__name__, len(tokenizer)])
+        name = content_hash([type(tokenizer).__name__, len(tokenizer)])
+        return Identity(name, tokenizer.eos_token)
     return _identity(json.loads(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token)
 
 
@@ -111,13 +136,11 @@ def tokenizer_use(nodes: Sequence[Node], probes: Sequence[str], store: Path) -> 
     """
     corpora = [n for n in nodes if n.stage == "corpus" and n.model is None and n.done(store)]
     loaded = [n for n in nodes if n.stage == "load" and n.done(store)]
-    found = {str(n.model): tokenizer_identity(n.folder(store) / "model") for n in loaded}
+    found = {str(n.model): n.folder(store) / "model" for n in loaded}
     if not found:
         return Use("the corpus", (), ())
-    reference, first = "the corpus", ""
+    reference, first = next(iter(found.items()))
     if corpora:
-        first = tokenizer_identity(corpora[0].folder(store) / "tokenizer")
-    else:
-        reference, first = next(iter(found.items()))
-    others = tuple(name for name, identity in found.items() if identity != first)
+        reference, first = "the corpus", corpora[0].folder(store) / "tokenizer"
+    others = tuple(name for name, folder in found.items() if not same_tokenizer(folder, first))
     return Use(reference, others, tuple(dict.fromkeys(probes)))

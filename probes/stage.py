@@ -20,7 +20,7 @@ from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow, file_sha256, write_atomic
 from engram_eval.stage_config import PairStage, ProbeStage
-from engram_eval.tokenizer_use import tokenizer_identity
+from engram_eval.tokenizer_use import same_tokenizer
 from probes.findings import Findings
 from probes.registry import Probe, find_probe
 from probes.sample import Sample, draw_sample
@@ -124,9 +124,8 @@ def _left_out(probe: str, trained: Sequence[Path], corpus: Corpus, report: Repor
 
     What probes measure, token by token, would be of tokens that the model does not have.
     """
-    own = tokenizer_identity(corpus.folder / "tokenizer")
     for train in trained:
-        if tokenizer_identity(train / "model") != own:
+        if not same_tokenizer(train / "model", corpus.folder / "tokenizer"):
             folder = (train / "model").resolve()
             report.say(f"{probe} is left out of {folder}: another tokenizer than the corpus's")
             return True

@@ -23,7 +23,7 @@ from engram_eval.evaluation.heldout_text import CorpusText, heldout_text
 from engram_eval.progress import Reporter
 from engram_eval.records import read_jsonl, write_jsonl
 from engram_eval.runner import run_study
-from engram_eval.tokenizer_use import tokenizer_identity
+from engram_eval.tokenizer_use import same_tokenizer
 
 SEQ_LEN = 16
 
@@ -78,9 +78,9 @@ class Bigram(nn.Module):
 
 
 def test_the_same_tokenizer_is_recognised_wherever_it_was_saved(home: Path, corpus: Corpus) -> None:
-    kept = tokenizer_identity(corpus.folder / "tokenizer")
-    assert kept == tokenizer_identity(home / "first") == tokenizer_identity(home / "first-tokens")
-    assert kept != tokenizer_identity(home / "second")
+    kept = corpus.folder / "tokenizer"
+    assert same_tokenizer(kept, home / "first") and same_tokenizer(kept, home / "first-tokens")
+    assert not same_tokenizer(kept, home / "second")
     assert isinstance(heldout_text(corpus, SEQ_LEN, 0, home / "first"), CorpusText)
 
 

@@ -27,7 +27,7 @@ from engram_eval.evaluation.heldout import (
     span_sums,
 )
 from engram_eval.records import MetricRow
-from engram_eval.tokenizer_use import tokenizer_identity
+from engram_eval.tokenizer_use import same_tokenizer
 
 SPLIT = "val"
 
@@ -133,7 +133,7 @@ def heldout_text(corpus: Corpus, seq_len: int, max_sequences: int, model: Path) 
         UserError: the model's tokenizer loses text, or has no end of text.
     """
     tokens = scored_tokens(corpus, SPLIT, seq_len, max_sequences)
-    if tokenizer_identity(model) == tokenizer_identity(corpus.folder / "tokenizer"):
+    if same_tokenizer(model, corpus.folder / "tokenizer"):
         return CorpusText(corpus, tokens)
     from transformers import AutoTokenizer
 

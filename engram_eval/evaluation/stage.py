@@ -39,7 +39,7 @@ from engram_eval.progress import Reporter
 from engram_eval.records import EQUAL_LOSS, EQUAL_LOSS_FACTS, MetricRow, file_sha256
 from engram_eval.stage_config import BaselineStage, EqualLossScores
 from engram_eval.stages import STAGES
-from engram_eval.tokenizer_use import tokenizer_identity
+from engram_eval.tokenizer_use import same_tokenizer
 
 Floats = npt.NDArray[np.float64]
 
@@ -140,8 +140,7 @@ def _baseline_scores(config: EvalConfig, corpus: Corpus, model: Path | None) -> 
 
     A memory is mixed in token by token, with weights tuned on the corpus's tokens.
     """
-    own = tokenizer_identity(corpus.folder / "tokenizer")
-    if model is None or tokenizer_identity(model) == own:
+    if model is None or same_tokenizer(model, corpus.folder / "tokenizer"):
         return config
     return dataclasses.replace(config, heldout=False)
 
