@@ -25,6 +25,7 @@ from engram_eval.errors import UserError
 from engram_eval.records import (
     BEFORE_UPDATE,
     EQUAL_LOSS,
+    TOKENIZERS,
     canonical_json,
     read_jsonl,
     row_from_dict,
@@ -34,7 +35,6 @@ from engram_eval.records import (
 from engram_eval.stages import REPORT, resolve
 from engram_eval.studies.registry import STUDIES, find_study
 from engram_eval.study import solve
-from engram_eval.tokenizer_use import TOKENIZERS
 
 MOST_BYTES = 1_000_000
 """Of a published study, its compressed report included."""

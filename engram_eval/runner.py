@@ -10,11 +10,10 @@ from engram_eval.errors import UserError
 from engram_eval.locks import refusing_lock
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
-from engram_eval.records import read_json
+from engram_eval.records import TOKENIZERS, read_json
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
 from engram_eval.study import graph, solve
 from engram_eval.study_folder import write_study_folder
-from engram_eval.tokenizer_use import TOKENIZERS
 from engram_eval.workers import Launcher, run_nodes
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from engram_eval.config import StudyConfig, arm_training, to_dict
 from engram_eval.node import NAMING, Node
 from engram_eval.records import (
+    TOKENIZERS,
     StageRecord,
     read_record,
     row_to_dict,
@@ -21,7 +22,7 @@ from engram_eval.records import (
 )
 from engram_eval.stage_config import LoadStage, TrainStage
 from engram_eval.stages import STAGES, resolve
-from engram_eval.tokenizer_use import TOKENIZERS, tokenizer_use
+from engram_eval.tokenizer_use import tokenizer_use
 
 
 def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, out: Path) -> None:

@@ -14,13 +14,13 @@ from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.load import open_model
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.config import ProbeConfig
+from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow, file_sha256, write_atomic
 from engram_eval.stage_config import PairStage, ProbeStage
-from engram_eval.tokenizer_use import same_tokenizer
 from probes.findings import Findings
 from probes.registry import Probe, find_probe
 from probes.sample import Sample, draw_sample

@@ -6,8 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from engram_eval.records import SCHEMA, MetricRow
-from engram_eval.tokenizer_use import TOKENIZERS
+from engram_eval.records import SCHEMA, TOKENIZERS, MetricRow
 from reports.decode import Problem, decode, metric_row, read_json, read_lines
 
 TOLD = "update"

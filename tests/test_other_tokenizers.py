@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from engram_eval.config import CorpusConfig, EvalConfig, ModelSpec, ProbeConfig, StudyConfig
 from engram_eval.corpus.build import build_corpus
+from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import token_bits
@@ -23,7 +24,6 @@ from engram_eval.evaluation.heldout_text import CorpusText, heldout_text
 from engram_eval.progress import Reporter
 from engram_eval.records import read_jsonl, write_jsonl
 from engram_eval.runner import run_study
-from engram_eval.tokenizer_use import same_tokenizer
 
 SEQ_LEN = 16
 

@@ -120,7 +120,7 @@ def _open(spec: str, files: tuple[Path, ...], changed_ns: tuple[int, ...]) -> Gi
     # The tokenizers library raises bare Exception for whatever it cannot parse.
     except Exception as error:
         raise UserError(f"{files[0]}: not a readable tokenizer ({error})") from error
-    end = _end(spec, tokenizer, files[1:])
+    end, end_id = _end(spec, tokenizer, files[1:])
     tokenizer.add_special_tokens([end])
     tokenizer.post_processor = None
     tokenizer.no_padding()
@@ -128,17 +128,18 @@ def _open(spec: str, files: tuple[Path, ...], changed_ns: tuple[int, ...]) -> Gi
     tokenizer.encode_special_tokens = True
     _check_text_comes_back(spec, tokenizer)
     sha256 = content_hash({"file": file_sha256(files[0]), "end": end})
-    return Given(tokenizer, end, tokenizer.token_to_id(end), sha256)
+    return Given(tokenizer, end, end_id, sha256)
 
 
-def _end(spec: str, tokenizer: Tokenizer, settings: tuple[Path, ...]) -> str:
-    """Return the token that ends a text: the one that settings name, or a usual one."""
+def _end(spec: str, tokenizer: Tokenizer, settings: tuple[Path, ...]) -> tuple[str, int]:
+    """Return the token that ends a text and its id: what settings name, or a usual one."""
     named = [token for path in settings if (token := _named_end(path)) is not None]
-    known = [token for token in named or KNOWN_ENDS if tokenizer.token_to_id(token) is not None]
-    if not known:
-        sought = ", ".join(named or KNOWN_ENDS)
-        raise UserError(f"{spec}: a tokenizer without an end of text (sought: {sought})")
-    return known[0]
+    for token in named or KNOWN_ENDS:
+        end_id = tokenizer.token_to_id(token)
+        if end_id is not None:
+            return token, end_id
+    sought = ", ".join(named or KNOWN_ENDS)
+    raise UserError(f"{spec}: a tokenizer without an end of text (sought: {sought})")
 
 
 def _named_end(path: Path) -> str | None:

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engram_eval.corpus.given_tokenizer import SAMPLE
+from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import (
@@ -27,7 +28,6 @@ from engram_eval.evaluation.heldout import (
     span_sums,
 )
 from engram_eval.records import MetricRow
-from engram_eval.tokenizer_use import same_tokenizer
 
 SPLIT = "val"
 

@@ -20,6 +20,7 @@ from engram_eval.baselines.built import Setting
 from engram_eval.baselines.registry import build_baseline
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.excerpt import excerpt
+from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
 from engram_eval.environment import compute_device, device
 from engram_eval.evaluation.fast_lm import FastLM
@@ -39,7 +40,6 @@ from engram_eval.progress import Reporter
 from engram_eval.records import EQUAL_LOSS, EQUAL_LOSS_FACTS, MetricRow, file_sha256
 from engram_eval.stage_config import BaselineStage, EqualLossScores
 from engram_eval.stages import STAGES
-from engram_eval.tokenizer_use import same_tokenizer
 
 Floats = npt.NDArray[np.float64]
 
