@@ -2,7 +2,7 @@
 
 The Python face is small and lazy, so that importing the package costs nothing:
 
-    from engram_eval import Study, run, load_model, load_run, open_model
+    from engram_eval import Study, corpus_of, run, load_model, load_run, open_model
 """
 
 import importlib
@@ -10,13 +10,14 @@ from typing import Any
 
 _FACE = {
     "Study": "engram_eval.config:StudyConfig",
+    "corpus_of": "engram_eval.corpus.texts:corpus_of",
     "run": "engram_eval.api:run",
     "load_model": "engram_eval.api:load_model",
     "load_run": "engram_eval.api:load_run",
     "open_model": "engram_eval.adapters.load:open_model",
 }
 
-__all__ = ["Study", "load_model", "load_run", "open_model", "run"]
+__all__ = ["Study", "corpus_of", "load_model", "load_run", "open_model", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """The Python face: run a study, load a model, load what a run has measured."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ def run(
     out: Path | str | None = None,
     quiet: bool = False,
     workers: int = 1,
+    corpus: Path | str | Sequence[Path | str] = (),
+    tokenizer: str = "",
 ) -> Path:
     """Run a study (or go on with it) and return its folder.
 
@@ -26,14 +30,23 @@ def run(
             study has been changed, as on the command line.
         quiet: no progress.
         workers: processes; more than one needs a script guarded by ``__name__ == "__main__"``.
+        corpus: files or folders of text instead of the study's, as ``--corpus``; ``corpus_of``
+            makes one of texts.
+        tokenizer: an existing one for the text, as ``--tokenizer``.
 
     Raises:
         RuntimeError: a stage failed; the message names it and says why.
     """
     from engram_eval.runner import run_study
-    from engram_eval.studies.registry import find_study, is_changed, study_folder
+    from engram_eval.studies.registry import find_study, is_changed, on_own_text, study_folder
 
     resolved = find_study(study) if isinstance(study, str) else study
+    paths = [corpus] if isinstance(corpus, str | Path) else corpus
+    if paths:
+        resolved = on_own_text(resolved, [str(path) for path in paths])
+    if tokenizer:
+        text = dataclasses.replace(resolved.corpus, tokenizer=tokenizer)
+        resolved = dataclasses.replace(resolved, corpus=text)
     name = study if isinstance(study, str) else resolved.name
     folder = Path(out) if out else study_folder(resolved, name, is_changed(resolved))
     failed = run_study(resolved, folder, Reporter(quiet=quiet), workers=workers)

@@ -64,9 +64,13 @@ class CorpusConfig:
     Attributes:
         paths: files, folders or ``hf:<dataset>``; empty means the pocket corpus.
         seed: draws the generated text and the order of documents.
-        vocab_size: tokens of the byte-level BPE; id 0 is ``<|endoftext|>``.
+        vocab_size: tokens of the byte-level BPE; id 0 is ``<|endoftext|>``. With a tokenizer that
+            is given, its own size counts instead.
         train_bytes: bytes of training text to render (pocket) or to take at most (paths; 0: all).
         val_fraction: share of documents that validate, chosen by document hash.
+        tokenizer: an existing fast tokenizer instead of one that is trained on this text: a folder,
+            a ``tokenizer.json`` or a name on the Hugging Face hub; its content counts, not where it
+            lies.
     """
 
     paths: tuple[str, ...] = ()
@@ -76,6 +80,7 @@ class CorpusConfig:
     val_fraction: float = 0.08
     mix: Mix = field(default_factory=Mix)
     entities: EntityDials = field(default_factory=EntityDials)
+    tokenizer: str = field(default="", metadata=UNKEYED)
 
 
 @dataclass(frozen=True)
@@ -174,8 +179,8 @@ class EvalConfig:
         limit: most items of each task (0: all).
         batch_size: requests that are scored at once.
         seq_len: window of the held-out loss, in tokens; the one that models were trained with.
-        heldout: whether held-out text is scored; it is packed by the corpus's tokenizer, so
-            models with another one are compared on tasks alone.
+        heldout: whether held-out text is scored; loaded models with another tokenizer than the
+            corpus's read it in their own tokens (``evaluation.heldout_text``).
         heldout_sequences: most windows of held-out text (0: all).
         mirror: folder of an offline mirror that lm-eval's tasks read; "" means the hub.
         lengths: of the tasks whose contexts are made at any length, in tokens; none means theirs.

@@ -247,10 +247,12 @@ def _document_table(
     found: Mapping[Trained, Sequence[Mapping[str, Any]]], metric: str, top: str, bottom: str
 ) -> Table | None:
     """Return a ratio per document; documents without a denominator say nothing about it."""
+    # Of models with another tokenizer than the corpus no answers are scored.
+    found = {who: docs for who, docs in found.items() if any(d[bottom] > 0 for d in docs)}
+    if not found:
+        return None
     first = next(iter(found.values()))
     keep = np.array([document[bottom] > 0 for document in first])
-    if not keep.any():
-        return None
     tops = {who: np.array([d[top] for d in docs], float)[keep] for who, docs in found.items()}
     below = np.array([d[bottom] for d in first], float)[keep]
     kept = [document for document, chosen in zip(first, keep, strict=True) if chosen]

@@ -25,6 +25,7 @@ from engram_eval.errors import UserError
 from engram_eval.records import (
     BEFORE_UPDATE,
     EQUAL_LOSS,
+    TOKENIZERS,
     canonical_json,
     read_jsonl,
     row_from_dict,
@@ -79,6 +80,9 @@ def publish(study_dir: Path, out: Path) -> Path:
             )
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(study_dir / "ledger.json", out / "ledger.json")
+    (out / TOKENIZERS).unlink(missing_ok=True)
+    if (study_dir / TOKENIZERS).exists():
+        shutil.copyfile(study_dir / TOKENIZERS, out / TOKENIZERS)
     text = (study_dir / "study.json").read_bytes()
     local = local_paths(json.loads(text))
     (out / "study.json").write_bytes(without(text, local))

@@ -31,6 +31,9 @@ BEFORE_UPDATE = "before_update"
 EQUAL_LOSS_FACTS = "equal_loss.json"
 """Lies beside the weights of such a checkpoint: its step, its loss, whether it is the last one."""
 
+TOKENIZERS = "tokenizers.json"
+"""Lies in the folder of a study whose models do not share a tokenizer: who has another one."""
+
 UNDEEPENED = "moe"
 """The arm to which others, such as ``moe_plus2``, add blocks."""
 

@@ -10,6 +10,7 @@ from engram_eval.errors import UserError
 from engram_eval.locks import refusing_lock
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
+from engram_eval.records import TOKENIZERS, read_json
 from engram_eval.stage_seconds import of_flops
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
 from engram_eval.study import graph, solve
@@ -61,6 +62,8 @@ def run_study(
                 failed = run_nodes(todo, store, report, workers, launcher, usual)
             finally:
                 write_study_folder(study, nodes, store, out)
+        for message in _tokenizers(out):
+            report.say(message)
         if "analyze" in stages:
             resolve(ANALYZE)(out)
         if "report" in stages:
@@ -85,6 +88,12 @@ def _prepared(
             raise
         report.say(f"{out}: its rows stay as they are ({error})")
         return study, []
+
+
+def _tokenizers(out: Path) -> Iterator[str]:
+    """Say which models read text with another tokenizer, and what is left out for that."""
+    if (out / TOKENIZERS).exists():
+        yield str(read_json(out / TOKENIZERS)["note"])
 
 
 def _outdated(out: Path) -> Iterator[str]:

@@ -31,6 +31,9 @@ from engram_eval.stage_config import (
 from engram_eval.stages import resolve
 
 READ_LISTED = "engram_eval.baselines.registry:read_listed"
+TOKEN_IDS = "engram_eval.corpus.vocabulary:token_ids"
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "engram_pad_id")
+"""Keys of an architecture that are the end of text; 0 with a tokenizer that is trained here."""
 
 
 def solve(study: StudyConfig) -> StudyConfig:
@@ -38,6 +41,7 @@ def solve(study: StudyConfig) -> StudyConfig:
     names = [model.name for model in study.models]
     if len(set(names)) != len(names):
         raise UserError(f"two models share a name: {', '.join(names)}")
+    study = dataclasses.replace(study, corpus=_sized(study.corpus))
     framed = {model.name: _frame(model, study) for model in study.models if not model.path}
     models = (m if m.path else _match(m, framed, study) for m in study.models)
     tasks = tuple(resolve("engram_eval.evaluation.suites:expand")(study.evaluate.tasks))
@@ -45,10 +49,17 @@ def solve(study: StudyConfig) -> StudyConfig:
     return dataclasses.replace(study, models=tuple(models), evaluate=evaluate)
 
 
+def _sized(corpus: CorpusConfig) -> CorpusConfig:
+    """Return the configuration with the vocabulary that its tokenizer will have."""
+    return dataclasses.replace(corpus, vocab_size=resolve(TOKEN_IDS)(corpus).size)
+
+
 def _frame(model: ModelSpec, study: StudyConfig) -> dict[str, Any]:
+    size, end_id = resolve(TOKEN_IDS)(arm_corpus(study, model))
     return {
         **model.architecture,
-        "vocab_size": arm_corpus(study, model).vocab_size,
+        **(dict.fromkeys(SPECIAL_IDS, end_id) if end_id else {}),
+        "vocab_size": size,
         "max_position_embeddings": max(
             2048, study.train.seq_len, model.architecture.get("max_position_embeddings", 0)
         ),
@@ -97,7 +108,14 @@ def graph(study: StudyConfig) -> list[Node]:
     around = [node for node in beside if "train" in node.inputs]
     scored = study.evaluate.tasks or study.evaluate.heldout
     scores = [
-        Node("evaluate", study.evaluate, {**shared, "train": t}, t.model, t.seed, data)
+        Node(
+            "evaluate",
+            study.evaluate,
+            {**shared, "train": t},
+            t.model,
+            t.seed,
+            data | _own_tokens(study, t),
+        )
         for t in trains
         if scored and t.model not in told_apart(study)
     ]
@@ -127,7 +145,7 @@ def _own_texts(study: StudyConfig) -> dict[str, Text]:
     by_config: dict[CorpusConfig, Text] = {}
     for model in study.models:
         if model.corpus:
-            config = arm_corpus(study, model)
+            config = _sized(arm_corpus(study, model))
             found[model.name] = by_config.setdefault(config, _text(config, model.name))
     return found
 
@@ -176,6 +194,11 @@ def _items_salt(study: StudyConfig) -> dict[str, Any]:
     )
     asked = study.evaluate.limit and any(map(long, _task_names(study)))
     return {"limited_long": version} if asked else {}
+
+
+def _own_tokens(study: StudyConfig, model: Node) -> dict[str, Any]:
+    """Return that a model from elsewhere reads held-out text in its own tokens; it did not once."""
+    return {"own_tokens": 1} if study.evaluate.heldout and model.stage == "load" else {}
 
 
 def _task_names(study: StudyConfig) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from engram_eval.config import StudyConfig, arm_training, to_dict
 from engram_eval.node import NAMING, Node
 from engram_eval.records import (
+    TOKENIZERS,
     StageRecord,
     read_record,
     row_to_dict,
@@ -21,13 +22,18 @@ from engram_eval.records import (
 )
 from engram_eval.stage_config import LoadStage, TrainStage
 from engram_eval.stages import STAGES, resolve
+from engram_eval.tokenizer_use import tokenizer_use
 
 
 def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, out: Path) -> None:
-    """Write study.json, ledger.json, stages.json, metrics.jsonl and the links."""
+    """Write study.json, ledger.json, stages.json, metrics.jsonl and the links.
+
+    And tokenizers.json, where models do not share one.
+    """
     records = {node.key: read_record(node.folder(store)) for node in nodes}
     write_json(out / "study.json", to_dict(study))
     write_json(out / "ledger.json", study_ledger(study))
+    _write_use(study, nodes, store, out)
     write_json(out / "stages.json", [_stage(n, records[n.key], store, out) for n in nodes])
     rows = [
         _named(row_to_dict(row), node, study)
@@ -45,6 +51,15 @@ def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, o
         record = records[node.key]
         if record is not None and record.status == "ok":
             _link(node, store, out)
+
+
+def _write_use(study: StudyConfig, nodes: Sequence[Node], store: Path, out: Path) -> None:
+    """Write which models have another tokenizer, or nothing where all share one."""
+    found = tokenizer_use(nodes, (*study.probe.probes, *study.probe.equal_loss), store)
+    if found.others:
+        write_json(out / TOKENIZERS, {**found._asdict(), "note": found.note})
+    else:
+        (out / TOKENIZERS).unlink(missing_ok=True)
 
 
 def _named(row: dict[str, Any], node: Node, study: StudyConfig) -> dict[str, Any]:

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
-from engram_eval.corpus.document import BOUNDARY
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
@@ -196,7 +195,7 @@ def _taps(adapter: Adapter) -> list[Tap]:
 
 def compared_tokens(sample: Sample) -> dict[str, Mask]:
     """Return which tokens are compared: all but separators, and the last tokens of names."""
-    return {"": sample.inputs.token != BOUNDARY, "name_end": sample.inputs.name_end}
+    return {"": sample.inputs.token != sample.end_id, "name_end": sample.inputs.name_end}
 
 
 def cka(

@@ -28,7 +28,7 @@ class Patterns(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A long piece of training text: tokens (T,), whose documents end with token 0."""
+    """A long piece of training text: tokens (T,), each document ended by the end of text."""
 
     tokens: Ints
 

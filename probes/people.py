@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
-from engram_eval.corpus.document import BOUNDARY
 from engram_eval.corpus.entities import ATTRIBUTES, Person, held_out_template, make_people, question
 from engram_eval.corpus.lines import answer_is_last
 from engram_eval.corpus.store import Corpus
@@ -132,7 +131,7 @@ def _facts(
         before_ids, named_ids, prompt, whole = encoded[4 * number : 4 * number + 4]
         if prompt[: len(named_ids)] == named_ids and whole[: len(prompt)] == prompt:
             name = 1 + len(before_ids), 1 + len(named_ids)
-            found[key] = Fact(*key, (BOUNDARY, *prompt), name, tuple(whole[len(prompt) :]))
+            found[key] = Fact(*key, (corpus.end_id, *prompt), name, tuple(whole[len(prompt) :]))
     return found
 
 
@@ -195,7 +194,7 @@ def swapped(pairs: Sequence[Pair]) -> list[Pair]:
 def prompts(pairs: Sequence[Pair]) -> Prompts:
     """Lay the prompts about ``a`` side by side."""
     length = max(len(pair.a) for pair in pairs)
-    tokens = torch.full((len(pairs), length), BOUNDARY, dtype=torch.int64)
+    tokens = torch.zeros((len(pairs), length), dtype=torch.int64)
     name = torch.zeros(tokens.shape, dtype=torch.bool)
     for row, pair in enumerate(pairs):
         tokens[row, : len(pair.a)] = torch.tensor(pair.a)

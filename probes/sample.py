@@ -77,6 +77,7 @@ class Sample:
         texts: what each token id spells; shape (V,).
         exercises: what linear probes are asked, beside what the windows alone give.
         seed: drew the windows; draws splits and control tasks.
+        end_id: the token that ends documents.
     """
 
     token: Ints
@@ -91,6 +92,7 @@ class Sample:
     texts: tuple[str, ...]
     seed: int
     exercises: tuple[Exercise, ...] = ()
+    end_id: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -187,6 +189,7 @@ def _read(corpus: Corpus, starts: Ints, length: int, seed: int) -> Sample:
         texts=token_texts(corpus),
         seed=seed,
         exercises=tuple(exercises),
+        end_id=corpus.end_id,
     )
 
 

@@ -14,6 +14,7 @@ from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.load import open_model
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.config import ProbeConfig
+from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
@@ -37,7 +38,9 @@ def probe(
     if config.other and _step([inputs["train"]]) is None:
         return []
     corpus = load_corpus(inputs["corpus"])
-    adapter = _open(inputs["train"], corpus)
+    if _left_out(config.probe, [inputs["train"]], corpus, report):
+        return []
+    adapter = _open(inputs["train"])
     material = _material(entry, inputs, corpus, config.options)
     rows = keep(resolve_name(entry.function)(adapter, material, report), config.probe, out)
     return _named(rows, config.other, _step([inputs["train"]]))
@@ -55,7 +58,9 @@ def probe_pair(
     if config.equal_loss and step is None:
         return []
     corpus = load_corpus(inputs["corpus"])
-    pair = _open(inputs["a"], corpus), _open(inputs["b"], corpus)
+    if _left_out(config.probe, [inputs["a"], inputs["b"]], corpus, report):
+        return []
+    pair = _open(inputs["a"]), _open(inputs["b"])
     material = _material(entry, inputs, corpus, config.options)
     rows = keep(resolve_name(entry.function)(*pair, material, report), config.probe, out)
     return _named(rows, config.other, step)
@@ -114,13 +119,18 @@ def _sample(inputs: Mapping[str, Path], corpus: Corpus, options: ProbeConfig) ->
     return read_sample(inputs["sample"]) if "sample" in inputs else draw_sample(corpus, options)
 
 
-def _open(train: Path, corpus: Corpus) -> Adapter:
-    """Open a trained model and refuse one that reads another vocabulary than the corpus has."""
-    folder = train / "model"
-    saved = folder / "tokenizer.json"
-    if saved.exists():
-        vocabulary = json.loads(saved.read_text())["model"]["vocab"]
-        own = json.loads((corpus.folder / "tokenizer" / "tokenizer.json").read_text())
-        if vocabulary != own["model"]["vocab"]:
-            raise UserError(f"{folder} and {corpus.folder} have different tokenizers")
-    return open_model(folder, device=compute_device())
+def _left_out(probe: str, trained: Sequence[Path], corpus: Corpus, report: Reporter) -> bool:
+    """Say of a model with another tokenizer than the corpus that it is not probed.
+
+    What probes measure, token by token, would be of tokens that the model does not have.
+    """
+    for train in trained:
+        if not same_tokenizer(train / "model", corpus.folder / "tokenizer"):
+            folder = (train / "model").resolve()
+            report.say(f"{probe} is left out of {folder}: another tokenizer than the corpus's")
+            return True
+    return False
+
+
+def _open(train: Path) -> Adapter:
+    return open_model(train / "model", device=compute_device())

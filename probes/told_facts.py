@@ -6,12 +6,11 @@ stands alone after an end of text, so that nothing before it gives the value awa
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from engram_eval.config import CorpusConfig
-from engram_eval.corpus.document import BOUNDARY
 from engram_eval.corpus.entities import (
     ATTRIBUTES,
     Person,
@@ -89,7 +88,7 @@ def tell_facts(corpus: Corpus, sample: Sample) -> Told:
     chosen = [people[place] for place in places]
     asked = [*_known(chosen, config, rng), *_unknown(chosen, people, config, rng)]
     facts = len(people) * len(ATTRIBUTES)
-    return _encode(asked, corpus.tokenizer(), facts, total_bits(people))
+    return _encode(asked, corpus, facts, total_bits(people))
 
 
 def _known(
@@ -139,12 +138,12 @@ def _asked(
     return _Asked(number, wording, person.bucket, entropy(attribute), line)
 
 
-def _encode(asked: Sequence[_Asked], tokenizer: Any, facts: int, facts_bits: float) -> Told:
+def _encode(asked: Sequence[_Asked], corpus: Corpus, facts: int, facts_bits: float) -> Told:
     texts = [one.line.text[: one.line.answers[0].end] for one in asked]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = corpus.tokenizer()(texts, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[list[int]] = encoded["input_ids"]
     end = np.array([1 + len(each) for each in ids])
-    tokens = np.full((len(ids), int(end.max())), BOUNDARY, dtype=np.int64)
+    tokens = np.full((len(ids), int(end.max())), corpus.end_id, dtype=np.int64)
     first = np.zeros_like(end)
     for row, (each, offsets, one) in enumerate(
         zip(ids, encoded["offset_mapping"], asked, strict=True)

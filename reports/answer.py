@@ -170,7 +170,7 @@ def _example(a: str, b: str, found: Mapping[str, Mapping[str, Sequence[float]]])
 
 
 def scale_text(study: Study, a: Model, b: Model) -> str:
-    """Say at which scale the answer holds and what was not done to make it sure."""
+    """Say at which scale the answer holds, how sure it is, and who has another tokenizer."""
     parts = []
     if b.params_total:
         parts.append(f"{count(b.params_total)} parameters".replace(" M p", " million p"))
@@ -184,8 +184,9 @@ def scale_text(study: Study, a: Model, b: Model) -> str:
         parts.append("learning rates tuned, the best ones at the edge of what was tried")
     if scored_in_training_alone(study):
         parts.append("the evaluation is missing: scored on the validation text of the training")
-    scale = study.text("scale")
-    return f"At this scale only{f' ({scale})' if scale else ''}: {'; '.join(parts)}."
+    scale, note = study.text("scale"), study.tokenizers.get("note", "")
+    told = f"At this scale only{f' ({scale})' if scale else ''}: {'; '.join(parts)}."
+    return f"{told} {note}".strip()
 
 
 def _of_lookups(study: Study) -> str:

@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from engram_eval.records import SCHEMA, MetricRow
+from engram_eval.records import SCHEMA, TOKENIZERS, MetricRow
 from reports.decode import Problem, decode, metric_row, read_json, read_lines
 
 TOLD = "update"
@@ -186,6 +186,7 @@ class Study:
         verdicts: None where no ``verdicts.json`` was written.
         problems: what could not be read, in the order in which it was met.
         published: of a published folder, which keeps findings without the stages behind them.
+        tokenizers: ``tokenizers.json``: which models have another one; empty where all share one.
     """
 
     folder: Path
@@ -197,6 +198,7 @@ class Study:
     problems: list[Problem]
     verdicts: tuple[Verdict, ...] | None = None
     published: Provenance | None = None
+    tokenizers: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self, key: str) -> str:
         """Return a text of ``study.json``, or "" where there is none."""
@@ -264,7 +266,12 @@ def load_study(folder: Path) -> Study:
         problems=problems,
         verdicts=_verdicts(folder / "verdicts.json", problems),
         published=published,
+        tokenizers=_tokenizers(folder / TOKENIZERS, problems),
     )
+
+
+def _tokenizers(path: Path, problems: list[Problem]) -> Mapping[str, Any]:
+    return read_json(path, dict, problems) if path.exists() else {}
 
 
 def _provenance(path: Path, problems: list[Problem]) -> Provenance | None:

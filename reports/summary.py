@@ -35,6 +35,7 @@ def summary(study: Study) -> dict[str, Any]:
             "reference": told.reference,
             "candidate": told.candidate,
         },
+        "tokenizers": dict(study.tokenizers),
         "complete": bool(study.stage_count) and not study.unfinished,
         "unfinished": {s.label: s.error or s.status for s in study.unfinished},
         "models": {m.name: asdict(m) for m in study.models},

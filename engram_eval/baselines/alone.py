@@ -24,7 +24,7 @@ def ngram(setting: Setting) -> Iterator[Built]:
     lm = PredictorLM(predictor, text.tokenizer, text.vocabulary)
     val = setting.val_tokens(text)
     with costs.timed("score", len(val)):
-        lm.token_bits(val)
+        lm.token_bits(text.vocabulary.inner(val))
     yield Built(lm, lm.token_bits, costs.rows())
 
 
@@ -44,7 +44,8 @@ def cache(setting: Setting) -> Iterator[Built]:
 def rag(setting: Setting) -> Iterator[Built]:
     """Passages before the prompt, read by the cache, which can copy from them."""
     reader = _mixed(setting, "cache").lm
-    val = setting.val_tokens(own_text(setting.corpus))
+    text = own_text(setting.corpus)
+    val = text.vocabulary.inner(setting.val_tokens(text))
     yield build_rag(setting, reader, reader.row_bits, val)
 
 
@@ -66,4 +67,4 @@ def _mixed(setting: Setting, name: str) -> Built:
         mixed = cross_tuned(found, p, memory.kinds, side)
         bar.advance()
     lm = PredictorLM(Mixture(memory, base, weights), text.tokenizer, text.vocabulary)
-    return Built(lm, known_bits(val, mixed[1:]), costs.rows())
+    return Built(lm, known_bits(text.vocabulary.inner(val), mixed[1:]), costs.rows())

@@ -153,7 +153,8 @@ def _mixed(setting: Setting, build: Callable[[Carrier, Costs], Tuned]) -> Iterat
     lm = carrier.lm
     with around(lm.model, tuned.memory, weights):
         mixture = fast_lm(lm.model, lm.tokenizer, setting.config.batch_size)
-        yield Built(mixture, known_bits(carrier.val, mixed), costs.rows())
+        val = carrier.text.vocabulary.inner(carrier.val)
+        yield Built(mixture, known_bits(val, mixed), costs.rows())
 
 
 def _carrier(setting: Setting) -> Carrier:

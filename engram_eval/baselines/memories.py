@@ -8,13 +8,15 @@ from engram_eval.baselines.infini import Infini
 from engram_eval.baselines.kneser_ney import KneserNey
 from engram_eval.baselines.predictor import Predictor
 from engram_eval.baselines.training_text import TrainingText
+from engram_eval.corpus.document import BOUNDARY
 from engram_eval.corpus.ngrams import NGramModel
 
 ORDER = 5
 
 
 def _ngram(text: TrainingText, folder: Path) -> Predictor:
-    if text.own:
+    # The corpus counts in its own numbers.
+    if text.own and text.vocabulary.end == BOUNDARY:
         counts = text.corpus.ngrams()
     else:
         counts = NGramModel.count(text.train, text.vocabulary.size, ORDER)

@@ -57,8 +57,8 @@ class TrainingText:
 
 def own_text(corpus: Corpus) -> TrainingText:
     """Return a corpus in its own tokens."""
-    train, val = (np.asarray(corpus.tokens(split), np.int64) for split in ("train", "val"))
-    vocabulary = Vocabulary(corpus.vocab_size, BOUNDARY)
+    vocabulary = Vocabulary(corpus.vocab_size, corpus.end_id)
+    train, val = (vocabulary.inner(np.asarray(corpus.tokens(s))) for s in ("train", "val"))
     return TrainingText(train, val, vocabulary, corpus.tokenizer(), corpus, True)
 
 

@@ -70,7 +70,7 @@ def bench_quantised(
     with report.task("bench quantised", len(KINDS)) as task:
         for kind in KINDS:
             model = plain if kind == "none" else _open(folder, kind)
-            bits = token_bits(model, tokens, seq_len, BATCH, model.device)
+            bits = token_bits(model, tokens, seq_len, BATCH, model.device, corpus.end_id)
             scores.append(per_document(corpus, "val", bits))
             rows.append(_sizes(model) | _loss(scores[0], scores[-1]) | _error(own, model))
             rows[-1] |= {"read_ns": _read_ns(model, tokens)}
@@ -120,9 +120,9 @@ def _check(model: PreTrainedModel, corpus: Corpus, folder: Path) -> None:
 def _windows(model: PreTrainedModel, corpus: Corpus, seq_len: int, seconds: float) -> int:
     """Return how many windows can be scored in the time; at least one batch."""
     tokens = scored_tokens(corpus, "val", seq_len, BATCH)
-    token_bits(model, tokens, seq_len, BATCH, model.device)
+    token_bits(model, tokens, seq_len, BATCH, model.device, corpus.end_id)
     started = time.perf_counter()
-    token_bits(model, tokens, seq_len, BATCH, model.device)
+    token_bits(model, tokens, seq_len, BATCH, model.device, corpus.end_id)
     batches = seconds / len(KINDS) / (time.perf_counter() - started)
     return BATCH * max(1, int(batches))
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engram_eval.config import CorpusConfig, to_dict
-from engram_eval.corpus.document import SPLITS, Document
+from engram_eval.corpus.document import BOUNDARY, SPLITS, Document
+from engram_eval.corpus.given_tokenizer import given_tokenizer
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.pack import pack, token_dtype
 from engram_eval.corpus.packed import adopt, is_packed
@@ -23,6 +25,7 @@ from engram_eval.corpus.pocket import pocket_documents
 from engram_eval.corpus.readers import open_sources, read_documents
 from engram_eval.corpus.spool import Spool
 from engram_eval.corpus.store import (
+    END_ID,
     MANIFEST,
     NGRAM_ORDERS,
     NGRAMS,
@@ -31,10 +34,12 @@ from engram_eval.corpus.store import (
     load_corpus,
 )
 from engram_eval.corpus.tokenizer import (
+    EOS,
     check_vocab_size,
     save_tokenizer,
     token_bytes,
     train_tokenizer,
+    vocabulary_size,
 )
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter, Task
@@ -75,16 +80,18 @@ def build_corpus(
         return _rows(adopt(Path(config.paths[0]), config, out))
     with _scratch(out) as work, Spool(work / "documents.jsonl", config.val_fraction) as spool:
         ignored = _collect(config, spool, report)
-        tokenizer = _tokenizer(config, spool, work, report)
+        tokenizer, end_id = _tokenizer(config, spool, work, report)
         rng = np.random.default_rng(config.seed)
         for split in SPLITS:
             order = rng.permutation(spool.count(split))
             with report.task(f"corpus: pack {split}", len(order)) as task:
-                documents = spool.read(split, order)
-                for packed in pack(documents, tokenizer, spool.domains, work, split):
+                documents = _as_read(spool.read(split, order), tokenizer)
+                for packed in pack(documents, tokenizer, spool.domains, work, split, end_id):
                     task.advance(packed)
-        _count_ngrams(tokenizer.get_vocab_size(), work, report)
-        facts = {"dropped": dict(spool.dropped), "ignored_files": ignored}
+        _count_ngrams(vocabulary_size(tokenizer), end_id, work, report)
+        facts: dict[str, Any] = {"dropped": dict(spool.dropped), "ignored_files": ignored}
+        if end_id != BOUNDARY:
+            facts[END_ID] = end_id
         _publish(config, spool.domains, facts, work, out)
     corpus = load_corpus(out)
     _tell(corpus.manifest, report)
@@ -105,7 +112,13 @@ def _tell(manifest: Mapping[str, Any], report: Reporter) -> None:
 
 
 def _check(config: CorpusConfig) -> None:
-    check_vocab_size(config.vocab_size)
+    if not config.tokenizer:
+        check_vocab_size(config.vocab_size)
+    elif is_packed(config.paths):
+        raise UserError(
+            f"corpus.tokenizer={config.tokenizer!r}: {config.paths[0]} is tokenised already; pack "
+            "it with this tokenizer, or leave one of the two out"
+        )
     if not 0 < config.val_fraction < 1:
         raise UserError(f"corpus.val_fraction {config.val_fraction}: must lie between 0 and 1")
     if config.train_bytes < 0 or not (config.train_bytes or config.paths):
@@ -162,8 +175,35 @@ def _read(documents: Iterator[Document], spool: Spool, train_bytes: int, task: T
             return
 
 
-def _tokenizer(config: CorpusConfig, spool: Spool, work: Path, report: Reporter) -> Tokenizer:
-    """Train the tokenizer on the training documents and write it."""
+def _tokenizer(
+    config: CorpusConfig, spool: Spool, work: Path, report: Reporter
+) -> tuple[Tokenizer, int]:
+    """Write the tokenizer that was given, or one trained on the training documents.
+
+    Returns:
+        The tokenizer, and the id of its end of text.
+    """
+    if config.tokenizer:
+        given = given_tokenizer(config.tokenizer)
+        tokenizer, end, end_id = given.tokenizer, given.end, given.end_id
+    else:
+        tokenizer, end, end_id = _trained(config, spool, report), EOS, BOUNDARY
+    save_tokenizer(tokenizer, work / "tokenizer", end)
+    np.save(work / "token_bytes.npy", token_bytes(tokenizer))
+    return tokenizer, end_id
+
+
+def _as_read(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[Document]:
+    """Yield documents in the Unicode form that a tokenizer reads and gives back."""
+    normalizer = tokenizer.normalizer
+    for document in documents:
+        text = normalizer.normalize_str(document.text) if normalizer else document.text
+        # Spans in other text would be others; pack checks what it cannot give back.
+        same = text == document.text or document.answers
+        yield document if same else replace(document, text=text)
+
+
+def _trained(config: CorpusConfig, spool: Spool, report: Reporter) -> Tokenizer:
     count = spool.count("train")
     with report.task("corpus: train the tokenizer", count) as task:
 
@@ -178,15 +218,13 @@ def _tokenizer(config: CorpusConfig, spool: Spool, work: Path, report: Reporter)
             f"the text supports {tokenizer.get_vocab_size()} tokens of the "
             f"{config.vocab_size} asked for"
         )
-    save_tokenizer(tokenizer, work / "tokenizer")
-    np.save(work / "token_bytes.npy", token_bytes(tokenizer))
     return tokenizer
 
 
-def _count_ngrams(vocab_size: int, work: Path, report: Reporter) -> None:
+def _count_ngrams(vocab_size: int, end_id: int, work: Path, report: Reporter) -> None:
     with report.task("corpus: count n-grams", 1) as task:
         tokens = np.fromfile(work / "train.bin", dtype=token_dtype(vocab_size))
-        NGramModel.count(tokens, vocab_size, NGRAM_ORDERS).save(work / NGRAMS)
+        NGramModel.count(tokens, vocab_size, NGRAM_ORDERS, end_id).save(work / NGRAMS)
         task.advance()
 
 

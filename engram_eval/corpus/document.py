@@ -8,7 +8,7 @@ from engram_eval.errors import UserError
 
 SPLITS = ("train", "val")
 BOUNDARY = 0
-"""The token that ends every document, and so marks the beginning of the next."""
+"""The token that ends every document and marks the beginning of the next, if trained here."""
 
 
 class Answer(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.config import CorpusConfig
+from engram_eval.corpus.given_tokenizer import given_tokenizer
 from engram_eval.corpus.packed import is_packed
 from engram_eval.corpus.readers import Source, open_sources
 from engram_eval.corpus.stdlib import stdlib_fingerprint
@@ -16,13 +17,18 @@ TABLES = Path(__file__).resolve().parent / "tables"
 
 
 def corpus_fingerprint(config: CorpusConfig) -> dict[str, Any]:
-    """Hash everything outside the configuration that decides a corpus's text.
+    """Hash everything outside the configuration that decides a corpus's text and tokens.
 
     A dataset of the Hugging Face hub counts by its name: pin it by downloading it.
 
     Raises:
-        UserError: a path is missing or of an unknown kind.
+        UserError: a path is missing or of an unknown kind, or a tokenizer cannot be used.
     """
+    given = {"tokenizer": given_tokenizer(config.tokenizer).sha256} if config.tokenizer else {}
+    return {**_text(config), **given}
+
+
+def _text(config: CorpusConfig) -> dict[str, Any]:
     if is_packed(config.paths):
         return {"packed": file_sha256(Path(config.paths[0]) / MANIFEST)}
     if config.paths:

@@ -51,7 +51,7 @@ def longest_match(
 
     Args:
         model: counts of the same training text.
-        train: the training stream; documents end with token 0.
+        train: the training stream; documents end with ``model.end_id``.
         tokens: the text to score, (T,); histories do not cross documents.
         max_length: longest match looked for, at least 1.
         history_start: see ``ngrams.history_starts``.
@@ -59,7 +59,7 @@ def longest_match(
     if max_length < 1:
         raise UserError(f"max_length {max_length}: must be at least 1")
     train, tokens = np.asarray(train, np.int64), np.asarray(tokens, np.int64)
-    starts = history_starts(tokens, history_start)
+    starts = history_starts(tokens, history_start, model.end_id)
     room = np.minimum(np.arange(len(tokens)) - starts, max_length)
     index = _Index(train, tokens, model.vocab_size, max_length)
     length, anchor = index.nearest(room)

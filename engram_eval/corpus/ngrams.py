@@ -9,8 +9,8 @@ Probabilities are Witten-Bell, interpolated from order ``n`` down to the uniform
 where ``T(h)`` counts the distinct tokens seen after ``h`` and ``h'`` is ``h`` without its oldest
 token. An unseen ``h`` leaves ``p_{n-1}`` as it is.
 
-No history crosses a document: it reaches back to the last token 0 and includes it, because 0 also
-marks the beginning of the next document.
+No history crosses a document: it reaches back to the last end of text (0 unless a tokenizer has it
+elsewhere) and includes it, because it also marks the beginning of the next document.
 """
 
 from dataclasses import dataclass
@@ -26,18 +26,24 @@ from engram_eval.errors import UserError
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+END_ID = "end_id.npy"
+"""Written only where documents do not end with 0."""
 
-def history_starts(tokens: ArrayLike, history_start: ArrayLike | None = None) -> Ints:
+
+def history_starts(
+    tokens: ArrayLike, history_start: ArrayLike | None = None, end_id: int = BOUNDARY
+) -> Ints:
     """Return for each position the first one that its history may include, (T,).
 
     Args:
         tokens: (T,).
         history_start: (T,), non-decreasing: a further limit, for example the start of the
             sequence where several lie behind each other. None: the beginning of ``tokens``.
+        end_id: the token that ends a document.
     """
     tokens = np.asarray(tokens)
     positions = np.arange(len(tokens))
-    boundary = np.maximum.accumulate(np.where(tokens == BOUNDARY, positions, 0))
+    boundary = np.maximum.accumulate(np.where(tokens == end_id, positions, 0))
     starts = np.concatenate([[0], boundary[:-1]])[: len(tokens)]
     return starts if history_start is None else np.maximum(starts, np.asarray(history_start))
 
@@ -53,15 +59,19 @@ class NGramModel:
         vocab_size: V.
         keys: per order (1 first) the sorted keys, int64.
         counts: per order the number of times that each was seen.
+        end_id: the token that ends a document.
     """
 
     vocab_size: int
     keys: tuple[Ints, ...]
     counts: tuple[Ints, ...]
+    end_id: int = BOUNDARY
 
     @classmethod
-    def count(cls, tokens: ArrayLike, vocab_size: int, max_order: int = 5) -> "NGramModel":
-        """Count the n-grams of a token stream whose documents end with token 0.
+    def count(
+        cls, tokens: ArrayLike, vocab_size: int, max_order: int = 5, end_id: int = BOUNDARY
+    ) -> "NGramModel":
+        """Count the n-grams of a token stream whose documents end with ``end_id``.
 
         Raises:
             UserError: no tokens, a token outside the vocabulary, or an order below 1.
@@ -69,7 +79,7 @@ class NGramModel:
         tokens = _checked(tokens, vocab_size)
         if not len(tokens) or max_order < 1:
             raise UserError(f"cannot count {len(tokens)} tokens to order {max_order}")
-        reach = np.arange(len(tokens)) - history_starts(tokens)
+        reach = np.arange(len(tokens)) - history_starts(tokens, end_id=end_id)
         keys, counts = [], []
         ids = np.zeros_like(tokens)
         for order in range(1, max_order + 1):
@@ -80,12 +90,14 @@ class NGramModel:
             ids[seen] = inverse
             keys.append(unique)
             counts.append(number)
-        return cls(vocab_size, tuple(keys), tuple(counts))
+        return cls(vocab_size, tuple(keys), tuple(counts), end_id)
 
     def save(self, folder: Path) -> None:
         """Write one ``order<n>.keys.npy`` and ``order<n>.counts.npy`` per order."""
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "vocab_size.npy", np.int64(self.vocab_size))
+        if self.end_id != BOUNDARY:
+            np.save(folder / END_ID, np.int64(self.end_id))
         for order, (keys, counts) in enumerate(zip(self.keys, self.counts, strict=True), start=1):
             np.save(folder / f"order{order}.keys.npy", keys)
             np.save(folder / f"order{order}.counts.npy", counts)
@@ -103,7 +115,10 @@ class NGramModel:
             )
             for name in ("keys", "counts")
         ]
-        return cls(int(np.load(folder / "vocab_size.npy")), *tables)
+        elsewhere = folder / END_ID
+        end_id = int(np.load(elsewhere)) if elsewhere.exists() else BOUNDARY
+        keys, counts = tables
+        return cls(int(np.load(folder / "vocab_size.npy")), keys, counts, end_id)
 
     @property
     def max_order(self) -> int:
@@ -129,12 +144,12 @@ class NGramModel:
         0 where it was never seen, or would reach over the beginning of its document.
 
         Args:
-            tokens: (T,); a document's beginning is known by the 0 before it.
+            tokens: (T,); a document's beginning is known by the end of text before it.
             order: its length, 1 to ``max_order``.
         """
         self._check_order(order)
         tokens = _checked(tokens, self.vocab_size)
-        reach = np.arange(len(tokens)) - history_starts(tokens)
+        reach = np.arange(len(tokens)) - history_starts(tokens, end_id=self.end_id)
         ids = np.zeros_like(tokens)
         for level in range(1, order + 1):
             if not len(self.keys[level - 1]):
@@ -149,13 +164,13 @@ class NGramModel:
         """Return -log2 p(x_t | the ``order`` - 1 tokens before it), (T,).
 
         Args:
-            tokens: (T,); a document's beginning is known by the 0 before it.
+            tokens: (T,); a document's beginning is known by the end of text before it.
             order: 1 (frequency alone) to ``max_order``.
             history_start: see ``history_starts``.
         """
         self._check_order(order)
         tokens = _checked(tokens, self.vocab_size)
-        reach = np.arange(len(tokens)) - history_starts(tokens, history_start)
+        reach = np.arange(len(tokens)) - history_starts(tokens, history_start, self.end_id)
         p = np.full(len(tokens), 1 / self.vocab_size)
         ids = np.zeros_like(tokens)
         for level in range(1, order + 1):

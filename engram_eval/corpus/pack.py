@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from engram_eval.corpus.document import BOUNDARY, Document
+from engram_eval.corpus.tokenizer import token_bytes, vocabulary_size
+from engram_eval.errors import UserError
 
 BATCH = 512
 
@@ -43,17 +45,22 @@ def pack(
     domains: Sequence[str],
     folder: Path,
     split: str,
+    end_id: int = BOUNDARY,
 ) -> Iterator[int]:
     """Write ``<split>.bin``, ``<split>.docs.npy`` and ``<split>.answers.npz``.
 
-    Each document is followed by one end-of-text token.
+    Each document is followed by one end-of-text token, ``end_id``.
 
     Yields:
         How many documents were packed since the last time, for progress; the files are complete
         once the iterator is exhausted.
+
+    Raises:
+        UserError: a document whose text the tokens do not stand for, byte for byte.
     """
+    sizes = token_bytes(tokenizer)
     index = {name: position for position, name in enumerate(domains)}
-    dtype = token_dtype(tokenizer.get_vocab_size())
+    dtype = token_dtype(vocabulary_size(tokenizer))
     rows: list[tuple[int, int, int, int]] = []
     answers: list[tuple[int, int, float, float, int]] = []
     position = 0
@@ -63,11 +70,14 @@ def pack(
             encodings = tokenizer.encode_batch([d.text for d in batch], add_special_tokens=False)
             for document, encoding in zip(batch, encodings, strict=True):
                 domain = index[document.domain]
-                out.write(np.array([*encoding.ids, BOUNDARY], dtype).tobytes())
+                out.write(np.array([*encoding.ids, end_id], dtype).tobytes())
                 for first, last, answer in _answer_tokens(document, encoding):
                     answers.append((position + first, position + last, *answer[2:], domain))
                 end = position + len(encoding.ids) + 1
-                rows.append((position, end, domain, len(document.text.encode())))
+                size = len(document.text.encode())
+                if sizes[encoding.ids].sum() != size:
+                    raise UserError(f"{document.name}: the tokenizer loses a part of this text")
+                rows.append((position, end, domain, size))
                 position = end
             yield len(batch)
     np.save(folder / f"{split}.docs.npy", np.array(rows, np.int64).reshape(-1, 4))

@@ -25,7 +25,7 @@ class Retold(Corpus):
     train_docs: NDArray[np.int64]
 
     def tokens(self, split: str) -> NDArray[np.integer]:  # type: ignore[override]
-        """Return a split's token stream, (T,); every document ends with token 0."""
+        """Return a split's token stream, (T,); every document ends with ``end_id``."""
         return self.train_tokens if split == "train" else super().tokens(split)
 
     def docs(self, split: str) -> NDArray[np.int64]:
@@ -44,7 +44,7 @@ class Retold(Corpus):
 
     def ngrams(self) -> NGramModel:
         """Count the n-grams of the training tokens that there are now."""
-        return NGramModel.count(self.train_tokens, self.vocab_size, NGRAM_ORDERS)
+        return NGramModel.count(self.train_tokens, self.vocab_size, NGRAM_ORDERS, self.end_id)
 
 
 def retell(corpus: Corpus, documents: Sequence[NDArray[np.integer]], facts: ArrayLike) -> Retold:
@@ -52,7 +52,7 @@ def retell(corpus: Corpus, documents: Sequence[NDArray[np.integer]], facts: Arra
 
     Args:
         corpus: what there was; nothing is written.
-        documents: tokens of each, the final 0 included; one at least.
+        documents: tokens of each, the end of text included; one at least.
         facts: domain and UTF-8 bytes of each, (documents, 2).
     """
     sizes = np.array([len(document) for document in documents])

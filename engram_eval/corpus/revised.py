@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_eval.corpus.document import BOUNDARY
 from engram_eval.corpus.retold import Retold, retell
 from engram_eval.corpus.store import Corpus
 
@@ -66,4 +65,4 @@ def _encode(corpus: Corpus, texts: Sequence[str]) -> list[NDArray[np.int64]]:
     if not texts:
         return []
     encoded = corpus.tokenizer()(list(texts), add_special_tokens=False)["input_ids"]
-    return [np.array([*ids, BOUNDARY], np.int64) for ids in encoded]
+    return [np.array([*ids, corpus.end_id], np.int64) for ids in encoded]

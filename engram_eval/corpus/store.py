@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_eval.corpus.document import SPLITS
+from engram_eval.corpus.document import BOUNDARY, SPLITS
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.pack import Answers, token_dtype
 from engram_eval.errors import UserError, unknown
@@ -24,6 +24,8 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 NGRAMS = "ngrams"
 NGRAM_ORDERS = 5
+END_ID = "end_of_text"
+"""Key of the manifest where documents do not end with 0."""
 # Larger files are only checked for their size, so that opening a corpus stays instant.
 HASHED_BYTES = 4 << 20
 
@@ -49,13 +51,18 @@ class Corpus:
         """Tokens of the tokenizer."""
         return len(self.token_bytes)
 
+    @property
+    def end_id(self) -> int:
+        """The token that ends every document, and so marks the beginning of the next."""
+        return int(self.manifest.get(END_ID, BOUNDARY))
+
     def tokens(self, split: str) -> np.memmap:
-        """Return a split's token stream, (T,); every document ends with token 0."""
+        """Return a split's token stream, (T,); every document ends with ``end_id``."""
         path = self._file(split, "bin")
         return np.memmap(path, dtype=token_dtype(self.vocab_size), mode="r")
 
     def docs(self, split: str) -> NDArray[np.int64]:
-        """Return start, end (exclusive, with the final 0), domain, UTF-8 bytes: (documents, 4)."""
+        """Return start, end (exclusive, end of text included), domain, bytes: (documents, 4)."""
         return np.load(self._file(split, "docs.npy"))
 
     def answers(self, split: str) -> Answers:
@@ -80,7 +87,7 @@ class Corpus:
         return NGramModel.load(place)
 
     def _count(self, place: Path) -> None:
-        counted = NGramModel.count(self.tokens("train"), self.vocab_size, NGRAM_ORDERS)
+        counted = NGramModel.count(self.tokens("train"), self.vocab_size, NGRAM_ORDERS, self.end_id)
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             counted.save(Path(scratch) / NGRAMS)
             (Path(scratch) / NGRAMS).rename(place)

@@ -1,5 +1,7 @@
 """A byte-level BPE tokenizer, trained on the corpus's own training text."""
 
+import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from engram_eval.corpus.document import BOUNDARY
 from engram_eval.errors import UserError
 
 EOS = "<|endoftext|>"
@@ -19,6 +20,10 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+# How tokenizers that fall back to bytes spell one.
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -61,24 +66,41 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a folder that ``AutoTokenizer.from_pretrained`` loads."""
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, end: str = EOS) -> None:
+    """Write a folder that ``AutoTokenizer.from_pretrained`` loads; ``end`` is the end of text."""
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=EOS,
-        eos_token=EOS,
-        pad_token=EOS,
+        bos_token=end,
+        eos_token=end,
+        pad_token=end,
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(str(folder))
 
 
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """Return one more than the highest id; some tokenizers leave ids out."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """Return how many bytes of text each token stands for, (V,); 0 for the end of text."""
-    # A byte-level token is spelt with one character per byte.
-    lengths = np.zeros(tokenizer.get_vocab_size(), np.int64)
+    """Return how many bytes of text each token stands for, (V,).
+
+    0 for special tokens, which stand for no text, and for ids that are no token.
+    """
+    lengths = np.zeros(vocabulary_size(tokenizer), np.int64)
+    added = tokenizer.get_added_tokens_decoder()
+    byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
     for token, index in tokenizer.get_vocab().items():
-        lengths[index] = 0 if index == BOUNDARY else len(token)
+        if index in added:
+            lengths[index] = 0 if added[index].special else len(token.encode())
+        elif byte_level:
+            # Spelt with one character per byte.
+            lengths[index] = len(token)
+        elif BYTE.fullmatch(token):
+            lengths[index] = 1
+        else:
+            lengths[index] = len(tokenizer.decode([index], skip_special_tokens=False).encode())
     return lengths

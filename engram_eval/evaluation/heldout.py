@@ -109,9 +109,8 @@ def per_document(corpus: Corpus, split: str, bits: Floats) -> Documents:
     Raises:
         UserError: a cost that is not finite.
     """
-    total, lost = len(bits), np.count_nonzero(~np.isfinite(bits))
-    if lost:
-        raise UserError(f"held-out text: the loss of {lost} of {total} tokens is not finite")
+    check_finite(bits)
+    total = len(bits)
     docs = corpus.docs(split)
     docs = docs[docs[:, 0] < total]
     starts, ends = docs[:, 0], np.minimum(docs[:, 1], total)
@@ -119,7 +118,7 @@ def per_document(corpus: Corpus, split: str, bits: Floats) -> Documents:
     answers = corpus.answers(split)
     inside = np.flatnonzero(answers.end <= total)
     owner = np.searchsorted(starts, answers.start[inside], side="right") - 1
-    costs = _span_sums(bits, answers.start[inside], answers.end[inside])
+    costs = span_sums(bits, answers.start[inside], answers.end[inside])
 
     def count(weights: npt.NDArray[Any] | None = None) -> Floats:
         return np.bincount(owner, weights, minlength=len(docs)).astype(np.float64)
@@ -128,8 +127,8 @@ def per_document(corpus: Corpus, split: str, bits: Floats) -> Documents:
         document=np.arange(len(docs)),
         domain=docs[:, 2],
         tokens=(ends - starts).astype(np.float64),
-        bytes=_span_sums(sizes.astype(np.float64), starts, ends),
-        bits=_span_sums(bits, starts, ends),
+        bytes=span_sums(sizes.astype(np.float64), starts, ends),
+        bits=span_sums(bits, starts, ends),
         answers=count(),
         answer_bits=count(costs),
         absent_bits=count(answers.absent_bits[inside]),
@@ -137,7 +136,14 @@ def per_document(corpus: Corpus, split: str, bits: Floats) -> Documents:
     )
 
 
-def _span_sums(values: Floats, starts: Ints, ends: Ints) -> Floats:
+def check_finite(bits: Floats) -> None:
+    """Refuse costs that are not finite."""
+    total, lost = len(bits), np.count_nonzero(~np.isfinite(bits))
+    if lost:
+        raise UserError(f"held-out text: the loss of {lost} of {total} tokens is not finite")
+
+
+def span_sums(values: Floats, starts: Ints, ends: Ints) -> Floats:
     """Return the sum of ``values[start:end]`` for each span."""
     running = np.concatenate([[0.0], np.cumsum(values)])
     return running[ends] - running[starts]
@@ -165,7 +171,7 @@ def heldout_rows(
         UserError: a loss that is not finite.
     """
     tokens = scored_tokens(corpus, "val", seq_len, max_sequences)
-    bits = token_bits(model, tokens, seq_len, batch_size, device)
+    bits = token_bits(model, tokens, seq_len, batch_size, device, corpus.end_id)
     return document_rows(per_document(corpus, "val", bits), corpus)
 
 

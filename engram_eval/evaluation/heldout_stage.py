@@ -12,13 +12,8 @@ from engram_eval.api import load_model
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device
-from engram_eval.evaluation.heldout import (
-    Documents,
-    document_rows,
-    per_document,
-    scored_tokens,
-    token_bits,
-)
+from engram_eval.evaluation.heldout import Documents, token_bits
+from engram_eval.evaluation.heldout_text import HeldoutText, heldout_text
 from engram_eval.evaluation.settings import check_settings
 from engram_eval.parallel.launched import launched
 from engram_eval.progress import Reporter
@@ -48,11 +43,18 @@ def evaluate(
         return []
     keep_freed_memory()
     model = load_model(inputs["train"] / "model").to(compute_device())
+    text = text_for(load_corpus(inputs["corpus"]), config, inputs["train"] / "model")
 
     def cost(tokens: npt.NDArray[np.int64]) -> Floats:
-        return token_bits(model, tokens, config.seq_len, windows(config), model.device)
+        batch = windows(config)
+        return token_bits(model, tokens, config.seq_len, batch, model.device, text.end_id)
 
-    return heldout(cost, load_corpus(inputs["corpus"]), config, out, report)
+    return heldout(cost, text, out, report)
+
+
+def text_for(corpus: Corpus, config: EvalConfig, model: Path) -> HeldoutText:
+    """Return the held-out text in a model's tokens; see ``heldout_text``."""
+    return heldout_text(corpus, config.seq_len, config.heldout_sequences, model)
 
 
 def windows(config: EvalConfig) -> int:
@@ -62,8 +64,7 @@ def windows(config: EvalConfig) -> int:
 
 def heldout(
     cost: Callable[[npt.NDArray[np.int64]], Floats],
-    corpus: Corpus,
-    config: EvalConfig,
+    text: HeldoutText,
     out: Path,
     report: Reporter,
 ) -> list[MetricRow]:
@@ -71,17 +72,15 @@ def heldout(
 
     Args:
         cost: gives the bits of each token, (T,) -> (T,).
-        corpus: whose ``val`` split is scored.
-        config: how much of it, in which windows.
+        text: what is scored.
         out: the stage's folder.
         report: shows progress.
     """
     with report.task("held-out text", 1) as bar:
-        tokens = scored_tokens(corpus, "val", config.seq_len, config.heldout_sequences)
-        documents = per_document(corpus, "val", cost(tokens))
+        documents = text.documents(cost(text.tokens))
         bar.advance()
-    write_jsonl(out / "heldout.jsonl", _document_lines(documents, corpus))
-    return document_rows(documents, corpus)
+    write_jsonl(out / "heldout.jsonl", _document_lines(documents, text.corpus))
+    return text.rows(documents)
 
 
 def _document_lines(documents: Documents, corpus: Corpus) -> Iterator[dict[str, Any]]:

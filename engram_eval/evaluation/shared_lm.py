@@ -73,6 +73,7 @@ def shared_cost(
     tokens: npt.NDArray[np.int64],
     unit: int,
     ranks: Ranks,
+    end_id: int = 0,
 ) -> npt.NDArray[np.float64]:
     """Return the cost of each token, a part of them in each process.
 
@@ -81,10 +82,11 @@ def shared_cost(
         tokens: (T,).
         unit: tokens of a whole batch, so that all batches are the same as in one process.
         ranks: the processes.
+        end_id: the end of text, which precedes the first token.
     """
     part = parts(len(tokens), ranks.world, unit)[ranks.rank]
     mine = tokens[part]
-    before = int(tokens[part.start - 1]) if 0 < part.start < len(tokens) else 0
+    before = int(tokens[part.start - 1]) if 0 < part.start < len(tokens) else end_id
     found = cost(mine, before) if len(mine) else np.empty(0)
     return np.asarray(gathered(found, ranks), dtype=np.float64)
 

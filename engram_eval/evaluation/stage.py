@@ -20,11 +20,13 @@ from engram_eval.baselines.built import Setting
 from engram_eval.baselines.registry import build_baseline
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.excerpt import excerpt
+from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
 from engram_eval.environment import compute_device, device
 from engram_eval.evaluation.fast_lm import FastLM
 from engram_eval.evaluation.heldout import token_bits
-from engram_eval.evaluation.heldout_stage import heldout, windows
+from engram_eval.evaluation.heldout_stage import heldout, text_for, windows
+from engram_eval.evaluation.heldout_text import HeldoutText
 from engram_eval.evaluation.loading import benchmarks, load_tasks
 from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.evaluation.result_cache import FOLDER, ResultCache, identity
@@ -76,25 +78,29 @@ def evaluate(
     keep_freed_memory()
     loaded = _tasks(config, inputs)
     model = inputs["train"] / "model"
-    corpus = load_corpus(inputs["corpus"]) if "corpus" in inputs else None
+    scored = config.heldout and "corpus" in inputs
+    # Before the tasks, so that a tokenizer that cannot be used is told of at once.
+    text = text_for(load_corpus(inputs["corpus"]), config, model) if scored else None
     batch = windows(config)
     with ExitStack() as stack:
         ranks = stack.enter_context(joined()) if launched() else None
         lm = functools.cache(lambda: hf_lm(model, config.batch_size, ranks))
 
-        def cost(tokens: npt.NDArray[np.int64], before: int = 0) -> Floats:
+        end_id = text.end_id if text else 0
+
+        def cost(tokens: npt.NDArray[np.int64], before: int = end_id) -> Floats:
             opened = lm()
             return token_bits(opened.model, tokens, config.seq_len, batch, opened.device, before)
 
         if ranks is None:
             who = identity(model=model_sha256(model), batch_size=config.batch_size, device=device())
             cache = ResultCache(out.parent / FOLDER, who)
-            return _score(lm, cost, loaded, corpus, config, out, report, cache)
+            return _score(lm, cost, loaded, text, config, out, report, cache)
         unit = batch * config.seq_len
         mine = stack.enter_context(own_folder(out, ranks))
-        shared = functools.partial(shared_cost, cost, unit=unit, ranks=ranks)
+        shared = functools.partial(shared_cost, cost, unit=unit, ranks=ranks, end_id=end_id)
         # What one process found in a cache while another did not, the other would wait for.
-        return _score(lm, shared, loaded, corpus, config, mine, report, None)
+        return _score(lm, shared, loaded, text, config, mine, report, None)
 
 
 def evaluate_baseline(
@@ -118,13 +124,25 @@ def evaluate_baseline(
     loaded = _tasks(config.evaluate, inputs)
     corpus = load_corpus(inputs["corpus"])
     model = inputs["train"] / "model" if "train" in inputs else None
-    text = excerpt(corpus, config.read_tokens)
-    setting = Setting(text, config.evaluate, out / "memory", report, model)
+    evaluate = _baseline_scores(config.evaluate, corpus, model)
+    setting = Setting(excerpt(corpus, config.read_tokens), evaluate, out / "memory", report, model)
     cache = ResultCache(out.parent / FOLDER, _baseline_identity(config, setting))
     with build_baseline(config.name, setting) as built:
         lm, cost = built.lm, built.token_bits
-        rows = _score(lm, cost, loaded, corpus, config.evaluate, out, report, cache)
+        text = text_for(corpus, evaluate, corpus.folder / "tokenizer")
+        scored = text if evaluate.heldout else None
+        rows = _score(lm, cost, loaded, scored, evaluate, out, report, cache)
     return rows + built.rows
+
+
+def _baseline_scores(config: EvalConfig, corpus: Corpus, model: Path | None) -> EvalConfig:
+    """Leave held-out text out where a model has another tokenizer than the corpus.
+
+    A memory is mixed in token by token, with weights tuned on the corpus's tokens.
+    """
+    if model is None or same_tokenizer(model, corpus.folder / "tokenizer"):
+        return config
+    return dataclasses.replace(config, heldout=False)
 
 
 def evaluate_equal_loss(
@@ -217,7 +235,7 @@ def _score(
     lm: LM | Callable[[], LM],
     cost: Callable[[npt.NDArray[np.int64]], Floats],
     loaded: Mapping[str, Any],
-    corpus: Corpus | None,
+    text: HeldoutText | None,
     config: EvalConfig,
     out: Path,
     report: Reporter,
@@ -231,6 +249,4 @@ def _score(
         for name, found in samples.items()
         for row in task_rows(name, first[name].config.metadata, found)
     ]
-    if not config.heldout or corpus is None:
-        return rows
-    return rows + heldout(cost, corpus, config, out, report)
+    return rows if text is None else rows + heldout(cost, text, out, report)

@@ -96,6 +96,7 @@ def find_study(
     n_seeds: int | None = None,
     tune: bool = False,
     arms: Sequence[str] = (),
+    tokenizer: str | None = None,
 ) -> StudyConfig:
     """Return a study by shipped name, scale name (= ``brief`` at that scale) or file.
 
@@ -108,6 +109,7 @@ def find_study(
         n_seeds: seeds 0..n-1 for every model; as many measurements where storages are timed.
         tune: choose each arm's rates by short runs (``config.TUNED``).
         arms: names of the models that are wanted; all by default.
+        tokenizer: an existing one for the text; see ``CorpusConfig.tokenizer``.
 
     Raises:
         UserError: for an unknown name or arm, a conflicting scale, or a bad file.
@@ -116,12 +118,15 @@ def find_study(
     if arms:
         study = _only(study, arms)
     if corpus:
-        study = _on_own_text(study, corpus)
+        study = on_own_text(study, corpus)
         if arms and not study.models:
             raise UserError(
                 f"--arms {' '.join(arms)}: facts change of the pocket corpus's people alone; "
                 "leave --corpus out"
             )
+    if tokenizer is not None:
+        text = dataclasses.replace(study.corpus, tokenizer=tokenizer)
+        study = dataclasses.replace(study, corpus=text)
     if n_seeds is not None:
         if n_seeds < 1:
             raise UserError(f"--seeds {n_seeds}: at least 1 is needed")
@@ -160,8 +165,13 @@ def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:
     return dataclasses.replace(study, models=kept, baselines=beside, update=update)
 
 
-def _on_own_text(study: StudyConfig, paths: Sequence[str]) -> StudyConfig:
-    """Return a study of the user's text; facts change only of the pocket corpus's people."""
+def on_own_text(study: StudyConfig, paths: Sequence[str]) -> StudyConfig:
+    """Return a study of the user's text; facts change only of the pocket corpus's people.
+
+    Args:
+        study: of any text.
+        paths: see ``CorpusConfig``.
+    """
     text = dataclasses.replace(study.corpus, paths=tuple(paths), train_bytes=0)
     apart = told_apart(study)
     models = tuple(model for model in study.models if model.name not in apart)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from engram_eval.api import load_model
 from engram_eval.baselines.predictor import Floats, Ints
-from engram_eval.corpus.document import BOUNDARY
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import token_bits
@@ -64,7 +63,8 @@ def _by_gradients(told: Told, rows_alone: bool) -> list[MetricRow]:
 
     def bits(tokens: Ints) -> Floats:
         per_pass = windows(told.evaluate)
-        return token_bits(model, tokens, told.evaluate.seq_len, per_pass, model.device)
+        end_id = told.corpus.end_id
+        return token_bits(model, tokens, told.evaluate.seq_len, per_pass, model.device, end_id)
 
     before = measure(told, lm, bits, BEFORE)
     old = state_of(model)
@@ -89,9 +89,9 @@ class Tried(NamedTuple):
 
 def _chosen(told: Told, model: nn.Module, lm: Any, old: State, rows_alone: bool) -> Tried:
     """Try all rates and return the best; of equals the lowest."""
-    tokenizer = told.corpus.tokenizer()
+    tokenizer, end_id = told.corpus.tokenizer(), told.corpus.end_id
     texts = [
-        [BOUNDARY, *ids, BOUNDARY]
+        [end_id, *ids, end_id]
         for ids in tokenizer(passages(told.changes), add_special_tokens=False)["input_ids"]
     ]
     rates = told.options.row_rates if rows_alone else told.options.weight_rates
@@ -203,7 +203,7 @@ def _batches(count: int, size: int, seed: int) -> Iterator[Ints]:
 def _padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Return inputs and labels, (B, T); what pads is no label."""
     width = max(map(len, texts)) - 1
-    inputs = torch.full((len(texts), width), BOUNDARY)
+    inputs = torch.zeros((len(texts), width), dtype=torch.int64)
     labels = torch.full((len(texts), width), NOT_COUNTED)
     for row, tokens in enumerate(texts):
         inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])

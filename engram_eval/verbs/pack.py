@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from engram_eval.errors import UserError
-from engram_eval.verbs.study import STUDY_HELP
+from engram_eval.verbs.study import STUDY_HELP, TOKENIZER_HELP
 from engram_eval.verbs.verb import Verb
 
 
@@ -13,6 +13,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the packed corpus")
     parser.add_argument("--scale", help="as of the run that will read it")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
+    parser.add_argument("--tokenizer", metavar="WHERE", help=TOKENIZER_HELP)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -26,7 +27,13 @@ def _pack(arguments: argparse.Namespace) -> int:
     from engram_eval.progress import Reporter
     from engram_eval.studies.registry import find_study
 
-    study = find_study(arguments.study, arguments.scale, arguments.set, arguments.corpus)
+    study = find_study(
+        arguments.study,
+        arguments.scale,
+        arguments.set,
+        arguments.corpus,
+        tokenizer=arguments.tokenizer,
+    )
     if is_packed(study.corpus.paths):
         raise UserError(f"{study.corpus.paths[0]}: is packed already")
     check_room(arguments.out)

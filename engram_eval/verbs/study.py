@@ -16,6 +16,11 @@ from engram_eval.verbs.verb import Verb
 
 STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
 
+TOKENIZER_HELP = (
+    "an existing fast tokenizer instead of one that is trained on the text: a folder, a "
+    "tokenizer.json or a name on the Hugging Face hub"
+)
+
 STAGE_VERBS = {
     "train": ("tune", "train", "load"),
     "evaluate": ("evaluate", "equal_loss", "score_equal_loss", "baseline", "update"),
@@ -41,6 +46,7 @@ def _change_arguments(parser: argparse.ArgumentParser) -> None:
         "--arms", nargs="+", default=[], metavar="NAME", help="only these of its models"
     )
     parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
+    parser.add_argument("--tokenizer", metavar="WHERE", help=TOKENIZER_HELP)
     parser.add_argument("--tune", action="store_true", help="choose each arm's rates by short runs")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides")
     parser.add_argument(
@@ -106,9 +112,10 @@ def find(arguments: argparse.Namespace) -> tuple[Any, Path]:
         arguments.seeds,
         arguments.tune,
         arguments.arms,
+        arguments.tokenizer,
     )
     study = _with_data(study, arguments)
-    given = ("set", "corpus", "seeds", "tune", "arms")
+    given = ("set", "corpus", "tokenizer", "seeds", "tune", "arms")
     changed = any(getattr(arguments, name) for name in given)
     manner: dict[str, Any] = {"tensorboard": True} if arguments.tensorboard else {}
     if arguments.skip_bad_batches is not None:
