@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Tap, widened
 from probes.exercises import Ints
 from probes.lens import lens_taps
 
@@ -57,8 +57,8 @@ def gather(adapter: Adapter, token: Ints, place: Ints) -> Features:
         with torch.no_grad(), adapter.record(taps) as found:
             adapter.run(tokens)
         for number, tap in enumerate(taps):
-            values[number, here] = found[tap].reshape(tokens.numel(), -1).cpu()[own]
-        local[0, here] = _last_three(found[depths[0]]).cpu()[own]
+            values[number, here] = widened(found[tap].reshape(tokens.numel(), -1).cpu()[own])
+        local[0, here] = widened(_last_three(found[depths[0]]).cpu()[own])
     return Features(taps, len(depths), values, local)
 
 

@@ -22,10 +22,12 @@ def open_model(
     trust_remote_code: bool = False,
     device: str | torch.device = "cpu",
 ) -> Adapter:
-    """Open a causal language model in float32 and check that its parts are where they should be.
+    """Open a causal language model and check that its parts are where they should be.
 
     Args:
-        source: a folder, a hub name, or a loaded model, which is moved and set to evaluation.
+        source: a folder or a hub name, which is loaded in float32; or a loaded model, which is
+            moved and set to evaluation. It computes in its own type, bfloat16 for instance, and
+            what probes make of its numbers is computed in float32.
         trust_remote_code: run Python files that lie beside the weights.
         device: where to compute.
 
