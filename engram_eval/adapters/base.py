@@ -22,6 +22,9 @@ stream gets a share of, so that the parts no longer sum to ``resid_post``. Gemma
 rows differ: ``memory_out`` is one vector too, added to all streams but the first, and
 ``memory_gate`` has a factor for each number of the row, of any sign.
 
+``router_logits`` can be read alone: a router has chosen its experts by the time it returns them.
+Edit ``router_index`` and ``router_weights`` to send tokens elsewhere.
+
 Plain torch hooks do the work, and the model is as before when a context ends.
 """
 
@@ -49,6 +52,11 @@ SITES = (
     "mlp_out",
     "resid_post",
 )
+
+READ_ONLY = {
+    "router_logits": "the experts are chosen inside the router; edit router_index, router_weights"
+}
+"""Sites whose tensors nothing reads after them, and what to do instead."""
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -214,12 +222,15 @@ class Adapter:
         """Replace the tensor at a tap by ``function`` of it, as long as the block runs.
 
         What ``function`` returns is brought to the type that the model has there.
+
+        Raises:
+            UserError: no such tap, or one that can only be read.
         """
-        handle = _hook(self.place(site, layer), function)
-        try:
+        place = self.place(site, layer)
+        if site in READ_ONLY:
+            raise UserError(f"{site} can be read, not edited: {READ_ONLY[site]}")
+        with _hooked(place, function):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def ablate(self, site: str, layer: int) -> Iterator[None]:
@@ -264,7 +275,7 @@ class Adapter:
         found: dict[Tap, Tensor] = {}
         with ExitStack() as stack:
             for tap in taps:
-                stack.enter_context(self.edit(*tap, _keep(found, tap)))
+                stack.enter_context(_hooked(self.place(*tap), _keep(found, tap)))
             yield found
 
 
@@ -298,6 +309,15 @@ def _skip(block: nn.Module) -> Iterator[None]:
     finally:
         # Removes the instance's attribute, so that the class's method shows again.
         del block.forward
+
+
+@contextmanager
+def _hooked(place: Place, function: Edit) -> Iterator[None]:
+    handle = _hook(place, function)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _hook(place: Place, function: Edit) -> RemovableHandle:
