@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter
+from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from probes.capture import batches
 from probes.findings import Findings
@@ -85,6 +86,8 @@ def halves(sample: Sample) -> tuple[Mask, Mask]:
     """
     everything = np.ones(len(sample.token), dtype=bool)
     rng = np.random.default_rng(sample.seed)
+    if len(np.unique(sample.document[:, 0])) == 1 < len(np.unique(sample.document)):
+        raise UserError("tuned_lens: all windows begin in one document; raise probe.tokens")
     fitted = training_part(sample.document[:, 0], everything, rng, FIT_SHARE)
     return fitted, ~fitted
 

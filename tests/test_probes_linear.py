@@ -23,7 +23,7 @@ from probes.code_labels import KINDS as CODE_KINDS
 from probes.code_labels import code_labels
 from probes.exercises import Exercise, make_exercise
 from probes.features import Features, gather
-from probes.linear import code_lengths, linear, measure
+from probes.linear import all_exercises, code_lengths, linear, measure
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample, write_sample
 from probes.split import TRAIN_SHARE, training_part
@@ -131,6 +131,46 @@ def test_too_little_to_ask() -> None:
         found = noise_sample()
         found.document[:] = 0
         linear(open_model(llama()), found)
+
+
+def made_up(case: str) -> Sample:
+    """Return a sample of several documents of which nothing can be asked."""
+    found = noise_sample()
+    if case == "hardly any token":
+        return noise_sample(windows=4, length=5)
+    if case == "windows of one token":
+        return noise_sample(windows=200, length=1)
+    if case == "one token of the other document":
+        found.document[:] = 1
+        found.document[:, 0] = 0
+    if case == "documents of one token":
+        found.document[:] = np.arange(33)
+    if case == "one token alone":
+        found.token[:] = 5
+    return found
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        # Four windows of five inputs: all but the first of each have both neighbours.
+        ("hardly any token", "16 of the sample's 20 tokens have both neighbours"),
+        ("windows of one token", "0 of the sample's 200 tokens have both neighbours"),
+        ("documents of one token", "0 of the sample's 512 tokens have both neighbours"),
+        ("one token of the other document", "are all of one document"),
+        ("one token alone", "the sample's tokens are of one kind"),
+    ],
+)
+def test_the_reason_for_asking_nothing_is_true(case: str, reason: str) -> None:
+    found = made_up(case)
+    assert len(np.unique(found.document)) > 1
+    with pytest.raises(UserError, match=rf"^linear: [^\n]*{reason}[^\n]*; raise probe\.tokens"):
+        all_exercises(found)
+
+
+def test_windows_too_short_for_an_ngram_are_asked_the_rest() -> None:
+    names = [exercise.name for exercise in all_exercises(noise_sample(windows=200, length=2))]
+    assert names == ["previous_token_kind", "next_token_kind"]
 
 
 def test_code_labels_by_hand() -> None:
