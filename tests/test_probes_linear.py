@@ -24,6 +24,7 @@ from probes.code_labels import code_labels
 from probes.exercises import Exercise, make_exercise
 from probes.features import Features, gather
 from probes.linear import all_exercises, code_lengths, linear, measure
+from probes.logistic import fit_logistic
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample, write_sample
 from probes.split import TRAIN_SHARE, training_part
@@ -461,3 +462,23 @@ def test_the_seed_decides() -> None:
     first, again = linear(adapter, noise_sample()).rows, linear(adapter, noise_sample()).rows
     assert first == again
     assert all(r.value is None or math.isfinite(r.value) for r in first)
+
+
+def test_parts_of_several_streams_are_read_beside_the_streams() -> None:
+    adapter, found = open_model(engram(residual_streams=3)), noise_sample(windows=16)
+    place, tokens = np.arange(512), torch.from_numpy(found.token[:, :-1])
+    features = gather(adapter, found.token[:, :-1], place)
+    assert features.values.shape == (len(features.taps), 512, 96)
+    with torch.no_grad(), adapter.record(features.taps) as read:
+        adapter.run(tokens)
+    for values, tap in zip(features.values, features.taps, strict=True):
+        own = read[tap].flatten(0, 1)
+        torch.testing.assert_close(values[:, : own.shape[1]], own)
+        assert not values[:, own.shape[1] :].any()
+    # What fills a part up changes nothing that a probe learns from it.
+    number = next(i for i, tap in enumerate(features.taps) if tap.site == "attn_out")
+    labels = torch.from_numpy(found.token[:, 0] % 2).repeat_interleave(32)
+    filled = features.values[number : number + 1]
+    wide, narrow = (fit_logistic(x, labels, 2).log_probs(x) for x in (filled, filled[..., :32]))
+    torch.testing.assert_close(wide, narrow, atol=1e-4, rtol=1e-4)
+    assert {row.site for row in linear(adapter, found).rows} >= {"resid_post", "attn_out"}
