@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from engram_eval.adapters.base import Adapter, Reads, Tap
+from engram_eval.adapters.base import Adapter, Reads, Tap, widened
 from engram_eval.adapters.load import open_model
 from engram_eval.config import CorpusConfig
 from engram_eval.errors import UserError
@@ -229,8 +229,8 @@ def _writes(
             ngrams[place],
             sum(opened[place]) / len(opened[place]) if opened[place] else None,
             opened[place],
-            float(added[place].norm()),
-            float(stream[place].norm()),
+            float(widened(added[place]).norm()),
+            float(widened(stream[place]).norm()),
             tuple(words.token(one) for one in best[place]),
         )
         for place in range(len(added))

@@ -83,7 +83,7 @@ def value_bits(adapter: Adapter, told: Told, report: Reporter | None = None) -> 
 def _batch_bits(adapter: Adapter, told: Told, part: np.ndarray) -> Floats:
     length = int(told.end[part].max())
     tokens = torch.from_numpy(told.tokens[part, :length]).to(adapter.device)
-    scores = adapter.logits(tokens[:, :-1]).float().log_softmax(-1)
+    scores = adapter.logits(tokens[:, :-1]).log_softmax(-1)
     picked = scores.gather(-1, tokens[:, 1:, None]).squeeze(-1).cpu().double().numpy()
     place = np.arange(1, length)[None, :]
     inside = (place >= told.first[part, None]) & (place < told.end[part, None])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Tap, widened
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from probes.sample import Sample
@@ -22,8 +22,9 @@ class Batch(NamedTuple):
         part: which of the sample's N * T places these are.
         tokens: ids that were read, (B, T).
         targets: ids to be predicted, (n,).
-        taps: tensors that were asked for, each (n, width); whole numbers where a site has them.
-        logits: (n, V), or None where they were not asked for.
+        taps: tensors that were asked for, each (n, width), ``widened``; whole numbers where a site
+            has them.
+        logits: (n, V), ``widened``, or None where they were not asked for.
     """
 
     part: slice
@@ -77,7 +78,7 @@ def _pass(adapter: Adapter, rows: Tensor, part: slice, taps: Sequence[Tap], logi
         if not logits:
             adapter.run(inputs)
     # Routers see (n, D) and give (n, width) themselves.
-    flat = {tap: tensor.reshape(targets.numel(), -1) for tap, tensor in found.items()}
+    flat = {tap: widened(tensor.reshape(targets.numel(), -1)) for tap, tensor in found.items()}
     return Batch(part, inputs, targets, flat, scores)
 
 

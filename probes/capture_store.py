@@ -86,7 +86,8 @@ def capture(
         taps: which tensors; any site of ``adapters.base``.
         folder: is made; files of an earlier capture there are replaced.
         tokens_per_shard: bounds the memory.
-        dtype: what fractions are stored as, for example ``torch.float16``; None: as computed.
+        dtype: what fractions are stored as, for example ``torch.float16``; None: as computed, in
+            float32 at least.
         report: where progress goes.
 
     Raises:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Tap, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import Batch, batches
@@ -127,9 +127,9 @@ def _travelled(adapter: Adapter, batch: Batch, at: Tensor) -> tuple[Floats, Floa
     with torch.no_grad(), adapter.record(taps) as found, adapter.start_at(PATCHED + 1, stream):
         adapter.run(batch.tokens)
     # Recorded before the replacement.
-    found[taps[PATCHED]] = stream
-    changes = [(found[t] - plain[t]).norm(dim=-1) / plain[t].norm(dim=-1) for t in taps]
-    kl = _change_bits(adapter, *(streams[taps[-1]].flatten(0, 1) for streams in (plain, found)))
+    after = {**{tap: widened(found[tap]) for tap in taps}, taps[PATCHED]: stream}
+    changes = [(after[t] - plain[t]).norm(dim=-1) / plain[t].norm(dim=-1) for t in taps]
+    kl = _change_bits(adapter, *(streams[taps[-1]].flatten(0, 1) for streams in (plain, after)))
     bits = kl.view(batch.tokens.shape).cpu().double().numpy()
     return torch.stack(changes).cpu().double().numpy(), bits
 
@@ -146,7 +146,7 @@ def _replaced(stream: Tensor, at: Tensor) -> Tensor:
 def _change_bits(adapter: Adapter, before: Tensor, after: Tensor) -> Tensor:
     """Return KL(before || after) of what two last streams (n, D) predict, in bits, (n,)."""
     unembed = unembedder(adapter)
-    old, new = (adapter.final_norm(stream) for stream in (before, after))
+    old, new = (adapter.normed(stream) for stream in (before, after))
     parts = pieces(len(before), adapter.vocab_size, CELLS, adapter.device)
     return torch.cat([kl_bits(unembed(old[part]), unembed(new[part])) for part in parts])
 
@@ -197,7 +197,7 @@ def settled_layers(
 def _settled(adapter: Adapter, streams: list[Tensor]) -> Ints:
     """Return the first block from which the lens agrees with the end, (n,)."""
     unembed = unembedder(adapter)
-    *earlier, last = (adapter.final_norm(stream) for stream in streams)
+    *earlier, last = (adapter.normed(stream) for stream in streams)
     agrees = torch.ones(len(streams), len(last), dtype=torch.bool, device=last.device)
     for part in pieces(len(last), adapter.vocab_size, CELLS, adapter.device):
         final = unembed(last[part]).argmax(-1, keepdim=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Tap, widened
 from probes.exercises import Ints
 from probes.lens import lens_taps
 
@@ -22,7 +22,8 @@ class Features(NamedTuple):
         taps: where each set is from: the depths first, then what attention, feed-forward layers
             and memories write.
         depths: how many of the taps are depths.
-        values: (S, n, D).
+        values: (S, n, D); where parts add less than the several streams' D, zeros fill it up,
+            which tell a probe nothing.
         local: the embeddings of the last three tokens side by side, (1, n, 3 D): what local text
             holds without any computing. Where there are fewer, zeros.
     """
@@ -44,8 +45,9 @@ def gather(adapter: Adapter, token: Ints, place: Ints) -> Features:
     written = [Tap(site, i) for site in ("attn_out", "mlp_out") for i in range(adapter.n_layers)]
     written += [Tap("memory_out", layer) for layer in adapter.memory_layers]
     taps = (*depths, *(tap for tap in written if tap in adapter.places))
-    values = torch.empty(len(taps), len(place), adapter.d_model)
-    local = torch.empty(1, len(place), 3 * adapter.d_model)
+    width = adapter.streams * adapter.d_model
+    values = torch.zeros(len(taps), len(place), width)
+    local = torch.empty(1, len(place), 3 * width)
     for rows, length in _batches(token.shape[1], place):
         row, column = np.divmod(place, token.shape[1])
         here = np.flatnonzero(np.isin(row, rows))
@@ -57,8 +59,9 @@ def gather(adapter: Adapter, token: Ints, place: Ints) -> Features:
         with torch.no_grad(), adapter.record(taps) as found:
             adapter.run(tokens)
         for number, tap in enumerate(taps):
-            values[number, here] = found[tap].reshape(tokens.numel(), -1).cpu()[own]
-        local[0, here] = _last_three(found[depths[0]]).cpu()[own]
+            read = widened(found[tap].reshape(tokens.numel(), -1).cpu()[own])
+            values[number, here, : read.shape[1]] = read
+        local[0, here] = widened(_last_three(found[depths[0]]).cpu()[own])
     return Features(taps, len(depths), values, local)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Tap, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import Batch, batches
@@ -215,7 +215,7 @@ def _measure_batch(adapter: Adapter, batch: Batch, wanted: list[View], readout: 
         for part in pieces(len(batch.targets), adapter.vocab_size, CELLS, adapter.device):
             final = reference(batch.logits[part], batch.targets[part])
             for place, hidden in enumerate(read):
-                measured = divergence(final, unembed(hidden[part]))
+                measured = divergence(final, widened(unembed(hidden[part])))
                 found[:, place, part] = torch.stack(list(measured))
     return found
 
@@ -227,7 +227,7 @@ def logit_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None)
     with errors or intervals over documents; those inside blocks on half of the text (see ``n``).
     """
     wanted = views(adapter)
-    values = measure(adapter, sample, wanted, lambda _, x: adapter.final_norm(x), report)
+    values = measure(adapter, sample, wanted, lambda _, x: adapter.normed(x), report)
     return lens_findings(NAME, adapter, sample, wanted, values)
 
 

@@ -26,13 +26,13 @@ from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import check_fit
-from probes.exercises import Exercise, Ints
+from probes.exercises import FEWEST_EXAMPLES, Exercise, Ints
 from probes.features import LOCAL, Features, gather
 from probes.findings import Findings, mean_rows
 from probes.logistic import fit_each, fit_logistic, log_probs
 from probes.sample import Floats, Sample, Slice
 from probes.settling import drawn_means, interval, rise_depth
-from probes.token_tasks import token_exercises
+from probes.token_tasks import KINDS, token_exercises, usable
 
 NAME = "linear"
 CONTROL = "control_task"
@@ -75,7 +75,8 @@ def linear(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> 
     has not seen.
 
     Raises:
-        UserError: the sample has too few documents, or does not fit the model.
+        UserError: the sample has too few documents, tokens or kinds of them, or does not fit the
+            model.
     """
     check_fit(adapter, sample)
     rows: list[MetricRow] = []
@@ -98,8 +99,30 @@ def all_exercises(sample: Sample) -> list[Exercise]:
     rng = np.random.default_rng(sample.seed)
     own = token_exercises(sample.token, sample.document, sample.texts, rng)
     if not own and not sample.exercises:
-        raise UserError("linear: the sample has fewer than two documents; raise probe.tokens")
+        raise UserError(f"linear: {_why_nothing(sample)}")
     return [*own, *sample.exercises]
+
+
+def _why_nothing(sample: Sample) -> str:
+    """Say why nothing can be asked of a sample's own tokens."""
+    inside = usable(sample.document)
+    count, tokens = int(inside.sum()), inside.size
+    if np.unique(sample.inputs.document).size < 2:
+        return "the sample has fewer than two documents; raise probe.tokens"
+    if count < FEWEST_EXAMPLES:
+        return (
+            f"{count} of the sample's {tokens} tokens have both neighbours in their window and "
+            f"document, at least {FEWEST_EXAMPLES} are needed; raise probe.tokens or probe.seq_len"
+        )
+    if np.unique(sample.inputs.document[inside]).size < 2:
+        return (
+            "the sample's tokens with both neighbours in their window and document are all of one "
+            "document; raise probe.tokens or probe.seq_len"
+        )
+    return (
+        f"the sample's tokens are of one kind ({', '.join(KINDS)}), or those that would fit the "
+        "probes are: nothing to tell apart; raise probe.tokens"
+    )
 
 
 def _read(

@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import spearmanr
 
-from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.base import Adapter, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.cache_curves import hottest_hits, lfu_hits, lru_hits
@@ -132,7 +132,7 @@ def _row(layer: int, metric: str, value: float | None, **fields: Any) -> MetricR
 def _order_rows(memory: RowMemory, heads: list[Head]) -> Iterator[MetricRow]:
     """Measure the heads of each order together, and each head's collisions."""
     starts = np.cumsum([0, *memory.head_rows[:-1]])
-    norms = memory.table.detach().norm(dim=1).cpu().numpy()
+    norms = widened(memory.table.detach()).norm(dim=1).cpu().numpy()
     for order in sorted(set(memory.orders)):
         own = [number for number, head in enumerate(heads) if head.order == order]
         group = [heads[number] for number in own]
@@ -193,7 +193,7 @@ def _shared_rows(memory: RowMemory, heads: list[Head]) -> Iterator[MetricRow]:
     starts = np.cumsum([0, *memory.head_rows[:-1]])
     read = np.stack([head.rows + start for head, start in zip(heads, starts, strict=True)], axis=1)
     read = read[:CACHE_TOKENS]
-    vectors = memory.table.detach().cpu()[torch.from_numpy(read)].flatten(1)
+    vectors = widened(memory.table.detach().cpu()[torch.from_numpy(read)].flatten(1))
     yield _row(
         memory.layer,
         "effective_rank",

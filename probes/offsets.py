@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Tap, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches, last_stream
@@ -75,7 +75,7 @@ def mass_by_offset(weights: Tensor) -> Tensor:
     offset = (place[:, None] - place[None, :]).clamp_min(0)
     edges = torch.tensor(EDGES, device=weights.device)
     bucket = torch.bucketize(offset, edges, right=True) - 1
-    mean = weights.mean(1)
+    mean = widened(weights).mean(1)
     empty = mean.new_zeros(*mean.shape[:2], len(EDGES))
     return empty.scatter_add(2, bucket.expand_as(mean), mean)
 

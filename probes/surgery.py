@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.base import Adapter, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import last_stream
@@ -90,7 +90,7 @@ def exchange(adapter: Adapter, first: Prompts, second: Prompts, reaching: bool =
         rows = torch.cat([ours, theirs], dim=1)
         partner = torch.cat([theirs, ours], dim=1)
         rows, partner = distinct(rows, partner)
-        table = memory.table.detach().cpu()
+        table = widened(memory.table.detach().cpu())
         change = (table[partner] - table[rows]) * (rows != NO_ROW)[..., None]
         found[memory.layer] = RowWrites(rows.to(adapter.device), change.to(adapter.device))
     return found
@@ -109,7 +109,7 @@ def write_answers(adapter: Adapter, asked: Prompts, steps: int = STEPS) -> Write
         places[memory.layer] = rows.to(adapter.device)
         shape = (*rows.shape, memory.table.shape[1])
         changes[memory.layer] = torch.zeros(shape, device=adapter.device, requires_grad=True)
-        rates.append(RATE * float(memory.table.detach().square().mean().sqrt()))
+        rates.append(RATE * float(widened(memory.table.detach()).square().mean().sqrt()))
     groups = [{"params": [c], "lr": r} for c, r in zip(changes.values(), rates, strict=True)]
     optimiser = torch.optim.Adam(groups)
     tokens, target = asked.tokens.to(adapter.device), asked.answers[:, 1].to(adapter.device)
@@ -169,7 +169,7 @@ def change_on_text(
     """
     with written(adapter, tokens, writes):
         after = last_stream(adapter, tokens)
-    old, new = (adapter.final_norm(stream.flatten(0, 1)) for stream in (before, after))
+    old, new = (adapter.normed(stream.flatten(0, 1)) for stream in (before, after))
     parts = [
         _change(adapter.unembedding(old[part]), adapter.unembedding(new[part]))
         for part in pieces(tokens.numel(), adapter.vocab_size, CELLS, adapter.device)

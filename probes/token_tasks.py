@@ -54,10 +54,10 @@ def _ngram_ended(token: Ints, document: Ints, rng: np.random.Generator) -> Exerc
     others.
     """
     length = token.shape[1] - 1
+    if length < ORDER:
+        return None
     columns = range(ORDER - 1, length)
-    grams = np.stack(
-        [token[:, c - ORDER + 1 : c + 1] for c in columns] if length >= ORDER else [], axis=1
-    ).reshape(-1, ORDER)
+    grams = np.stack([token[:, c - ORDER + 1 : c + 1] for c in columns], axis=1).reshape(-1, ORDER)
     places = (np.arange(len(token))[:, None] * length + np.array(columns)).reshape(-1)
     same = document[:, : length - ORDER + 1] == document[:, ORDER - 1 : length]
     grams, places = grams[same.reshape(-1)], places[same.reshape(-1)]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter
+from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from probes.capture import batches
 from probes.findings import Findings
@@ -71,8 +72,7 @@ def tuned_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None)
 
     def readout(view: View, stream: Tensor) -> Tensor:
         depth = 0 if view.site == "resid_pre" else view.layer + 1
-        hidden: Tensor = adapter.final_norm(translators(depth, stream))
-        return hidden
+        return adapter.normed(translators(depth, stream))
 
     values = measure(adapter, rest, wanted, readout, report, NAME)
     return lens_findings(NAME, adapter, rest, wanted, values)
@@ -86,6 +86,8 @@ def halves(sample: Sample) -> tuple[Mask, Mask]:
     """
     everything = np.ones(len(sample.token), dtype=bool)
     rng = np.random.default_rng(sample.seed)
+    if len(np.unique(sample.document[:, 0])) == 1 < len(np.unique(sample.document)):
+        raise UserError("tuned_lens: all windows begin in one document; raise probe.tokens")
     fitted = training_part(sample.document[:, 0], everything, rng, FIT_SHARE)
     return fitted, ~fitted
 
@@ -166,6 +168,7 @@ def _set_gradients(adapter: Adapter, leaves: list[Tensor], streams: Tensor, last
         # One depth at a time: only one (n, V) matrix and its gradient live at once.
         lens = adapter.unembed(stream @ own[0] + own[1])
         # The loss itself is of no use: its gradient in the logits is the difference of the two.
-        slope = lens.detach().softmax(-1).sub_(p).div_(len(p))
+        slope = lens.detach().softmax(-1).sub_(p)
         for leaf, gradient in zip(own, torch.autograd.grad(lens, own, slope), strict=True):
-            leaf.grad = gradient
+            # Divided before, the slopes of a float16 model would vanish on their way through it.
+            leaf.grad = gradient.div_(len(p))

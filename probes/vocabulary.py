@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.base import Adapter, widened
 from probes.sample import Floats
 
 CELLS = 262_144
@@ -58,9 +58,9 @@ def token_losses(adapter: Adapter, stream: Tensor, targets: Tensor) -> Floats:
         stream: the last residual stream, (n, D).
         targets: the tokens that came, (n,).
     """
-    hidden = adapter.final_norm(stream)
+    hidden = adapter.normed(stream)
     losses = [
-        F.cross_entropy(adapter.unembedding(hidden[part]), targets[part], reduction="none")
+        F.cross_entropy(widened(adapter.unembedding(hidden[part])), targets[part], reduction="none")
         for part in pieces(len(targets), adapter.vocab_size, PASSED_ONCE, adapter.device)
     ]
     return torch.cat(losses).cpu().double().numpy()
@@ -75,7 +75,7 @@ def row_dots(a: Tensor, b: Tensor) -> Tensor:
 
 def kl_bits(before: Tensor, after: Tensor) -> Tensor:
     """Return KL(before || after) of what logits (n, V) predict, in bits, (n,)."""
-    old, new = before.log_softmax(-1), after.log_softmax(-1)
+    old, new = (widened(logits).log_softmax(-1) for logits in (before, after))
     return row_dots(old.exp(), old - new) / math.log(2)
 
 

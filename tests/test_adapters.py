@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -470,3 +471,39 @@ def test_sites_are_documented() -> None:
 
     assert base.__doc__ is not None
     assert all(f"| {site} " in base.__doc__ for site in SITES)
+
+
+ROUTED = ("olmoe", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen4_exp", "engram_moe")
+
+
+@pytest.mark.parametrize("family", ROUTED)
+def test_routers_logits_are_read_alone_and_say_so(family: str, tokens: torch.Tensor) -> None:
+    adapter, tap = opened(family), Tap("router_logits", 1)
+    message = r"^router_logits can be read, not edited: [^\n]*edit router_index, router_weights$"
+    for changed in (adapter.edit(*tap, torch.neg), adapter.ablate(*tap)):
+        with pytest.raises(UserError, match=message), changed:
+            pass
+    with torch.no_grad(), adapter.record([tap]) as found:
+        adapter.run(tokens)
+    assert found[tap].shape == (18, 4)
+
+
+@pytest.mark.parametrize("family", ["olmoe", "mixtral", "qwen3_moe"])
+def test_tokens_sent_to_one_expert_get_what_it_computes(family: str, tokens: torch.Tensor) -> None:
+    adapter = opened(family)
+    mlp: Any = adapter.place("mlp_out", 1).module
+    seen: list[torch.Tensor] = []
+    handle = mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    weights = torch.tensor([1.0, 0.0])
+    with (
+        torch.no_grad(),
+        adapter.edit("router_index", 1, lambda x: torch.tensor([3, 2]).expand_as(x)),
+        adapter.edit("router_weights", 1, lambda x: weights.to(x.dtype).expand_as(x)),
+        adapter.record([Tap("mlp_out", 1)]) as found,
+    ):
+        adapter.run(tokens)
+        both, down = mlp.experts.gate_up_proj[3], mlp.experts.down_proj[3]
+        gate, up = (seen[0] @ both.T).chunk(2, dim=-1)
+        expected = (nn.functional.silu(gate) * up) @ down.T
+    handle.remove()
+    torch.testing.assert_close(found[Tap("mlp_out", 1)], expected)

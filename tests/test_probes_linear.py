@@ -23,7 +23,8 @@ from probes.code_labels import KINDS as CODE_KINDS
 from probes.code_labels import code_labels
 from probes.exercises import Exercise, make_exercise
 from probes.features import Features, gather
-from probes.linear import code_lengths, linear, measure
+from probes.linear import all_exercises, code_lengths, linear, measure
+from probes.logistic import fit_logistic
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample, write_sample
 from probes.split import TRAIN_SHARE, training_part
@@ -131,6 +132,46 @@ def test_too_little_to_ask() -> None:
         found = noise_sample()
         found.document[:] = 0
         linear(open_model(llama()), found)
+
+
+def made_up(case: str) -> Sample:
+    """Return a sample of several documents of which nothing can be asked."""
+    found = noise_sample()
+    if case == "hardly any token":
+        return noise_sample(windows=4, length=5)
+    if case == "windows of one token":
+        return noise_sample(windows=200, length=1)
+    if case == "one token of the other document":
+        found.document[:] = 1
+        found.document[:, 0] = 0
+    if case == "documents of one token":
+        found.document[:] = np.arange(33)
+    if case == "one token alone":
+        found.token[:] = 5
+    return found
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        # Four windows of five inputs: all but the first of each have both neighbours.
+        ("hardly any token", "16 of the sample's 20 tokens have both neighbours"),
+        ("windows of one token", "0 of the sample's 200 tokens have both neighbours"),
+        ("documents of one token", "0 of the sample's 512 tokens have both neighbours"),
+        ("one token of the other document", "are all of one document"),
+        ("one token alone", "the sample's tokens are of one kind"),
+    ],
+)
+def test_the_reason_for_asking_nothing_is_true(case: str, reason: str) -> None:
+    found = made_up(case)
+    assert len(np.unique(found.document)) > 1
+    with pytest.raises(UserError, match=rf"^linear: [^\n]*{reason}[^\n]*; raise probe\.tokens"):
+        all_exercises(found)
+
+
+def test_windows_too_short_for_an_ngram_are_asked_the_rest() -> None:
+    names = [exercise.name for exercise in all_exercises(noise_sample(windows=200, length=2))]
+    assert names == ["previous_token_kind", "next_token_kind"]
 
 
 def test_code_labels_by_hand() -> None:
@@ -421,3 +462,23 @@ def test_the_seed_decides() -> None:
     first, again = linear(adapter, noise_sample()).rows, linear(adapter, noise_sample()).rows
     assert first == again
     assert all(r.value is None or math.isfinite(r.value) for r in first)
+
+
+def test_parts_of_several_streams_are_read_beside_the_streams() -> None:
+    adapter, found = open_model(engram(residual_streams=3)), noise_sample(windows=16)
+    place, tokens = np.arange(512), torch.from_numpy(found.token[:, :-1])
+    features = gather(adapter, found.token[:, :-1], place)
+    assert features.values.shape == (len(features.taps), 512, 96)
+    with torch.no_grad(), adapter.record(features.taps) as read:
+        adapter.run(tokens)
+    for values, tap in zip(features.values, features.taps, strict=True):
+        own = read[tap].flatten(0, 1)
+        torch.testing.assert_close(values[:, : own.shape[1]], own)
+        assert not values[:, own.shape[1] :].any()
+    # What fills a part up changes nothing that a probe learns from it.
+    number = next(i for i, tap in enumerate(features.taps) if tap.site == "attn_out")
+    labels = torch.from_numpy(found.token[:, 0] % 2).repeat_interleave(32)
+    filled = features.values[number : number + 1]
+    wide, narrow = (fit_logistic(x, labels, 2).log_probs(x) for x in (filled, filled[..., :32]))
+    torch.testing.assert_close(wide, narrow, atol=1e-4, rtol=1e-4)
+    assert {row.site for row in linear(adapter, found).rows} >= {"resid_post", "attn_out"}

@@ -115,6 +115,9 @@ def test_one_document_is_too_few() -> None:
     found.document[:] = 0
     with pytest.raises(UserError, match="fewer than two documents"):
         tuned_lens(open_model(llama(vocab_size=VOCAB)), found)
+    found.document[:, 1:] = 1
+    with pytest.raises(UserError, match="all windows begin in one document"):
+        tuned_lens(open_model(llama(vocab_size=VOCAB)), found)
 
 
 def test_seeds_draw_the_split() -> None:

@@ -22,6 +22,9 @@ stream gets a share of, so that the parts no longer sum to ``resid_post``. Gemma
 rows differ: ``memory_out`` is one vector too, added to all streams but the first, and
 ``memory_gate`` has a factor for each number of the row, of any sign.
 
+``router_logits`` can be read alone: a router has chosen its experts by the time it returns them.
+Edit ``router_index`` and ``router_weights`` to send tokens elsewhere.
+
 Plain torch hooks do the work, and the model is as before when a context ends.
 """
 
@@ -49,6 +52,11 @@ SITES = (
     "mlp_out",
     "resid_post",
 )
+
+READ_ONLY = {
+    "router_logits": "the experts are chosen inside the router; edit router_index, router_weights"
+}
+"""Sites whose tensors nothing reads after them, and what to do instead."""
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -160,6 +168,11 @@ class Adapter:
         return self._unembedding_weight().device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of number in which the model computes."""
+        return self._unembedding_weight().dtype
+
+    @property
     def memory_layers(self) -> tuple[int, ...]:
         """Layers at which a conditional memory writes; empty for a model without one."""
         return tuple(sorted(tap.layer for tap in self.places if tap.site == "memory_out"))
@@ -170,18 +183,25 @@ class Adapter:
         return weight
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Run the model on token ids (B, T) and return logits (B, T, V)."""
+        """Run the model on token ids (B, T) and return logits (B, T, V), ``widened``."""
         logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
-        return logits
+        return widened(logits)
 
     def run(self, tokens: Tensor) -> None:
         """Run the model on token ids (B, T) for its hooks' sake; no logits are built."""
         self.backbone(input_ids=tokens, use_cache=False)
 
+    def normed(self, residual: Tensor) -> Tensor:
+        """Return ``final_norm`` of (..., D) of any type, computed in the model's own."""
+        hidden: Tensor = self.final_norm(residual.to(self.dtype))
+        return hidden
+
     def unembed(self, residual: Tensor) -> Tensor:
-        """Return ``unembedding(final_norm(residual))``: the LogitLens of (..., D) as (..., V)."""
-        logits: Tensor = self.unembedding(self.final_norm(residual))
-        return logits
+        """Return ``unembedding(final_norm(residual))``: the LogitLens of (..., D) as (..., V).
+
+        The model's own type computes, so that the last layer's lens is what the model says.
+        """
+        return widened(self.unembedding(self.normed(residual)))
 
     def place(self, site: str, layer: int) -> Place:
         """Find a tap.
@@ -199,12 +219,18 @@ class Adapter:
 
     @contextmanager
     def edit(self, site: str, layer: int, function: Edit) -> Iterator[None]:
-        """Replace the tensor at a tap by ``function`` of it, as long as the block runs."""
-        handle = _hook(self.place(site, layer), function)
-        try:
+        """Replace the tensor at a tap by ``function`` of it, as long as the block runs.
+
+        What ``function`` returns is brought to the type that the model has there.
+
+        Raises:
+            UserError: no such tap, or one that can only be read.
+        """
+        place = self.place(site, layer)
+        if site in READ_ONLY:
+            raise UserError(f"{site} can be read, not edited: {READ_ONLY[site]}")
+        with _hooked(place, function):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def ablate(self, site: str, layer: int) -> Iterator[None]:
@@ -249,8 +275,17 @@ class Adapter:
         found: dict[Tap, Tensor] = {}
         with ExitStack() as stack:
             for tap in taps:
-                stack.enter_context(self.edit(*tap, _keep(found, tap)))
+                stack.enter_context(_hooked(self.place(*tap), _keep(found, tap)))
             yield found
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return numbers of fewer bits than float32 (bfloat16, float16) as float32, others as given.
+
+    Sums, differences and logarithms of a model's numbers need more digits than the model does.
+    """
+    half = tensor.is_floating_point() and tensor.element_size() < 4
+    return tensor.float() if half else tensor
 
 
 def _keep(found: dict[Tap, Tensor], tap: Tap) -> Edit:
@@ -276,9 +311,18 @@ def _skip(block: nn.Module) -> Iterator[None]:
         del block.forward
 
 
+@contextmanager
+def _hooked(place: Place, function: Edit) -> Iterator[None]:
+    handle = _hook(place, function)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _hook(place: Place, function: Edit) -> RemovableHandle:
     """Register ``function`` on the tensor that enters or leaves a module at a place."""
-    item, edit = place.item, _in_form(function, place.form)
+    item, edit = place.item, _in_form(_typed(function), place.form)
 
     def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -293,6 +337,11 @@ def _hook(place: Place, function: Edit) -> RemovableHandle:
     if place.side == "output":
         return place.module.register_forward_hook(on_output)
     return place.module.register_forward_pre_hook(on_input, with_kwargs=True)
+
+
+def _typed(function: Edit) -> Edit:
+    """Bring what ``function`` returns to the type that it was given."""
+    return lambda tensor: function(tensor).to(tensor.dtype)
 
 
 def _in_form(function: Edit, form: Form | None) -> Edit:

@@ -1,6 +1,6 @@
 """Decoders of the ``transformers`` library: one layout of names per family."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,10 @@ def _unembedding(model: PreTrainedModel) -> nn.Module:
 
 def router_taps(mlp: nn.Module, layer: int) -> dict[Tap, Place]:
     """Return the taps of a router that returns logits, weights and numbers of its experts."""
-    router = getattr(mlp, "gate", getattr(mlp, "router", None))
+    router: Any = getattr(mlp, "gate", getattr(mlp, "router", None))
+    if hasattr(router, "get_base_layer"):
+        # PEFT changes the weight of a router and then calls the router itself.
+        router = router.get_base_layer()
     if not (isinstance(router, nn.Module) and hasattr(router, "top_k") and hasattr(mlp, "experts")):
         return {}
     sites = ("router_logits", "router_weights", "router_index")

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nForCausalLM, P
 from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.check import self_check
 from engram_eval.adapters.registry import adapt
+from engram_eval.adapters.wrapped import unwrapped
 from engram_eval.errors import UserError
 from engram_eval.model_folder import check_model_folder
 
@@ -18,22 +19,28 @@ OWN_TYPE = "engram_moe"
 
 
 def open_model(
-    source: str | Path | PreTrainedModel,
+    source: Any,
     trust_remote_code: bool = False,
     device: str | torch.device = "cpu",
 ) -> Adapter:
-    """Open a causal language model in float32 and check that its parts are where they should be.
+    """Open a causal language model and check that its parts are where they should be.
 
     Args:
-        source: a folder, a hub name, or a loaded model, which is moved and set to evaluation.
+        source: a folder or a hub name, which is loaded in float32; or a loaded model, which is
+            moved and set to evaluation. It computes in its own type, bfloat16 for instance, and
+            what probes make of its numbers is computed in float32. ``torch.compile`` and PEFT may
+            be around it.
         trust_remote_code: run Python files that lie beside the weights.
         device: where to compute.
 
     Raises:
-        UserError: nothing there, no safetensors, weights missing, or a failed self-check.
+        UserError: nothing there, no safetensors, weights missing, a wrapper that cannot be opened,
+            or a failed self-check.
     """
-    is_path = isinstance(source, str | Path)
-    model: PreTrainedModel = load_causal_lm(source, trust_remote_code) if is_path else source
+    if isinstance(source, str | Path):
+        model = load_causal_lm(source, trust_remote_code)
+    else:
+        model = unwrapped(source)
     model.to(device)
     model.eval()
     adapter = adapt(model)
