@@ -4,7 +4,6 @@ Only ratios count while a study runs: what has ended there corrects them (``work
 multiplies them by what a training step takes on the machine at hand.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,11 +100,11 @@ def other_seconds(
         seconds_per_token: of training, the mean over models; None where nothing is trained.
     """
     pace = 1.0 if seconds_per_token is None else seconds_per_token / usual_pace()
-    seconds, found = StageSeconds(study, pace), Counter[str]()
+    seconds, found = StageSeconds(study, pace), dict[str, float]()
     for node in {node.key: node for node in nodes}.values():
         if node.stage not in TRAININGS:
-            found[node.stage] += seconds(node)
-    return dict(found)
+            found[node.stage] = found.get(node.stage, 0.0) + seconds(node)
+    return found
 
 
 def _evaluated(evaluate: EvalConfig) -> float:
