@@ -12,7 +12,7 @@ from reports.summary import summary
 Values = Mapping[str, Mapping[str, float | None]]
 
 
-def results(study_dir: Path) -> str:
+def results(study_dir: Path | str) -> str:
     """Return the key results of a study folder; see ``markdown``.
 
     Of trained models that were compared, also every difference with its interval.
