@@ -73,7 +73,7 @@ def capture(
     adapter: Adapter,
     sample: Sample,
     taps: Sequence[Tap],
-    folder: Path,
+    folder: Path | str,
     tokens_per_shard: int = 16_384,
     dtype: torch.dtype | None = None,
     report: Reporter | None = None,
@@ -93,6 +93,7 @@ def capture(
     Raises:
         UserError: no such tap in this model, or a sample that does not fit it.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     for old in folder.glob("shard-*.safetensors"):
@@ -113,12 +114,13 @@ def capture(
     return load_capture(folder)
 
 
-def load_capture(folder: Path) -> Stored:
+def load_capture(folder: Path | str) -> Stored:
     """Open a finished capture.
 
     Raises:
         UserError: there is none.
     """
+    folder = Path(folder)
     try:
         facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

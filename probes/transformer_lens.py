@@ -10,6 +10,10 @@ Needs the extra ``interp``. Beside TransformerLens's own names there are, in blo
 
 The bridge works on the very module that it is given, and changes it; load a second one to compare.
 Patching ``hook_resid_pre`` does not change what later memories read: rows follow the token ids.
+
+``bridge.enable_compatibility_mode()`` leaves all predictions as they were. It does not fold the
+norms' gains into the weights behind them (``fold_ln``) and warns of that: TransformerLens's
+``logit_attrs`` would miss the last norm's gain, ``direct_logit_attribution`` of this module has it.
 """
 
 from collections.abc import Sequence
@@ -72,6 +76,9 @@ class EngramArchitectureAdapter(ArchitectureAdapter):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
+        # The gain of a norm before experts or a memory would have to go into weights that the
+        # library does not know; it leaves all gains where they are, and says so.
+        self.supports_fold_ln = False
         self._set_rms_rotary_defaults(final_rms=True)
         self.cfg.attn_implementation = "eager"
         self.weight_processing_conversions = {**self._qkvo_weight_conversions()}

@@ -42,7 +42,7 @@ SECTIONS: tuple[Callable[[Study], Section], ...] = (
 )
 
 
-def build_report(study_dir: Path, out_file: Path, most_data: int | None = None) -> Path:
+def build_report(study_dir: Path | str, out_file: Path | str, most_data: int | None = None) -> Path:
     """Render a study folder, finished or not, into ``out_file`` and return its path.
 
     A study's own ``report.html`` has ``summary.json`` beside it; the summary of any other page is
@@ -54,6 +54,7 @@ def build_report(study_dir: Path, out_file: Path, most_data: int | None = None) 
         most_data: bytes that the packed data of figures and tables may take; the largest are left
             out beyond that, and the page says so. None keeps all.
     """
+    study_dir, out_file = Path(study_dir), Path(out_file)
     with matplotlib.rc_context(RC), uncollected():
         study = load_study(study_dir)
         html = render(study, most_data)
@@ -62,8 +63,9 @@ def build_report(study_dir: Path, out_file: Path, most_data: int | None = None) 
     return out_file
 
 
-def summary_file(study_dir: Path, out_file: Path) -> Path:
+def summary_file(study_dir: Path | str, out_file: Path | str) -> Path:
     """Return where the summary of a study's page lies; see ``build_report``."""
+    study_dir, out_file = Path(study_dir), Path(out_file)
     own = out_file.resolve() == (study_dir / "report.html").resolve()
     return out_file.with_name("summary.json" if own else f"{out_file.stem}.summary.json")
 

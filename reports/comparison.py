@@ -53,14 +53,15 @@ class Run(NamedTuple):
         return Counter(stage.status for stage in self.study.stages)
 
 
-def build_comparison(study_dirs: Sequence[Path], out_file: Path) -> Path:
+def build_comparison(study_dirs: Sequence[Path | str], out_file: Path | str) -> Path:
     """Write one page about several study folders and return its path.
 
     Args:
         study_dirs: each as for ``build_report``; what is missing or damaged is said in its place.
         out_file: the HTML file.
     """
-    runs = [Run(name, load_study(d)) for name, d in zip(names(study_dirs), study_dirs, strict=True)]
+    folders, out_file = [Path(folder) for folder in study_dirs], Path(out_file)
+    runs = [Run(name, load_study(d)) for name, d in zip(names(folders), folders, strict=True)]
     with matplotlib.rc_context(RC):
         html = render(runs)
     write_atomic(out_file, printable(html).encode())

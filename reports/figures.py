@@ -54,9 +54,9 @@ class Picture(NamedTuple):
 
 
 def save_figures(
-    study_dir: Path,
-    folder: Path,
-    formats: Sequence[str] = FORMATS,
+    study_dir: Path | str,
+    folder: Path | str,
+    formats: str | Sequence[str] = FORMATS,
     dpi: int = 200,
     only: str | None = None,
     watch: Watch = iter,
@@ -67,16 +67,19 @@ def save_figures(
     Args:
         study_dir: a study folder, as for ``build_report``.
         folder: is made where it does not exist; files of the same names are replaced.
-        formats: endings that matplotlib can write.
+        formats: one of ``FORMATS``, or several.
         dpi: resolution of bitmaps.
         only: the name of one figure, such as ``logit-lens``; None saves all.
         watch: hands the pictures on one by one, and may tell how far it is.
         workers: processes that draw, where processes can be forked.
 
     Raises:
-        UserError: the report has no figure of that name.
+        UserError: the report has no figure of that name, or another format is asked for.
     """
-    written: list[Path] = []
+    formats = (formats,) if isinstance(formats, str) else formats
+    for ending in formats:
+        look_up("format", ending, dict.fromkeys(FORMATS))
+    folder, written = Path(folder), list[Path]()
     rc = {**RC, "svg.fonttype": "path", "pdf.fonttype": 42}
     with matplotlib.rc_context(rc), uncollected():
         study = load_study(study_dir)

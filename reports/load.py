@@ -244,8 +244,9 @@ class Study:
         return self.folder / stage.folder
 
 
-def load_study(folder: Path) -> Study:
+def load_study(folder: Path | str) -> Study:
     """Read a study folder, finished or not; nothing that it holds can make this fail."""
+    folder = Path(folder)
     problems: list[Problem] = []
     config = read_json(folder / "study.json", dict, problems)
     ledger = read_json(folder / "ledger.json", dict, problems)

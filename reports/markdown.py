@@ -15,7 +15,7 @@ SIDE_BY_SIDE = 5
 """Seeds of a model that a cell holds one by one."""
 
 
-def results(study_dir: Path) -> str:
+def results(study_dir: Path | str) -> str:
     """Return the key results of a study folder; see ``markdown``.
 
     Of trained models that were compared, also every difference with its interval.

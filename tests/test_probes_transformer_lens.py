@@ -131,6 +131,29 @@ def test_models_without_memory_or_experts(options) -> None:
     )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"engram_layers": []}, {"n_routed_experts": 0}])
+def test_compatibility_mode_leaves_predictions_and_says_what_it_does_not_fold(options) -> None:
+    model, made = engram(**options), engram_bridge(engram(**options))
+    with pytest.warns(UserWarning, match="does not support fold_ln; norm weights stay unfolded"):
+        made.enable_compatibility_mode()
+    expected = model(input_ids=TOKENS).logits.log_softmax(-1)
+    torch.testing.assert_close(made(TOKENS).log_softmax(-1), expected, rtol=1e-4, atol=1e-4)
+    logits, cache = run_with_cache(made, TOKENS)
+    assert ("blocks.1.hook_memory_out" in cache) == (options != {"engram_layers": []})
+    parts, _ = direct_logit_attribution(made, cache, TOKENS)
+    chosen = logits.gather(-1, TOKENS[..., None])[..., 0]
+    torch.testing.assert_close(parts.sum(0), chosen, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_compatibility_mode_without_processing_changes_no_logit() -> None:
+    made = engram_bridge(engram())
+    made.enable_compatibility_mode(no_processing=True)
+    expected = engram()(input_ids=TOKENS).logits
+    torch.testing.assert_close(made(TOKENS), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_what_it_does_not_take() -> None:
     with pytest.raises(UserError, match="boot_transformers"):
         engram_bridge(llama())

@@ -19,8 +19,11 @@ import pytest
 from PIL import Image
 from reports_fixture import SEEDS, SMALL, UNINFORMATIVE, read_metrics, write_metrics, write_study
 
+from engram_eval.errors import UserError
 from reports.build import build_report
+from reports.comparison import build_comparison
 from reports.figures import save_figures, slug
+from reports.markdown import results
 from reports.theme import (
     DARK,
     GRID,
@@ -373,6 +376,26 @@ def test_a_bitmap_has_its_resolution_and_the_models_colours(small, tmp_path):
     wanted = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in LIGHT[:3]]
     off = np.abs(np.subtract(np.array(wanted)[:, None], np.array(list(counts)))).max(-1).min(-1)
     assert off.max() == 0
+
+
+@pytest.mark.parametrize("formats", ["jpg", ["jpg"], ["svg", "jpg"]])
+def test_other_formats_are_refused_before_anything_is_written(small, tmp_path, formats):
+    message = r"^unknown format 'jpg'[^\n]*; allowed: pdf, png, svg$"
+    with pytest.raises(UserError, match=message):
+        save_figures(small, tmp_path / "figures", formats=formats)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_paths_may_be_text(small, tmp_path):
+    page, again = tmp_path / "page.html", tmp_path / "again.html"
+    assert build_report(str(small), str(page)) == page
+    assert page.read_bytes() == build_report(small, again).read_bytes()
+    both = build_comparison([str(small), small], str(tmp_path / "both.html"))
+    assert both == tmp_path / "both.html" and both.exists()
+    files = save_figures(str(small), str(tmp_path / "figures"), "svg", only="heldout-by-domain")
+    assert {file.suffix for file in files} == {".csv", ".svg"}
+    assert all(file.exists() for file in files)
+    assert results(str(small)) == results(small)
 
 
 @pytest.mark.parametrize(
