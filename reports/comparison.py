@@ -19,7 +19,7 @@ from reports.blocks import Block, Cell, Column, Item, Section, Table, View, flat
 from reports.build import page, printable
 from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, load_study
-from reports.numbers import MISSING, count, duration, fixed, listing
+from reports.numbers import MISSING, count, duration, fixed, listing, seed_numbers
 from reports.query import by_domain, domain_of, heldout, ordered, value_of, who
 from reports.sections.columns import MANY, SEVERAL, seeds_cell
 from reports.sections.verdicts import short
@@ -276,9 +276,8 @@ def _costs(model: Model) -> list[Cell]:
         model.flops_per_token,
         model.tokens,
     )
-    seeds = ", ".join(map(str, model.seeds)) or MISSING
     tuned = "tuned" if model.tuned else "untuned"
-    return [*(Cell(count(x), x) for x in numbers), Cell(seeds), Cell(tuned)]
+    return [*(Cell(count(x), x) for x in numbers), Cell(seed_numbers(model.seeds)), Cell(tuned)]
 
 
 def stage_table(runs: Sequence[Run]) -> Table:

@@ -8,6 +8,8 @@ MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
 # Of more models than this, a sentence names the ends, and a picture of curves the middle alone.
 MANY = 6
+# Seeds that a table names one by one.
+SINGLE_SEEDS = 5
 
 
 def fixed(value: float | None, digits: int = 3, sign: bool = False) -> str:
@@ -77,6 +79,16 @@ def each(
         return f"{len(told)} models, each {ends[0]}"
     low, high = (f"{name} {end}" for name, end in zip((ranked[0], ranked[-1]), ends, strict=True))
     return f"{len(told)} models, from {low} to {high}"
+
+
+def seed_numbers(seeds: Sequence[int]) -> str:
+    """Write the seeds of a model: ``0, 1, 2``, or ``10 to 24`` where more follow each other."""
+    if not seeds:
+        return MISSING
+    row = list(range(seeds[0], seeds[0] + len(seeds)))
+    if len(seeds) > SINGLE_SEEDS and list(seeds) == row:
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
 
 
 def middle(found: Sequence[float]) -> float:

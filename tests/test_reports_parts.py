@@ -9,7 +9,7 @@ from engram_eval.records import MetricRow
 from reports.blocks import Block, Cell, Column, Panel, Table, View, told_strokes
 from reports.draw import HOLLOW, Dot, Line, dots, lines, styles
 from reports.load import Comparison, load_study
-from reports.numbers import fixed, quoted
+from reports.numbers import fixed, quoted, seed_numbers
 from reports.query import widest
 from reports.sections.benchmarks import against
 from reports.sections.columns import _alike, seed_cells, seeds_cell, seeds_note
@@ -155,3 +155,16 @@ def test_line_styles_are_told_where_they_are_drawn():
     views = [View("", [Panel("", plain)]), View("", [Panel("", grid)])]
     block = Block("i", "title", "finding", views, [], strokes=STROKES)
     assert block.drawn_strokes() == [("-", "plain"), (HOLLOW, "a bound")]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [
+        ((), "–"),
+        ((0, 1, 2), "0, 1, 2"),
+        (tuple(range(10, 25)), "10 to 24"),
+        ((0, 1, 2, 3, 4, 6), "0, 1, 2, 3, 4, 6"),
+    ],
+)
+def test_many_seeds_in_a_row_are_told_by_their_ends(seeds: tuple[int, ...], told: str) -> None:
+    assert seed_numbers(seeds) == told

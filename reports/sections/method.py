@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from reports.blocks import Cell, Column, Section, Table
 from reports.load import Provenance, Stage, Study
-from reports.numbers import MISSING, duration
+from reports.numbers import MISSING, duration, seed_numbers
 from reports.query import asked
 
 
@@ -139,7 +139,7 @@ def _of_stages(stages: Sequence[Stage]) -> Provenance:
 
 
 def _seeds(study: Study) -> list[str]:
-    return [f"{m.name} {', '.join(map(str, m.seeds))}" for m in study.models if m.seeds]
+    return [f"{m.name} {seed_numbers(m.seeds)}" for m in study.models if m.seeds]
 
 
 def configs(study: Study) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from reports.answer import Answer, answer
 from reports.blocks import Block, Cell, Column, Section, Table, View, flat_rows, panel
 from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, Verdict
-from reports.numbers import MANY, MISSING, count, each, fixed, middle
+from reports.numbers import MANY, MISSING, count, each, fixed, middle, seed_numbers
 from reports.query import asked, by_domain, domain_of, heldout, pick, value_of, values, who
 from reports.sections.offload import told as speed_told
 from reports.sections.verdicts import tally
@@ -151,7 +151,7 @@ def ledger_table(study: Study) -> Table:
         ("FLOPs per token (forward)", [count(m.flops_per_token) for m in study.models]),
         ("Training tokens", [count(m.tokens) for m in study.models]),
         ("Epochs", [_recorded(study, m, "epochs") for m in study.models]),
-        ("Seeds", [", ".join(map(str, m.seeds)) or MISSING for m in study.models]),
+        ("Seeds", [seed_numbers(m.seeds) for m in study.models]),
         ("Matched in cost to", [m.matched_to or MISSING for m in study.models]),
         ("Learning rates", [_tuning(m) for m in study.models]),
     ]
