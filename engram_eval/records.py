@@ -22,6 +22,12 @@ from engram_eval.errors import UserError
 
 SCHEMA = 1
 
+RATE = "_lr_multiplier"
+"""How the keys of ``config.TrainConfig`` end that are a part's rate over the backbone's."""
+
+PAPER_ROWS = 5.0
+"""The rate of the memory's rows (arXiv:2601.07372 App. A)."""
+
 EQUAL_LOSS = "equal_loss"
 """Condition of scores of the checkpoint that meets another model's loss."""
 
@@ -335,6 +341,23 @@ def added_blocks(model: str) -> int | None:
     """Return how many blocks an arm has more than ``UNDEEPENED``; None for other models."""
     match = re.fullmatch(rf"{UNDEEPENED}_plus(\d+)", model)
     return 0 if model == UNDEEPENED else int(match[1]) if match else None
+
+
+def lookup_rates(study: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the rates of ``embedding`` and ``rows`` over the backbone's; None if arms differ.
+
+    Args:
+        study: what ``study.json`` holds. One of before token embeddings could have a rate of their
+            own says nothing of it; they had the backbone's.
+    """
+    own = {key for model in study.get("models", []) for key in model.get("train", {})}
+    if any(key.endswith(RATE) for key in own):
+        return None
+    train = study.get("train", {})
+    return {
+        "embedding": train.get(f"embedding{RATE}", 1.0),
+        "rows": train.get(f"table{RATE}", PAPER_ROWS),
+    }
 
 
 def at_the_edge(rows: Iterable[MetricRow]) -> set[str]:

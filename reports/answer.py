@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engram_eval.lookup_rates import lookup_rates
-from engram_eval.records import MetricRow, at_the_edge
+from engram_eval.records import MetricRow, at_the_edge, lookup_rates
 from reports.load import Model, Study, Verdict
 from reports.numbers import count, listing, quoted
 from reports.query import (

@@ -14,9 +14,11 @@ from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.table import BRIEF, table
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.cli import main
-from engram_eval.config import to_dict
+from engram_eval.config import OF_PARTS, TrainConfig, to_dict
 from engram_eval.errors import UserError
 from engram_eval.records import (
+    PAPER_ROWS,
+    RATE,
     MetricRow,
     at_the_edge,
     read_jsonl,
@@ -285,6 +287,8 @@ def test_rates_that_all_arms_have_in_common_are_told(
     own = {**first, "train": {"table_lr_multiplier": 1.0}}
     assert told(untuned, models=[own, *others]) == [None] * every
     assert told({name: {"tuned": True} for name in untuned}) == [None] * every
+    assert all(key.endswith(RATE) for key in OF_PARTS)
+    assert TrainConfig().table_lr_multiplier == PAPER_ROWS
     # As studies say it that were made before an embedding could have a rate of its own.
     train.pop("embedding_lr_multiplier")
     assert told(untuned)[0] == {"embedding": 1.0, "rows": 7.0}

@@ -9,6 +9,7 @@ from tokenizer_tools import foreign_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
+from engram_eval.cli import main
 from engram_eval.config import CorpusConfig, EntityDials
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.fingerprint import corpus_fingerprint
@@ -171,3 +172,16 @@ def test_what_cannot_be_used_is_told_in_one_line(foreign: Path, tmp_path: Path) 
         with pytest.raises(UserError, match=expected) as caught:
             given_tokenizer(spec)
         assert "\n" not in str(caught.value)
+
+
+def test_the_flag_takes_a_tokenizer_for_all_arms(
+    foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["plan", "smoke", "--no-time", "--json", "--tokenizer"]
+    assert main([*plan, str(foreign)]) == 0
+    models = json.loads(capsys.readouterr().out)["models"].values()
+    assert {row["architecture"]["vocab_size"] for row in models} == {400}
+    (tmp_path / "empty").mkdir()
+    assert main([*plan, str(tmp_path / "empty")]) == 2
+    told = capsys.readouterr().err
+    assert str(tmp_path / "empty") in told and told.count("\n") == 1

@@ -43,10 +43,10 @@ from engram_eval.claims.stored import FILE
 from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
 from engram_eval.evaluation.suites import BPB, expand
-from engram_eval.lookup_rates import lookup_rates
 from engram_eval.records import (
     at_the_edge,
     canonical_json,
+    lookup_rates,
     read_jsonl,
     row_from_dict,
     write_json,

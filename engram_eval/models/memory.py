@@ -187,7 +187,7 @@ class EngramMemory(nn.Module):
         gate: torch.Tensor,
         value: torch.Tensor,
         history: HistoryLayer | None,
-        texts: torch.Tensor | None,
+        texts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return ``gated + silu(conv(norm(gated)))``, (B, T, M, D): eq. 5."""
         if self.spec.conv and history is None and texts is None:

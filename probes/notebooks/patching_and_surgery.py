@@ -57,13 +57,15 @@ exchanged
 
 # %%
 bridge = engram_bridge(load_causal_lm(FOLDER), AutoTokenizer.from_pretrained(FOLDER))
-prompt = torch.tensor([pairs[0].a])
+# A study as small as smoke may know no pair.
+first = (pairs or list(people.pairs))[0]
+prompt = torch.tensor([first.a])
 with torch.no_grad():
     logits, cache = run_with_cache(bridge, prompt)
-    target = torch.full_like(prompt, pairs[0].answer_a)
+    target = torch.full_like(prompt, first.answer_a)
     parts, labels = direct_logit_attribution(bridge, cache, target)
 final = parts[:, 0, -1]
-assert torch.allclose(final.sum(), logits[0, -1, pairs[0].answer_a], rtol=1e-3, atol=1e-3)
+assert torch.allclose(final.sum(), logits[0, -1, first.answer_a], rtol=1e-3, atol=1e-3)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
