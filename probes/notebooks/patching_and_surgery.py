@@ -79,9 +79,11 @@ figure.tight_layout()
 
 # %%
 memory = max((value or 0 for _, value in by_site["memory_out"]), default=0)
-embedding = by_site["resid_pre"][0][1] or 0
+embedding = max((value or 0 for _, value in by_site["resid_pre"][:1]), default=0)
 sentence = (
     f"Patching what the memory adds moves {memory:.0%} of the answers, patching the embeddings "
     f"{embedding:.0%}: the larger one is where this model keeps who is who."
+    if pairs
+    else "This model knows no pair on both sides: patching says nothing of where it keeps them."
 )
 sentence
