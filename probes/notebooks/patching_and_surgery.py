@@ -72,7 +72,8 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
 for site, points in by_site.items():
     left.plot(*zip(*points, strict=True), marker="o", label=site)
 left.set(xlabel="block", ylabel="answers flipped", title="patched at all tokens", ylim=(0, 1.05))
-left.legend()
+if pairs:
+    left.legend()
 right.barh(labels, final.tolist())
 right.set(title="one answer's logit, by part")
 figure.tight_layout()
