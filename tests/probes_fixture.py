@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from engram_eval.config import CorpusConfig
+from engram_eval.config import CorpusConfig, EntityDials, Mix
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.models import EngramConfig, EngramForCausalLM
@@ -19,6 +19,13 @@ from probes.token_tasks import KINDS
 VOCAB = 48
 # One spelling per kind of token, taken in turn by the ids from 1 on; id 0 ends documents.
 SPELLINGS = ("\n", "7", " word", "ing", "(")
+PEOPLE = CorpusConfig(
+    vocab_size=400,
+    train_bytes=30_000,
+    val_fraction=0.3,
+    mix=Mix(code=0, docs=0, facts=0.7, math=0.2, recall=0.1),
+    entities=EntityDials(n_entities=8, max_exposures=6, min_exposures=3),
+)
 
 
 def llama(layers: int = 3, d_model: int = 32, seed: int = 0, **changes: Any) -> PreTrainedModel:

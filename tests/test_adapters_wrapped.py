@@ -2,6 +2,7 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from adapters_fixture import FAMILIES, seeded
@@ -44,7 +45,6 @@ def test_other_modules_are_refused() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "olmoe", "gemma2", "qwen4_exp", "engram_moe"])
 def test_a_model_with_lora_is_the_merged_one(family: str) -> None:
-    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     model = peft.get_peft_model(seeded(FAMILIES[family]), config)
     merged = open_model(copy.deepcopy(model).merge_and_unload())
@@ -59,7 +59,6 @@ def test_a_model_with_lora_is_the_merged_one(family: str) -> None:
 
 
 def test_wrappers_may_be_around_each_other_and_cover_the_head() -> None:
-    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(
         r=2, target_modules=["q_proj", "lm_head", "embed_tokens"], init_lora_weights=False
     )
@@ -75,7 +74,6 @@ def test_wrappers_may_be_around_each_other_and_cover_the_head() -> None:
 
 
 def test_prompts_of_peft_are_refused() -> None:
-    peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = peft.get_peft_model(seeded(FAMILIES["llama"]), config)
     with pytest.raises(UserError, match=r"^PEFT adapter 'default' of type PROMPT_TUNING [^\n]*$"):

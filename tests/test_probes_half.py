@@ -15,13 +15,13 @@ import pytest
 import torch
 import transformers as hf
 from adapters_fixture import FAMILIES, seeded
-from probes_fixture import engram, llama, noise_sample, small_corpus
+from probes_fixture import PEOPLE, engram, llama, noise_sample, small_corpus
 from transformers import PreTrainedModel
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.adapters.load import open_model
 from engram_eval.arm_corpus import arm_corpus
-from engram_eval.config import CorpusConfig, EntityDials, Mix, ProbeConfig
+from engram_eval.config import CorpusConfig, ProbeConfig
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.progress import Reporter
@@ -32,13 +32,6 @@ from probes.registry import PROBES, find_probe
 from probes.sample import draw_sample
 
 OPTIONS = ProbeConfig(tokens=512, seq_len=32, items=2)
-PEOPLE = CorpusConfig(
-    vocab_size=400,
-    train_bytes=30_000,
-    val_fraction=0.3,
-    mix=Mix(code=0, docs=0, facts=0.7, math=0.2, recall=0.1),
-    entities=EntityDials(n_entities=8, max_exposures=6, min_exposures=3),
-)
 HALVES = (torch.bfloat16, torch.float16)
 
 

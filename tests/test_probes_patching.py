@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from probes_fixture import engram, llama, noise_sample, silence
+from probes_fixture import PEOPLE, engram, llama, noise_sample, silence
 from transformers import PreTrainedModel
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.adapters.load import open_model
-from engram_eval.config import CorpusConfig, EntityDials, Mix, ProbeConfig
+from engram_eval.config import CorpusConfig, EntityDials, ProbeConfig
 from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.entities import ATTRIBUTES, held_out_template, make_people
 from engram_eval.corpus.store import Corpus, load_corpus
@@ -34,15 +34,8 @@ from probes.surgery import exchange, name_rows, surgery, write_answers
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    config = CorpusConfig(
-        vocab_size=400,
-        train_bytes=30_000,
-        val_fraction=0.3,
-        mix=Mix(code=0, docs=0, facts=0.7, math=0.2, recall=0.1),
-        entities=EntityDials(n_entities=8, max_exposures=6, min_exposures=3),
-    )
     out = tmp_path_factory.mktemp("people")
-    build_corpus({}, config, None, out, Reporter(quiet=True))
+    build_corpus({}, PEOPLE, None, out, Reporter(quiet=True))
     return load_corpus(out)
 
 
