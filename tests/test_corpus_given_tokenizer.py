@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.fingerprint import corpus_fingerprint
 from engram_eval.corpus.given_tokenizer import given_tokenizer
 from engram_eval.corpus.packed import pack_corpus
+from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.corpus.vocabulary import token_ids
 from engram_eval.errors import UserError
@@ -185,3 +187,14 @@ def test_the_flag_takes_a_tokenizer_for_all_arms(
     assert main([*plan, str(tmp_path / "empty")]) == 2
     told = capsys.readouterr().err
     assert str(tmp_path / "empty") in told and told.count("\n") == 1
+
+
+def test_damaged_settings_are_told_of_where_tokenizers_are_compared(
+    foreign: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(foreign, folder)
+    assert same_tokenizer(folder, foreign)
+    (folder / "tokenizer_config.json").write_text("[")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: damaged"):
+        same_tokenizer(folder, foreign)

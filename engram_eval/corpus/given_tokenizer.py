@@ -6,18 +6,17 @@ give back every text that it reads: bits per byte would otherwise be those of an
 """
 
 import functools
-import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
 from engram_eval.corpus.tokenizer import EOS, token_bytes, vocabulary_size
+from engram_eval.corpus.tokenizer_file import FILE, SETTINGS, named_end, read_tokenizer
 from engram_eval.errors import UserError, nearest
 from engram_eval.records import content_hash, file_sha256
 
-FILE, SETTINGS = "tokenizer.json", ("tokenizer_config.json", "special_tokens_map.json")
 KNOWN_ENDS = (EOS, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
 """Taken for the end of text where no settings beside ``tokenizer.json`` name another."""
 
@@ -115,11 +114,7 @@ def _from_hub(name: str) -> tuple[Path, ...]:
 
 @functools.cache
 def _open(spec: str, files: tuple[Path, ...], changed_ns: tuple[int, ...]) -> Given:
-    try:
-        tokenizer = Tokenizer.from_file(str(files[0]))
-    # The tokenizers library raises bare Exception for whatever it cannot parse.
-    except Exception as error:
-        raise UserError(f"{files[0]}: not a readable tokenizer ({error})") from error
+    tokenizer = read_tokenizer(files[0])
     end, end_id = _end(spec, tokenizer, files[1:])
     tokenizer.add_special_tokens([end])
     tokenizer.post_processor = None
@@ -133,22 +128,13 @@ def _open(spec: str, files: tuple[Path, ...], changed_ns: tuple[int, ...]) -> Gi
 
 def _end(spec: str, tokenizer: Tokenizer, settings: tuple[Path, ...]) -> tuple[str, int]:
     """Return the token that ends a text and its id: what settings name, or a usual one."""
-    named = [token for path in settings if (token := _named_end(path)) is not None]
+    named = [token for path in settings if (token := named_end(path)) is not None]
     for token in named or KNOWN_ENDS:
         end_id = tokenizer.token_to_id(token)
         if end_id is not None:
             return token, end_id
     sought = ", ".join(named or KNOWN_ENDS)
     raise UserError(f"{spec}: a tokenizer without an end of text (sought: {sought})")
-
-
-def _named_end(path: Path) -> str | None:
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    token = found.get("content") if isinstance(found, dict) else found
-    return token if isinstance(token, str) else None
 
 
 def _check_text_comes_back(spec: str, tokenizer: Tokenizer) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engram_eval.corpus.tokenizer_file import FILE, SETTINGS, named_end, read_tokenizer
 from engram_eval.errors import UserError
 from engram_eval.records import content_hash
 
-FILE = "tokenizer.json"
-SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 VOCABULARIES = ("tokenizer*", "*vocab*", "*.model")
 
 
@@ -43,35 +42,26 @@ def tokenizer_identity(folder: Path) -> Identity:
     What is put around a text, how it is cut, and how text is made of tokens again does not count.
     """
     path = folder / FILE
-    return _read(path, path.stat().st_mtime_ns) if path.is_file() else _converted(folder)
+    if not path.is_file():
+        return _converted(folder)
+    return Identity(_read(path, path.stat().st_mtime_ns), _end(folder))
 
 
 @functools.cache
-def _read(path: Path, changed_ns: int) -> Identity:
-    """Identify what a file holds, as this version of the library would write it."""
-    from tokenizers import Tokenizer
-
-    try:
-        written = Tokenizer.from_file(str(path)).to_str()
-    # The tokenizers library raises bare Exception for whatever it cannot parse.
-    except Exception as error:
-        raise UserError(f"{path}: not a readable tokenizer ({error})") from error
-    return _identity(json.loads(written), _end(path.parent))
+def _read(path: Path, changed_ns: int) -> str:
+    """Hash what a file holds, as this version of the library would write it."""
+    return _hash(json.loads(read_tokenizer(path).to_str()))
 
 
-def _identity(data: Mapping[str, Any], end: str | None) -> Identity:
+def _hash(data: Mapping[str, Any]) -> str:
     added = sorted([token["id"], token["content"]] for token in data.get("added_tokens") or [])
     parts = {name: data.get(name) for name in ("normalizer", "pre_tokenizer")}
-    return Identity(content_hash({**parts, "model": data["model"], "added": added}), end)
+    return content_hash({**parts, "model": data["model"], "added": added})
 
 
 def _end(folder: Path) -> str | None:
-    for name in SETTINGS:
-        if (folder / name).is_file():
-            found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
-            if found is not None:
-                return str(found["content"] if isinstance(found, dict) else found)
-    return None
+    settings = (folder / name for name in SETTINGS if (folder / name).is_file())
+    return next((end for path in settings if (end := named_end(path)) is not None), None)
 
 
 def _converted(folder: Path) -> Identity:
@@ -86,4 +76,5 @@ def _converted(folder: Path) -> Identity:
     if not tokenizer.is_fast:
         name = content_hash([type(tokenizer).__name__, len(tokenizer)])
         return Identity(name, tokenizer.eos_token)
-    return _identity(json.loads(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token)
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    return Identity(_hash(data), tokenizer.eos_token)
