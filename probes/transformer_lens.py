@@ -38,6 +38,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from engram_eval.adapters.wrapped import unwrapped
 from engram_eval.errors import UserError
 
 ARCHITECTURE = "EngramForCausalLM"
@@ -123,13 +124,15 @@ def engram_bridge(
     """Wrap one of our models, in place.
 
     Args:
-        model: an ``EngramForCausalLM``; dense and MoE ones as well.
+        model: an ``EngramForCausalLM``; dense and MoE ones as well, also in ``torch.compile`` or
+            with LoRA (a ``peft.PeftModel``).
         tokenizer: for TransformerLens's text functions. These put a beginning-of-text token in
             front by default, which lm-eval does not: pass token ids to be sure.
 
     Raises:
         UserError: another family, several residual streams, or another kind of attention.
     """
+    model = unwrapped(model)
     if type(model).__name__ != ARCHITECTURE:
         raise UserError(
             f"{type(model).__name__}: this bridge is for {ARCHITECTURE}; for other families use "

@@ -1,5 +1,8 @@
 """TransformerLens sees the same model, its memory included, and its parts sum to the whole."""
 
+import copy
+
+import peft
 import pytest
 import torch
 from probes_fixture import engram, llama
@@ -152,6 +155,16 @@ def test_compatibility_mode_without_processing_changes_no_logit() -> None:
     made.enable_compatibility_mode(no_processing=True)
     expected = engram()(input_ids=TOKENS).logits
     torch.testing.assert_close(made(TOKENS), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_wrapped_models_are_bridged_with_what_the_wrapper_does() -> None:
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    model = peft.get_peft_model(engram(), config)
+    expected = copy.deepcopy(model).merge_and_unload()(input_ids=TOKENS).logits
+    made = engram_bridge(torch.compile(model, backend="eager"))
+    torch.testing.assert_close(made(TOKENS), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, engram()(input_ids=TOKENS).logits, rtol=0.01, atol=0.01)
 
 
 def test_what_it_does_not_take() -> None:
