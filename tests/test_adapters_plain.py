@@ -1,7 +1,10 @@
 """A module of one's own is read as the model whose weights it has: one of ours, or a Llama."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -9,22 +12,34 @@ import numpy as np
 import pytest
 import torch
 from lab_fixture import Lab, parts_of
-from probes_fixture import engram, llama, noise_sample
+from probes_fixture import engram, llama, noise_sample, small_corpus
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from engram_eval.adapters import plain_model
 from engram_eval.adapters.base import Adapter, Reads
 from engram_eval.adapters.load import open_model
-from engram_eval.adapters.plain import Parts, PlainModel
+from engram_eval.adapters.plain import Parts, PlainModel, known_as
+from engram_eval.adapters.stage import model_sha256
+from engram_eval.config import EvalConfig
+from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.fast_check import Encoded
 from engram_eval.evaluation.heldout import token_bits
+from engram_eval.evaluation.heldout_stage import evaluate
 from engram_eval.evaluation.stage import fast_lm
+from engram_eval.model_folder import is_plain
+from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.cka import cka
 from probes.registry import PROBES
 
 SINGLE = ("logit_lens", "tuned_lens", "linear", "knockout", "router", "depth")
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_model, "BUILDERS", {})
 
 
 @pytest.fixture(scope="module")
@@ -243,11 +258,13 @@ def test_what_is_no_language_model_is_refused(logits: Any, message: str) -> None
         PlainModel(Small(as_is), replace(SMALL, logits=logits))
 
 
-def test_padding_and_writing_are_refused() -> None:
+def test_padding_long_texts_and_writing_are_refused() -> None:
     model = PlainModel(Small(as_is), SMALL)
     ids, mask = torch.ones(1, 4, dtype=torch.long), torch.tensor([[0, 1, 1, 1]])
     with pytest.raises(UserError, match="takes no padding"):
         model(input_ids=ids, attention_mask=mask)
+    with pytest.raises(UserError, match=r"17 tokens, but Parts.max_positions is 16"):
+        token_bits(model, np.ones(20, np.int64), 17, 1)
     with pytest.raises(UserError, match="leave generation tasks out"):
         model.generate(ids)
 
@@ -263,9 +280,136 @@ def test_the_module_stays_as_it_is() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_modules_of_few_bits_open(dtype: torch.dtype, tmp_path: Path) -> None:
+    build = partial(Small, as_is)
+    known_as("half", lambda: PlainModel(build().to(dtype), SMALL, "half"))
+    model = PlainModel(build().to(dtype), SMALL, "half")
+    model.save_pretrained(tmp_path)
+    found = [open_model(source) for source in (model, tmp_path)]
+    assert {adapter.dtype for adapter in found} == {dtype}
+
+
 def test_rows_have_a_meaning_if_it_is_given() -> None:
     ours: PreTrainedModel = engram()
     lab = Lab(ours)
     reads = Reads((2, 3), (101, 103, 107, 109))
     adapter = open_model(PlainModel(lab, parts_of(lab, reads=reads)))
     assert adapter.reads == {1: reads}
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+
+
+def documented(word: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    (block,) = [block for block in blocks if word in block]
+    return str(block)
+
+
+class Shown(nn.Module):
+    """A model as the page has it: its second block adds a gated row of the token's own."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, 8)
+        self.blocks = nn.ModuleList([ShownBlock(None), ShownBlock(Table(vocabulary))])
+        self.norm, self.lm_head = nn.RMSNorm(8), nn.Linear(8, vocabulary, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.wte(ids)
+        for block in self.blocks:
+            x = block(x, ids)
+        logits: Tensor = self.lm_head(self.norm(x))
+        return logits
+
+
+class ShownBlock(nn.Module):
+    """A memory, then the past's mean in attention's place."""
+
+    def __init__(self, memory: nn.Module | None) -> None:
+        super().__init__()
+        self.engram = memory
+        self.attn, self.mlp = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        if self.engram is not None:
+            x = x + self.engram(x, ids)
+        x = x + self.attn(x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None])
+        return x + self.mlp(x)
+
+
+class Table(nn.Module):
+    """A row of each token, as far as the stream asks for it."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.table, self.gate = nn.Embedding(vocabulary, 8), nn.Sigmoid()
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        rows = self.table(ids[..., None])[..., 0, :]
+        gated: Tensor = self.gate((rows * x).sum(-1, keepdim=True)) * rows
+        return gated
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the page's lines run."""
+    folder = tmp_path_factory.mktemp("shown")
+    corpus = small_corpus(folder)
+    (folder / "runs/smoke").mkdir(parents=True)
+    (folder / "runs/smoke/corpus").symlink_to(corpus.folder)
+    return folder
+
+
+def test_the_pages_lines_run(smoke: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(smoke)
+    vocabulary = load_corpus("runs/smoke/corpus").vocab_size
+    names: dict[str, Any] = {"gpt": Shown(vocabulary), "make_gpt": lambda: Shown(vocabulary)}
+    exec(documented("fast_lm"), names)
+    adapter = names["adapter"]
+    assert adapter.memory_layers == (1,)
+    assert {row.condition for row in names["found"]} >= {"memory_zeroed", "attn_zeroed"}
+    assert names["bits"][0].metric == "bits_per_byte" and names["bits"][0].value > 1
+    assert names["scores"]["results"]["code_names"]["acc,none"] >= 0
+    exec(documented("known_as"), names)
+    opened = open_model(smoke / "my-gpt")
+    assert opened.model.module is not names["gpt"]
+    ids = torch.randint(vocabulary, (2, 9))
+    assert torch.equal(opened.logits(ids), adapter.logits(ids))
+    assert names["study"].models[-1].path == "my-gpt"
+    rows = heldout_alone(smoke, names["corpus"])
+    assert rows[0].value == pytest.approx(names["bits"][0].value)
+
+
+def heldout_alone(folder: Path, corpus: Corpus) -> list[MetricRow]:
+    """Score the saved module as a study does."""
+    (folder / "loaded").mkdir()
+    (folder / "loaded/model").symlink_to(folder / "my-gpt")
+    inputs = {"corpus": corpus.folder, "train": folder / "loaded"}
+    config = EvalConfig(tasks=(), seq_len=128, heldout_sequences=64)
+    return evaluate(inputs, config, 0, folder / "loaded", Reporter(quiet=True))
+
+
+def test_folders_of_unknown_or_changed_modules_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs a name"):
+        PlainModel(Small(as_is), SMALL).save_pretrained(tmp_path)
+    # Shared weights are kept once.
+    parts = replace(SMALL, head="emb")
+    PlainModel(Small(as_is, tied=True), parts, "small").save_pretrained(tmp_path)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/config.json").write_text('{"model_type": "plain_mod')
+    assert not is_plain(tmp_path / "damaged")
+    for take in (open_model, model_sha256):
+        with pytest.raises(UserError, match="how to build 'small'; known: none"):
+            take(tmp_path)
+    for module, named, message in (
+        (Small(lambda x: 2 * x, tied=True), parts, "gives other logits than when it was saved"),
+        (Small(as_is, tied=True), replace(parts, max_positions=8), "its Parts are others"),
+        (Small(as_is), SMALL, "weights do not fit 'small'"),
+    ):
+        known_as("small", partial(PlainModel, module, named, "small"))
+        with pytest.raises(UserError, match=message):
+            open_model(tmp_path)
+    known_as("small", lambda: PlainModel(Small(as_is, tied=True), parts, "small"))
+    assert open_model(tmp_path).vocab_size == 20

@@ -1,7 +1,7 @@
 """Which parts of a module of one's own are what: names that its author gives."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -63,4 +63,14 @@ class Parts:
     stream: str = ""
     table: str = ""
     reads: Reads | None = None
-    needs_all_blocks: str = field(default="")
+    needs_all_blocks: str = ""
+
+
+def described(parts: Parts) -> dict[str, str]:
+    """Return what is named where, as text; of functions only that there is one."""
+    found = {field.name: getattr(parts, field.name) for field in fields(parts)}
+    found["taps"] = {
+        site: (at if isinstance(at, At) else At(at))._replace(form=None)
+        for site, at in sorted(parts.taps.items())
+    }
+    return {k: "function" if callable(value) else repr(value) for k, value in found.items()}

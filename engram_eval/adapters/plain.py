@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from engram_eval.adapters.base import SITES, Adapter, Place, Tap
 from engram_eval.adapters.parts import At, Parts
-from engram_eval.adapters.plain_model import PlainModel
+from engram_eval.adapters.plain_model import PlainModel, known_as
 from engram_eval.errors import UserError, nearest, unknown
 
-__all__ = ["At", "Parts", "PlainModel", "plain_adapter"]
+__all__ = ["At", "Parts", "PlainModel", "known_as", "plain_adapter"]
 
 STREAM = ("resid_pre", "resid_post")
 ALWAYS = ("attn_out", "mlp_out")
