@@ -1,8 +1,12 @@
 """What a model's folder must hold; imports nothing heavy, so that a mistake is told at once."""
 
+import json
 from pathlib import Path
 
 from engram_eval.errors import UserError
+
+PLAIN = "plain_module"
+"""``model_type`` of a module of somebody's own (``adapters.plain_model``)."""
 
 
 def check_model_folder(folder: Path) -> None:
@@ -19,3 +23,13 @@ def check_model_folder(folder: Path) -> None:
         pickled = [p.name for suffix in ("bin", "pt", "pth") for p in folder.glob(f"*.{suffix}")]
         found = f"; {pickled[0]} is pickled, which can run code when read" if pickled else ""
         raise UserError(f"{folder}: no *.safetensors{found}")
+
+
+def is_plain(folder: Path) -> bool:
+    """Tell whether a folder holds a module of somebody's own."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        # What is damaged is told of by whoever opens it.
+        return False
+    return isinstance(found, dict) and found.get("model_type") == PLAIN

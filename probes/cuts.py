@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engram_eval.adapters.base import Adapter, Edit, Tap
 from probes.capture import Batch, batches, last_stream
@@ -162,7 +162,7 @@ def removed_experts(adapter: Adapter, seed: int) -> dict[int, Tensor]:
     """Choose experts whose parameters add up to the memory's: layer -> expert numbers.
 
     Spread evenly over the blocks, and never so many that a token finds too few. Empty where no
-    router has a bias by which experts can be ruled out.
+    router has a bias by which experts can be ruled out, or experts are not stacked.
     """
     mixtures = _mixtures(adapter)
     if not mixtures:
@@ -185,6 +185,7 @@ def _mixtures(adapter: Adapter) -> dict[int, Any]:
         i: mlp
         for i, mlp in layers.items()
         if hasattr(getattr(mlp, "gate", None), "e_score_correction_bias")
+        and not isinstance(getattr(mlp, "experts", None), (nn.ModuleList, type(None)))
     }
 
 

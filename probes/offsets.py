@@ -142,9 +142,10 @@ def offsets(adapter: Adapter, sample: Sample, report: Reporter | None = None) ->
     Rows: ``attention_mass`` per layer, site ``attn_weights``, by ``slice`` offset, the mean over
     heads and queries (baseline: attention spread evenly over what each query may see);
     ``loss_increase_nats`` per masking, domain and static third. Standard errors are over documents.
-    No rows for a family whose attention is not found by name.
+    No rows for a family whose attention is not found by name, or takes no masks.
     """
-    if any(attention_of(adapter, layer) is None for layer in range(adapter.n_layers)):
+    found = (attention_of(adapter, layer) for layer in range(adapter.n_layers))
+    if not adapter.shows_attention or any(attention is None for attention in found):
         return Findings([], {})
     return Findings(
         [*_mass_rows(adapter, sample, report), *_loss_rows(adapter, sample, report)], {}

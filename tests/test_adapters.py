@@ -277,9 +277,30 @@ def test_starting_later_gives_the_same_end(family: str, layer: int, tokens: torc
 def test_a_memory_that_is_not_where_it_is_said_to_be_is_refused() -> None:
     adapter = open_model(seeded(make_engram))
     # The rows are as wide as the stream here, but they are not what is added.
-    for wrong in (nn.Identity(), adapter.place("memory_rows", 1).module):
+    rows = adapter.place("memory_rows", 1).module
+    for wrong, message in (
+        (nn.Identity(), "memory_out at layer 1: nothing passes there"),
+        (rows, "block 1: the parts' outputs do not sum"),
+    ):
         places = {**adapter.places, Tap("memory_out", 1): Place(wrong, "output")}
-        with pytest.raises(UserError, match="block 1: the parts' outputs do not sum"):
+        with pytest.raises(UserError, match=message):
+            self_check(replace(adapter, places=places))
+
+
+def test_other_tensors_under_a_sites_name_are_refused() -> None:
+    adapter = open_model(seeded(make_engram))
+    memory = adapter.place("memory_out", 1).module
+    block = adapter.place("resid_pre", 1).module
+    router = adapter.place("router_index", 1)
+    for tap, place, message in (
+        (Tap("memory_gate", 1), Place(block.mlp, "output"), "not from 0 to 1"),
+        (Tap("memory_gate", 1), Place(memory.table, "input"), "int64, where numbers with a fract"),
+        (Tap("memory_index", 1), Place(memory.value_proj, "input"), "where whole numbers belong"),
+        (Tap("router_index", 1), router._replace(item=1), "where whole numbers belong"),
+        (Tap("mlp_out", 1), router, r"shape \(24, 2\) for tokens \(2, 12\)"),
+    ):
+        places = {**adapter.places, tap: place}
+        with pytest.raises(UserError, match=f"{tap.site} at layer 1: .*{message}"):
             self_check(replace(adapter, places=places))
 
 

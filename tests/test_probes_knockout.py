@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from probes_fixture import VOCAB, engram, llama, noise_sample, silence
+from torch import nn
 from transformers import PreTrainedModel
 
 from engram_eval.adapters.base import Tap
@@ -264,3 +266,12 @@ def test_parts_of_blocks_may_be_cut_on_a_part_of_the_text() -> None:
         block = cut is not None and not cut.condition.startswith("memory")
         assert seen.sum() == (found.inputs.token.size - 4096 if block else len(other))
         np.testing.assert_allclose(one[seen], other[seen])
+
+
+def test_experts_that_are_not_stacked_are_not_counted() -> None:
+    """The first axis of a single expert's weights counts no experts."""
+    adapter = open_model(engram())
+    assert removed_experts(adapter, 0).keys() == {1, 2}
+    block: Any = adapter.place("resid_pre", 1).module
+    block.mlp.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+    assert removed_experts(adapter, 0).keys() == {2}

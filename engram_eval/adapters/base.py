@@ -29,7 +29,7 @@ Plain torch hooks do the work, and the model is as before when a context ends.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -94,12 +94,16 @@ class Place(NamedTuple):
     Attributes:
         item: which one, where a module takes or returns several tensors.
         form: where the tensor has another shape there than the table above says.
+        name: of what enters, where it is not given by its place but by name.
+        among_others: whether it leaves as one of several, the others of which cannot be made up.
     """
 
     module: nn.Module
     side: Literal["input", "output"]
     item: int = 0
     form: Form | None = None
+    name: str = "hidden_states"
+    among_others: bool = False
 
 
 class Reads(NamedTuple):
@@ -136,6 +140,7 @@ class Adapter:
         needs_all_blocks: why no block can be skipped; empty where ``start_at`` works.
         memory_ends_block: whether a memory's one vector is added behind all else in its block, to
             every stream but the first.
+        shows_attention: whether attention takes masks and returns weights as in transformers.
     """
 
     model: nn.Module
@@ -151,6 +156,7 @@ class Adapter:
     reads: Mapping[int, Reads] = field(default_factory=dict)
     needs_all_blocks: str = ""
     memory_ends_block: bool = False
+    shows_attention: bool = True
 
     @property
     def d_model(self) -> int:
@@ -257,7 +263,7 @@ class Adapter:
             raise UserError(f"no block of this model can be skipped: {self.needs_all_blocks}")
         with ExitStack() as stack:
             for earlier in range(layer):
-                stack.enter_context(_skip(self.place("resid_pre", earlier).module))
+                stack.enter_context(self._skip(earlier))
             stack.enter_context(self.edit("resid_pre", layer, lambda _: residual))
             yield
 
@@ -266,8 +272,11 @@ class Adapter:
         """Skip the blocks behind ``layer``, for taps up to there; what comes out means nothing."""
         with ExitStack() as stack:
             for later in range(layer + 1, self.n_layers):
-                stack.enter_context(_skip(self.place("resid_pre", later).module))
+                stack.enter_context(self._skip(later))
             yield
+
+    def _skip(self, layer: int) -> AbstractContextManager[None]:
+        return _skip(self.place("resid_pre", layer), self.place("resid_post", layer))
 
     @contextmanager
     def record(self, taps: Iterable[Tap]) -> Iterator[dict[Tap, Tensor]]:
@@ -297,11 +306,17 @@ def _keep(found: dict[Tap, Tensor], tap: Tap) -> Edit:
 
 
 @contextmanager
-def _skip(block: nn.Module) -> Iterator[None]:
-    """Let a block hand on what it is given."""
+def _skip(read: Place, written: Place) -> Iterator[None]:
+    """Let a block hand on what it is given; it runs for the sake of what else it returns."""
+    block = read.module
+    run, item = block.forward, written.item
 
-    def hand_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        given = args[read.item] if len(args) > read.item else kwargs[read.name]
+        if not written.among_others:
+            return given
+        output = run(*args, **kwargs)
+        return (*output[:item], given, *output[item + 1 :])
 
     block.forward = hand_on
     try:
@@ -330,9 +345,9 @@ def _hook(place: Place, function: Edit) -> RemovableHandle:
         return (*output[:item], edit(output[item]), *output[item + 1 :])
 
     def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
+        if len(args) > item:
             return (*args[:item], edit(args[item]), *args[item + 1 :]), kwargs
-        return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+        return args, {**kwargs, place.name: edit(kwargs[place.name])}
 
     if place.side == "output":
         return place.module.register_forward_hook(on_output)

@@ -1,6 +1,6 @@
 """The adapter checks itself: a wrong name must end in an error, never in a wrong number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ TOLERANCE = 1e-3
 ROUNDINGS = 4
 
 ADDED = ("memory_out", "attn_out", "mlp_out")
+INSIDE_MEMORY = ("memory_rows", "memory_gate")
 
 Same = Callable[[Tensor, Tensor, str], None]
 
@@ -27,7 +28,9 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
        which enters the next block.
     3. Passing every tap through unchanged leaves the logits unchanged.
     4. Starting at the last block from its ``resid_pre`` gives the same logits (where it can).
-    5. Editing what a memory adds changes the logits; so does zeroing it, unless it is zero.
+    5. Editing what a memory adds changes the logits; so does zeroing it, unless it is zero, and
+       editing its rows or its gate, if it adds anything.
+    6. Every tap has numbers of the right kind for every token, and gates lie between 0 and 1.
 
     Raises:
         UserError: the first of these that does not hold.
@@ -40,6 +43,8 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
         plain = adapter.logits(tokens)
         with adapter.record(adapter.places) as found:
             same(adapter.logits(tokens), plain, "reading the taps changes the logits")
+        for tap in adapter.places:
+            _check_tap(adapter, tap, found, tokens)
         end = adapter.n_layers - 1
         last = found[Tap("resid_post", end)]
         same(adapter.unembed(last), plain, "unembedding(final_norm(last residual)) != logits")
@@ -49,17 +54,50 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
             with adapter.start_at(end, found[Tap("resid_pre", end)]):
                 same(adapter.logits(tokens), plain, "the last block alone gives other logits")
         for layer in adapter.memory_layers:
-            edits: list[Edit] = [lambda x: x + 1 + x.abs()]
-            if found[Tap("memory_out", layer)].any():
-                edits.append(torch.zeros_like)
-            for edit in edits:
-                with adapter.edit("memory_out", layer, edit):
-                    _differ(adapter.logits(tokens), plain, layer)
+            for site, edit in _memory_edits(adapter, found, layer):
+                with adapter.edit(site, layer, edit):
+                    _differ(adapter.logits(tokens), plain, site, layer)
 
 
-def _differ(logits: Tensor, plain: Tensor, layer: int) -> None:
+def _memory_edits(
+    adapter: Adapter, found: Mapping[Tap, Tensor], layer: int
+) -> Iterator[tuple[str, Edit]]:
+    """Yield changes of a memory that must show in the logits."""
+    yield "memory_out", _changed
+    if found[Tap("memory_out", layer)].any():
+        yield "memory_out", torch.zeros_like
+        for site in INSIDE_MEMORY:
+            if Tap(site, layer) in adapter.places:
+                yield site, _changed
+
+
+def _changed(tensor: Tensor) -> Tensor:
+    return tensor + 1 + tensor.abs()
+
+
+def _differ(logits: Tensor, plain: Tensor, site: str, layer: int) -> None:
     if torch.equal(logits, plain):
-        raise UserError(f"editing the memory at layer {layer} does not reach the logits")
+        what = "the memory" if site == "memory_out" else f"the memory's {site}"
+        raise UserError(f"editing {what} at layer {layer} does not reach the logits")
+
+
+def _check_tap(adapter: Adapter, tap: Tap, found: Mapping[Tap, Tensor], tokens: Tensor) -> None:
+    """Refuse what cannot be what its site is called."""
+    site, layer = tap
+    if tap not in found:
+        raise UserError(f"{site} at layer {layer}: nothing passes there when the model runs")
+    tensor, whole = found[tap], site.endswith("_index")
+    flat = site.startswith("router") and tensor.shape[:-1] == (tokens.numel(),)
+    if not flat and (tensor.dim() != 3 or tensor.shape[:2] != tokens.shape):
+        shape = tuple(tensor.shape)
+        raise UserError(f"{site} at layer {layer}: shape {shape} for tokens {tuple(tokens.shape)}")
+    if tensor.is_floating_point() == whole:
+        kind = "whole numbers" if whole else "numbers with a fraction"
+        raise UserError(f"{site} at layer {layer}: {tensor.dtype}, where {kind} belong")
+    gate = site == "memory_gate" and not adapter.memory_ends_block
+    if gate and not bool(((tensor >= 0) & (tensor <= 1)).all()):
+        low, high = float(tensor.min()), float(tensor.max())
+        raise UserError(f"{site} at layer {layer}: from {low:.3g} to {high:.3g}, not from 0 to 1")
 
 
 def _check_block(adapter: Adapter, same: Same, found: dict[Tap, Tensor], layer: int) -> None:

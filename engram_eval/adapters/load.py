@@ -10,10 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3nForCausalLM, P
 
 from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.check import self_check
+from engram_eval.adapters.plain_model import load_plain
 from engram_eval.adapters.registry import adapt
 from engram_eval.adapters.wrapped import unwrapped
 from engram_eval.errors import UserError
-from engram_eval.model_folder import check_model_folder
+from engram_eval.model_folder import check_model_folder, is_plain
 
 OWN_TYPE = "engram_moe"
 
@@ -29,7 +30,7 @@ def open_model(
         source: a folder or a hub name, which is loaded in float32; or a loaded model, which is
             moved and set to evaluation. It computes in its own type, bfloat16 for instance, and
             what probes make of its numbers is computed in float32. ``torch.compile`` and PEFT may
-            be around it.
+            be around it. A module of one's own is a ``PlainModel``.
         trust_remote_code: run Python files that lie beside the weights.
         device: where to compute.
 
@@ -65,6 +66,8 @@ def load_causal_lm(
     named = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
     if named or folder.is_dir():
         check_model_folder(folder)
+    if is_plain(folder):
+        return load_plain(folder)
     try:
         loader, options = _loader(source, folder, trust_remote_code)
         model, info = loader.from_pretrained(

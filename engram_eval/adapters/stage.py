@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engram_eval.errors import UserError, nearest
+from engram_eval.model_folder import is_plain
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, content_hash, known_sha256
 from engram_eval.stage_config import LoadStage
+from engram_eval.stages import resolve
 
 # Weights, settings, vocabularies (merges.txt, tokenizer.model), remote code; not the model card.
 _DEFINING = {".safetensors", ".json", ".txt", ".model", ".jinja", ".py"}
@@ -16,7 +18,8 @@ def model_sha256(folder: Path) -> str:
     """Hash what a model's folder computes with: configuration, weights, tokenizer, code.
 
     Raises:
-        UserError: the folder holds no model with safetensors.
+        UserError: the folder holds no model with safetensors, or one that only a program which
+            knows its code can open.
     """
     weights = sorted(folder.glob("*.safetensors"))
     if folder.is_file():
@@ -25,6 +28,9 @@ def model_sha256(folder: Path) -> str:
         raise UserError(f"{folder}: no such folder{_nearest(folder)}")
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{folder}: no model here; expected config.json and *.safetensors")
+    if is_plain(folder):
+        # Told before anything runs; what it takes is imported only here.
+        resolve("engram_eval.adapters.plain_model:check_known")(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix in _DEFINING)
     return content_hash({path.name: known_sha256(path) for path in files})
 

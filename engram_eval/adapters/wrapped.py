@@ -29,7 +29,8 @@ def unwrapped(model: Any) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise UserError(
             f"{type(model).__name__} cannot be opened; allowed: a folder, a hub name, or a causal "
-            "language model of transformers (also in torch.compile or PEFT)"
+            "language model of transformers (also in torch.compile or PEFT); a module of your own "
+            "opens as PlainModel(module, Parts(...)), see docs/python.md"
         )
     return model
 
