@@ -28,12 +28,14 @@ def test_a_compiled_model_opens(family: str) -> None:
 
 
 def test_parts_compiled_in_place_are_named() -> None:
-    whole, block, swapped = (seeded(FAMILIES["llama"]) for _ in range(3))
+    whole, block, swapped, replaced = (seeded(FAMILIES["llama"]) for _ in range(4))
     whole.compile(backend="eager")
     block.model.layers[1].compile(backend="eager")
     swapped.model.layers[2] = torch.compile(swapped.model.layers[2], backend="eager")
+    layer = replaced.model.layers[0]
+    layer.forward = torch.compile(layer.forward, backend="eager")
     cases = {"LlamaForCausalLM": whole, "model.layers.1": block, "model.layers.2": swapped}
-    for name, model in cases.items():
+    for name, model in {**cases, "model.layers.0": replaced}.items():
         with pytest.raises(UserError, match=rf"^{name} is compiled in place[^\n]*$"):
             open_model(model)
 

@@ -57,7 +57,8 @@ def _refuse_compiled(model: nn.Module) -> None:
     """Refuse parts whose hooks would not run."""
     for name, part in model.named_modules():
         swapped = _is(part, "torch._dynamo.eval_frame", "OptimizedModule")
-        if swapped or part._compiled_call_impl is not None:
+        replaced = hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable")
+        if swapped or replaced or part._compiled_call_impl is not None:
             raise UserError(
                 f"{name or type(part).__name__} is compiled in place, where nothing can be read "
                 "or edited: open the model before that, or compile it by torch.compile(model)"
