@@ -180,11 +180,15 @@ def _scored_text(study: StudyConfig, text: Text) -> dict[str, Node]:
 
 
 def _data_salt(study: StudyConfig) -> dict[str, Any]:
-    """Return what a mirror's data are; other data would be other results."""
-    if not study.evaluate.mirror:
-        return {}
-    opened: Any = resolve("engram_eval.evaluation.mirror:open_mirror")(Path(study.evaluate.mirror))
-    return {"mirror": opened.sha256}
+    """Return what a mirror's data and the user's own tasks are; others would be other results."""
+    found: dict[str, Any] = {}
+    if study.evaluate.mirror:
+        opened: Any = resolve("engram_eval.evaluation.mirror:open_mirror")
+        found["mirror"] = opened(Path(study.evaluate.mirror)).sha256
+    if study.evaluate.tasks and study.evaluate.include_path:
+        hashed = resolve("engram_eval.evaluation.included:included_sha256")
+        found["include_path"] = hashed(study.evaluate.include_path)
+    return found
 
 
 def _items_salt(study: StudyConfig) -> dict[str, Any]:
