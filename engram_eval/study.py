@@ -136,7 +136,8 @@ def graph(study: StudyConfig) -> list[Node]:
 def _text(config: CorpusConfig, owner: str | None) -> Text:
     fingerprint = resolve("engram_eval.corpus.fingerprint:corpus_fingerprint")
     corpus = Node("corpus", config, model=owner, salt=fingerprint(config))
-    return Text(corpus, Node("items", config, {"corpus": corpus}, owner))
+    tasks = resolve("engram_eval.evaluation.table:tasks_salt")()
+    return Text(corpus, Node("items", config, {"corpus": corpus}, owner, salt=tasks))
 
 
 def _own_texts(study: StudyConfig) -> dict[str, Text]:

@@ -11,6 +11,7 @@ from evaluation_tools import QUIET, PlantedLM
 from engram_eval.cli import main
 from engram_eval.config import StudyConfig, to_dict
 from engram_eval.errors import UserError
+from engram_eval.evaluation import table
 from engram_eval.evaluation.included import included_sha256
 from engram_eval.evaluation.loading import check_data, load_tasks
 from engram_eval.evaluation.runner import run_tasks
@@ -164,3 +165,21 @@ def test_they_are_listed(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_place_on_one_machine_is_not_published(lab: Path) -> None:
     assert str(lab) in local_paths(to_dict(asking(lab)))
+
+
+def test_a_task_that_is_added_to_ours_is_asked_by_studies_that_ran_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = solve(find_study("smoke", assignments=["probe.probes=[]", "probe.equal_loss=[]"]))
+    before = {stage: keys(study, stage) for stage in ("corpus", "train", "items", "evaluate")}
+    copy = tmp_path / "tasks"
+    shutil.copytree(tasks_dir(), copy)
+    monkeypatch.setattr(table, "tasks_dir", lambda: copy)
+    (copy / "math" / "README.md").write_text("Other words.")
+    assert {stage: keys(study, stage) for stage in before} == before
+    group = copy / "math" / "pocket_math.yaml"
+    group.write_text(group.read_text().replace("  - math_addition\n", "  - math_new\n"))
+    for stage in ("corpus", "train"):
+        assert keys(study, stage) == before[stage]
+    for stage in ("items", "evaluate"):
+        assert not set(keys(study, stage)) & set(before[stage])
