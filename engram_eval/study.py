@@ -76,6 +76,15 @@ def _match(model: ModelSpec, framed: Mapping[str, Any], study: StudyConfig) -> M
             )
         match = resolve("engram_eval.solver:match")
         architecture = match(framed[model.match], architecture, study.train.seq_len)
+    elif model.match is not None and model.match in framed:
+        mismatch = resolve("engram_eval.solver:mismatch")
+        missed = mismatch(framed[model.match], architecture, study.train.seq_len)
+        if missed:
+            raise UserError(
+                f"models.{model.name}: no longer matched to {model.match} in cost ({missed}); "
+                'with "solved": false its sizes are found anew, without "match" it costs what it '
+                "costs"
+            )
     return dataclasses.replace(model, architecture=architecture, solved=True)
 
 
