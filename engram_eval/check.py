@@ -32,7 +32,8 @@ def check_study(study: StudyConfig) -> None:
         raise UserError(f"scale {study.scale} trains on your own text: give --corpus PATH")
     if study.evaluate.tasks:
         check_data = resolve("engram_eval.evaluation.loading:check_data")
-        check_data(study.evaluate.tasks, study.evaluate.mirror, study.evaluate.unsafe_code)
+        asked = study.evaluate
+        check_data(asked.tasks, asked.mirror, asked.unsafe_code, asked.include_path)
     _check_training(study.train)
     for model in study.models:
         _check_training(arm_training(study, model))

@@ -186,6 +186,8 @@ class EvalConfig:
         lengths: of the tasks whose contexts are made at any length, in tokens; none means theirs.
         tokenizer: folder of the one that counts these tokens; "" means the corpus's.
         unsafe_code: run generated code without the sandbox.
+        include_path: folders of tasks of your own, in lm-eval's form; their content counts, not
+            where they lie.
     """
 
     tasks: tuple[str, ...] = ("pocket",)
@@ -198,6 +200,7 @@ class EvalConfig:
     lengths: tuple[int, ...] = ()
     tokenizer: str = ""
     unsafe_code: bool = False
+    include_path: tuple[str, ...] = field(default=(), metadata=UNKEYED)
 
 
 @dataclass(frozen=True)

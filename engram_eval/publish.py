@@ -103,9 +103,10 @@ def publish(study_dir: Path, out: Path) -> Path:
 
 
 def local_paths(study: Mapping[str, Any]) -> list[str]:
-    """Return the absolute paths of a study's mirror and texts: they lie on one machine alone."""
-    mirror = study.get("evaluate", {}).get("mirror", "")
-    return [path for path in (mirror, *study["corpus"]["paths"]) if Path(path).is_absolute()]
+    """Return the absolute paths of a study's data and tasks: they lie on one machine alone."""
+    evaluate = study.get("evaluate", {})
+    places = (evaluate.get("mirror", ""), *evaluate.get("include_path", ()))
+    return [path for path in (*places, *study["corpus"]["paths"]) if Path(path).is_absolute()]
 
 
 def without(text: bytes, local: Sequence[str]) -> bytes:

@@ -82,12 +82,8 @@ def match(
     if iso is not None and iso not in ISO:
         raise unknown("iso", iso, ISO)
     target = ledger_of(baseline, seq_len)
-    chosen = iso or ("both" if moe_layers(architecture_config(candidate)) else "flops")
-    goal = Goal(
-        params=None if chosen == "flops" else target.params_total,
-        flops=None if chosen == "params" else target.flops_per_token,
-        tolerance=tolerance,
-    )
+    chosen = iso or _iso(candidate)
+    goal = _goal(target, chosen, tolerance)
     active = goal._replace(active=target.params_active_backbone)
     best: tuple[float, Knobs, Ledger] | None = None
     good: Knobs | None = None
@@ -105,6 +101,33 @@ def match(
     if good is not None:
         return {**candidate, **good}
     raise _no_match(goal, target, best)
+
+
+def _iso(candidate: Architecture) -> Iso:
+    return "both" if moe_layers(architecture_config(candidate)) else "flops"
+
+
+def _goal(target: Ledger, iso: Iso, tolerance: float) -> Goal:
+    return Goal(
+        params=None if iso == "flops" else target.params_total,
+        flops=None if iso == "params" else target.flops_per_token,
+        tolerance=tolerance,
+    )
+
+
+def mismatch(baseline: Architecture, candidate: Architecture, seq_len: int) -> str:
+    """Return by how much ``candidate`` misses what ``match`` would meet, or "" where it does not.
+
+    Twice the tolerance is allowed: where both have another vocabulary than when they were matched,
+    the same small difference is a larger share.
+    """
+    goal = _goal(ledger_of(baseline, seq_len), _iso(candidate), 2 * TOLERANCE)
+    found = ledger_of(candidate, seq_len)
+    return "" if goal.error(found) <= goal.tolerance else _told(goal.errors(found))
+
+
+def _told(errors: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {error:+.1%}" for name, error in errors.items())
 
 
 def _experts(knobs: Knobs) -> int | None:
@@ -219,7 +242,7 @@ def _least_table(architecture: Architecture, seq_len: int) -> Ledger:
 def _no_match(goal: Goal, target: Ledger, best: tuple[float, Knobs, Ledger] | None) -> UserError:
     assert best is not None, "the given sizes themselves are always tried"
     _, knobs, found = best
-    errors = ", ".join(f"{name} {error:+.1%}" for name, error in goal.errors(found).items())
+    errors = _told(goal.errors(found))
     sizes = ", ".join(f"{name}={value}" for name, value in knobs.items()) or "the given sizes"
     return UserError(
         f"cannot match {target.params_total:,} parameters and {target.flops_per_token:,} FLOPs "

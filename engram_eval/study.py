@@ -76,6 +76,15 @@ def _match(model: ModelSpec, framed: Mapping[str, Any], study: StudyConfig) -> M
             )
         match = resolve("engram_eval.solver:match")
         architecture = match(framed[model.match], architecture, study.train.seq_len)
+    elif model.match is not None and model.match in framed:
+        mismatch = resolve("engram_eval.solver:mismatch")
+        missed = mismatch(framed[model.match], architecture, study.train.seq_len)
+        if missed:
+            raise UserError(
+                f"models.{model.name}: no longer matched to {model.match} in cost ({missed}); "
+                'with "solved": false its sizes are found anew, without "match" it costs what it '
+                "costs"
+            )
     return dataclasses.replace(model, architecture=architecture, solved=True)
 
 
@@ -136,7 +145,8 @@ def graph(study: StudyConfig) -> list[Node]:
 def _text(config: CorpusConfig, owner: str | None) -> Text:
     fingerprint = resolve("engram_eval.corpus.fingerprint:corpus_fingerprint")
     corpus = Node("corpus", config, model=owner, salt=fingerprint(config))
-    return Text(corpus, Node("items", config, {"corpus": corpus}, owner))
+    tasks = resolve("engram_eval.evaluation.table:tasks_salt")()
+    return Text(corpus, Node("items", config, {"corpus": corpus}, owner, salt=tasks))
 
 
 def _own_texts(study: StudyConfig) -> dict[str, Text]:
@@ -180,11 +190,15 @@ def _scored_text(study: StudyConfig, text: Text) -> dict[str, Node]:
 
 
 def _data_salt(study: StudyConfig) -> dict[str, Any]:
-    """Return what a mirror's data are; other data would be other results."""
-    if not study.evaluate.mirror:
-        return {}
-    opened: Any = resolve("engram_eval.evaluation.mirror:open_mirror")(Path(study.evaluate.mirror))
-    return {"mirror": opened.sha256}
+    """Return what a mirror's data and the user's own tasks are; others would be other results."""
+    found: dict[str, Any] = {}
+    if study.evaluate.mirror:
+        opened: Any = resolve("engram_eval.evaluation.mirror:open_mirror")
+        found["mirror"] = opened(Path(study.evaluate.mirror)).sha256
+    if study.evaluate.tasks and study.evaluate.include_path:
+        hashed = resolve("engram_eval.evaluation.included:included_sha256")
+        found["include_path"] = hashed(study.evaluate.include_path)
+    return found
 
 
 def _items_salt(study: StudyConfig) -> dict[str, Any]:

@@ -1,5 +1,9 @@
-"""The table of variants with what each costs at a scale, as Markdown."""
+"""The table of variants with what each costs at a scale, as Markdown.
 
+``python -m engram_eval.variant_table`` prints that of ``docs/models.md``.
+"""
+
+import sys
 from typing import NamedTuple
 
 from engram_eval.errors import look_up
@@ -48,3 +52,7 @@ def variant_table(scale: str) -> str:
         about = variant.about + ("" if variant.matched else " (costs more than its frame)")
         lines.append(f"| `{name}` | {about} | {variant.source} | {numbers} |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{variant_table('quick')}\n")

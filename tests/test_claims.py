@@ -384,7 +384,8 @@ def test_every_claim_is_whole_and_about_arms_of_its_study(name: str) -> None:
         assert sum(weights.values()) == pytest.approx(0) or (differs and found.test == "paired")
     inner = {arm.partition("+")[0] for arm in found.arms}
     seeds = [len(model.seeds) for model in study.models if model.name in inner]
-    assert min(seeds or [study.offload.repeats]) >= (5 if found.study in ("main", "horizon") else 3)
+    least = 5 if found.study in ("main", "horizon") else 3
+    assert min(seeds or [study.offload.repeats]) >= least, f"a claim's arms need {least} seeds each"
     assert set(found.axis or {}) <= {model.name for model in study.models}
 
 

@@ -73,8 +73,14 @@ def _bring(desk: Path) -> None:
     lines = [f"{key} = {toml(value)}\n" for key, value in study.items() if value is not None]
     (desk / "my_study.toml").write_text("".join(lines))
     page = (ROOT / "docs/benchmarks.md").read_text()
-    (sets,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    shown = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (sets,) = (block for block in shown if "[[sets]]" in block)
     (desk / "my_sets.toml").write_text(sets)
+    (desk / "my_tasks" / "data").mkdir(parents=True)
+    shutil.copy(ROOT / "tasks" / "_choice_yaml", desk / "my_tasks")
+    (desk / "my_tasks" / "my_task.yaml").write_text("include: _choice_yaml\ntask: my_task\n")
+    item = json.dumps({**QUESTION, "choices": [" ice", " fire"], "gold": 1})
+    (desk / "my_tasks" / "data" / "my_task.jsonl").write_text(f"{item}\n" * 3)
     (desk / "downloads").mkdir()
     with lzma.open(desk / "downloads" / "arc_easy.jsonl.xz", "wt") as items:
         items.writelines(json.dumps({**QUESTION, "gold": 1}) + "\n" for _ in range(5))

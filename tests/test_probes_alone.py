@@ -46,9 +46,9 @@ def test_the_docstrings_lines_run(
     corpus, model = folders
     module = importlib.import_module(name)
     code = re.search(r"::\n\n((?:    .+\n)+)", module.__doc__ or "")
-    assert code is not None
+    assert code is not None, f"{name}: its docstring shows no use in three lines, behind `::`"
     lines = [line.strip() for line in code[1].splitlines()]
-    assert len(lines) == 3
+    assert len(lines) == 3, f"{name}: shown in {len(lines)} lines; open, read, run are three"
     text = re.sub(r'"[^"]*models?/[^"]*"', f'"{model}"', "\n".join(lines))
     text = re.sub(r'"runs/quick/corpus"', f'"{corpus}"', text)
     monkeypatch.chdir(tmp_path)

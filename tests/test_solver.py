@@ -1,17 +1,21 @@
 """Matched pairs, measured on built models where they are small and by the ledger elsewhere."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
 from engram_eval.ledger import ledger_of
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.scales import SCALES
 from engram_eval.solver import match
+from engram_eval.studies.registry import find_study
+from engram_eval.study import solve
 
 MOVED = {"n_routed_experts", "shared_expert_intermediate_size", "engram_rows"}
 Architecture = dict[str, Any]
@@ -198,3 +202,26 @@ def test_impossible_matches_name_the_closest() -> None:
         match(moe, engram, 256, iso="flop")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="did you mean 'n_routed_experts'"):
         match(moe, {**engram, "n_routed_expert": 3}, 256)
+
+
+def test_a_matched_model_that_was_changed_by_hand_is_refused_until_it_is_matched_anew() -> None:
+    study = solve(find_study("smoke"))
+    assert solve(study) == study
+    rows = {"engram_rows": [4000, 4000]}
+
+    def wide(**fields: object) -> StudyConfig:
+        models = tuple(
+            dataclasses.replace(m, architecture={**m.architecture, **rows}, **fields)
+            if m.name == "engram"
+            else m
+            for m in study.models
+        )
+        return dataclasses.replace(study, models=models)
+
+    with pytest.raises(UserError, match=r"models.engram: no longer matched to moe in cost \(para"):
+        solve(wide())
+    by_name = {m.name: m for m in solve(wide(solved=False)).models}
+    cost = {name: ledger_of(m.architecture, study.train.seq_len) for name, m in by_name.items()}
+    assert cost["engram"].params_total == pytest.approx(cost["moe"].params_total, rel=0.01)
+    free = {m.name: m for m in solve(wide(match=None)).models}
+    assert free["engram"].architecture["engram_rows"] == [4000, 4000]

@@ -54,10 +54,14 @@ def test_each_domain_has_its_tasks_and_a_description(domain: str) -> None:
     folder = tasks_dir() / domain
     readme = (folder / "README.md").read_text()
     tasks = [task for task, path in FILES.items() if path.parent.parent == folder]
+    named = {path.stem for path in folder.glob(f"{domain}_*.yaml")}
+    assert named == set(tasks), (
+        "YAML and committed items differ; `python -m engram_eval.evaluation.committed` writes items"
+    )
     assert len(tasks) >= DOMAINS[domain]
-    assert all(f"`{task}`" in readme for task in tasks)
+    assert [task for task in tasks if f"`{task}`" not in readme] == [], "the README's table"
     group = yaml.safe_load((folder / f"pocket_{domain}.yaml").read_text())
-    assert sorted(group["task"]) == sorted(tasks)
+    assert sorted(group["task"]) == sorted(tasks), f"pocket_{domain}.yaml names the tasks"
 
 
 def test_every_task_loads_and_tells_domain_version_and_chance() -> None:

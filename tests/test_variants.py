@@ -300,7 +300,10 @@ def test_the_table_counts_what_is_compared() -> None:
     # By hand: 16 experts of 3 x 128 x 64 in 7 layers, and so on, are 4.46 million.
     assert cells["moe"][3:] == ["4.46 M", "1.52 M", "–", "4.09 M |"]
     assert cells["engram"][3:] == ["4.46 M", "1.53 M", "0.68 M", "4.11 M |"]
-    assert "\n".join(lines) in (Path(__file__).parent.parent / "docs/models.md").read_text()
+    page = (Path(__file__).parent.parent / "docs/models.md").read_text()
+    assert "\n".join(lines) in page, (
+        "docs/models.md has another table; `python -m engram_eval.variant_table` prints the new one"
+    )
     with pytest.raises(UserError, match="unknown scale 'quik'"):
         solved_variant("moe", "quik")
     with pytest.raises(UserError, match="did you mean 'moe'"):

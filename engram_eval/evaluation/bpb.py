@@ -48,6 +48,7 @@ def load_gold(
     answer: str = "",
     delimiter: str | None = None,
     mirror: str | None = None,
+    include_path: Sequence[str] = (),
     **_: object,
 ) -> dict[str, Dataset]:
     """Give lm-eval the right answers of a task as its ``test`` split; metadata are the arguments.
@@ -63,8 +64,9 @@ def load_gold(
         answer: template of the answer.
         delimiter: between prompt and answer.
         mirror: folder to read the base's data from.
+        include_path: folders of the user's own tasks.
     """
-    tasks = _base_tasks(base, shots, mirror)
+    tasks = _base_tasks(base, shots, mirror, tuple(include_path))
     wording = Wording(prompt, before, answer, delimiter)
     rows = _in_turn(
         [{"subtask": name, "index": i} for i in range(len(docs))]
@@ -88,7 +90,9 @@ def load_gold(
     return {"test": Dataset.from_list(list(rows)).with_transform(fill)}
 
 
-def _base_tasks(base: str, shots: int | None, mirror: str | None) -> dict[str, tuple[Any, Any]]:
+def _base_tasks(
+    base: str, shots: int | None, mirror: str | None, include: tuple[str, ...]
+) -> dict[str, tuple[Any, Any]]:
     """Load the base's tasks by name, each with its documents."""
     from engram_eval.evaluation.loading import documents, load_one
     from engram_eval.evaluation.mirror import open_mirror
@@ -96,7 +100,7 @@ def _base_tasks(base: str, shots: int | None, mirror: str | None) -> dict[str, t
     from engram_eval.evaluation.task_manager import Sources, SuiteTaskManager
 
     opened = open_mirror(Path(mirror)) if mirror else None
-    manager = SuiteTaskManager([base], Sources(mirror=opened, run_code=False))
+    manager = SuiteTaskManager([base], Sources(mirror=opened, run_code=False, include=include))
     tasks = load_one(manager, TaskRequest(base, shots))["tasks"]
     return {name: (tasks[name], documents(tasks[name])) for name in sorted(tasks)}
 

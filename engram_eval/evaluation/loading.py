@@ -1,4 +1,4 @@
-"""Loads the tasks that were asked for by name: ours, lm-eval's, suites, with their data."""
+"""Loads the tasks that were asked for by name (ours, lm-eval's, the user's), with their data."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError, nearest
+from engram_eval.evaluation.included import included_names
 from engram_eval.evaluation.mirror import open_mirror
 from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.evaluation.stock_tasks import stock_names
@@ -17,37 +18,50 @@ from engram_eval.paths import tasks_dir
 FEWSHOT_SEED = 1234
 
 
-def check_tasks(names: Sequence[str]) -> None:
-    """Raise ``UserError`` for a name that is no suite, task, group or tag; loads nothing."""
+def check_tasks(names: Sequence[str], include: Sequence[str] = ()) -> None:
+    """Raise ``UserError`` for a name that is no suite, task, group or tag; loads nothing.
+
+    Args:
+        names: as for ``load_tasks``.
+        include: folders of the user's own tasks, as for ``load_tasks``.
+    """
     if not names:
         raise UserError("no tasks given")
-    own = task_table()
+    own = {*task_table(), *included_names(include)}
     for request in expand(names):
         name = parse_request(request).name
         if name not in own and name not in stock_names():
             # Of lm-eval's many names only those of about this length are worth the comparison.
             alike = [known for known in stock_names() if abs(len(known) - len(name)) <= 2]
             close = nearest(name, [*alike, *own, *SUITES])
+            hint = "" if include else "; --include-path DIR adds your own"
             raise UserError(
                 f"unknown task {request!r}{close}; see engram-eval list tasks, engram-eval list "
-                "suites and lm-eval ls"
+                f"suites and lm-eval ls{hint}"
             )
 
 
-def check_data(names: Sequence[str], mirror: str = "", unsafe_code: bool = False) -> None:
+def check_data(
+    names: Sequence[str],
+    mirror: str = "",
+    unsafe_code: bool = False,
+    include: Sequence[str] = (),
+) -> None:
     """Check names, and that data and sandbox are there, without reading data or a model.
 
     Args:
         names: as for ``load_tasks``.
         mirror: its folder; "" means the hub, which is not asked.
         unsafe_code: as for ``load_tasks``.
+        include: as for ``load_tasks``.
 
     Raises:
-        UserError: an unknown name; a dataset or split that the mirror lacks, or that was changed;
-            no sandbox for a task that runs generated code.
+        UserError: an unknown name; a folder without tasks; a dataset or split that the mirror
+            lacks, or that was changed; no sandbox for a task that runs generated code.
     """
-    check_tasks(names)
-    sources = Sources(None, open_mirror(Path(mirror)) if mirror else None, unsafe_code)
+    check_tasks(names, include)
+    opened = open_mirror(Path(mirror)) if mirror else None
+    sources = Sources(None, opened, unsafe_code, include=tuple(include))
     own = task_table()
     requests = [parse_request(name) for name in expand(names)]
     if not mirror and all(request.name in own for request in requests):
@@ -66,6 +80,7 @@ def load_tasks(
     unsafe_code: bool = False,
     lengths: Sequence[int] = (),
     tokenizer: str = "",
+    include: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Load tasks with their items; groups are expanded.
 
@@ -76,6 +91,7 @@ def load_tasks(
         unsafe_code: run generated code without the sandbox.
         lengths: of contexts that are made, in tokens; none means the tasks' own.
         tokenizer: folder of the one that counts them; "" means that of ``data_dir``.
+        include: folders of the user's own tasks, in lm-eval's form.
 
     Returns:
         The form that lm-eval's ``evaluate`` takes: ``tasks`` and ``groups``, keyed as asked for
@@ -85,10 +101,17 @@ def load_tasks(
     Raises:
         UserError: an unknown name, with its nearest match, or data that are not there.
     """
-    check_tasks(names)
+    check_tasks(names, include)
     requests = [parse_request(name) for name in expand(names)]
     opened = open_mirror(mirror) if mirror else None
-    sources = Sources(data_dir, opened, unsafe_code, lengths=tuple(lengths), tokenizer=tokenizer)
+    sources = Sources(
+        data_dir,
+        opened,
+        unsafe_code,
+        lengths=tuple(lengths),
+        tokenizer=tokenizer,
+        include=tuple(include),
+    )
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "pooled": {}}
     with quiet_lm_eval():
         manager = SuiteTaskManager([request.name for request in requests], sources)
@@ -114,7 +137,8 @@ def _named(name: str, sources: Sources) -> Iterator[None]:
         raise
     # Tasks bring code of their own, and datasets and the hub fail in many ways.
     except Exception as error:
-        hint = "" if sources.mirror else "; --mirror DIR reads its data from local files"
+        code = isinstance(error, ImportError | AttributeError)
+        hint = "" if sources.mirror or code else "; --mirror DIR reads its data from local files"
         first = str(error).strip().splitlines()[:1]
         why = f"{type(error).__name__}{': ' + first[0] if first else ''}"
         raise UserError(f"task {name!r} cannot be loaded ({why}){hint}") from error

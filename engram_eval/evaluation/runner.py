@@ -69,10 +69,10 @@ def run_tasks(
     """
     asked = {
         benchmark: [
-            Asked(name, loaded["tasks"][name], _share(limit, len(names)), len(names) > 1)
-            for name in names
+            Asked(name, loaded["tasks"][name], _share(limit, len(names)), is_part) for name in names
         ]
         for benchmark, names in benchmarks(loaded).items()
+        for is_part in [benchmark in loaded["pooled"]]
     }
     everything = [entry for entries in asked.values() for entry in entries]
     with reporter.task("evaluate", sum(entry.size for entry in everything)) as bar:

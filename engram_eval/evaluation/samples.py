@@ -1,8 +1,9 @@
 """lm-eval's samples in the form that is kept: one line an item, with all that it scored."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from engram_eval.errors import UserError
 from engram_eval.records import content_hash
 
 Sample = dict[str, Any]
@@ -17,6 +18,16 @@ GUESSED = frozenset({"acc", "acc_norm"})
 SOURCES = ("source", "source_id", "passage", "article", "context")
 # Metrics that tasks call otherwise than ``records.METRICS``.
 ALIASES = {"pass@1": "pass_at_1", "em": "exact_match"}
+SCORED = frozenset({*FRACTIONS, *ALIASES, "bits_per_byte", "perplexity"})
+"""Metrics of tasks that become metric rows; others are lm-eval's alone."""
+
+
+def unscored(task: str, metrics: Iterable[str]) -> UserError:
+    """Return the error for a task none of whose metrics would become a row."""
+    return UserError(
+        f"task {task!r}: none of its metrics ({', '.join(metrics) or 'it names none'}) is one that "
+        f"a study keeps; allowed: {', '.join(sorted(SCORED))}"
+    )
 
 
 def per_item(samples: Sequence[Mapping[str, Any]], output_type: str) -> Iterator[Sample]:

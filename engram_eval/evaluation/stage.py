@@ -31,6 +31,7 @@ from engram_eval.evaluation.loading import benchmarks, load_tasks
 from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.evaluation.result_cache import FOLDER, ResultCache, identity
 from engram_eval.evaluation.runner import run_tasks
+from engram_eval.evaluation.samples import unscored
 from engram_eval.evaluation.scores import task_rows
 from engram_eval.evaluation.settings import check_settings
 from engram_eval.evaluation.shared_lm import SharedLM, own_folder, shared_cost
@@ -200,6 +201,7 @@ def _tasks(config: EvalConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         config.unsafe_code,
         config.lengths,
         config.tokenizer,
+        config.include_path,
     )
 
 
@@ -244,9 +246,10 @@ def _score(
     """Run the tasks, then the held-out text; ``cost`` gives the bits of each of its tokens."""
     samples = run_tasks(lm, loaded, out, report, config.limit, cache)
     first = {name: loaded["tasks"][tasks[0]] for name, tasks in benchmarks(loaded).items()}
-    rows = [
-        row
-        for name, found in samples.items()
-        for row in task_rows(name, first[name].config.metadata, found)
-    ]
+    rows: list[MetricRow] = []
+    for name, found in samples.items():
+        made = task_rows(name, first[name].config.metadata, found)
+        if not made:
+            raise unscored(name, found[0]["metrics"] if found else ())
+        rows += made
     return rows if text is None else rows + heldout(cost, text, out, report)

@@ -3,19 +3,17 @@
 Reading all of lm-eval's tasks takes it six seconds and more; a look at the names takes one.
 """
 
-import functools
 import importlib.util
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from engram_eval.errors import UserError
+from engram_eval.evaluation.included import included_names, names_in
 from engram_eval.paths import tasks_dir
-
-_NAME = re.compile(r"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([\w.:+-]+)[\"']?[ \t]*$", re.M)
-_TAGS = re.compile(r"^[\"']?tag[\"']?[ \t]*:[ \t]*(\S[^\n#]*|(?:\n[ \t]*-[^\n#]*)+)", re.M)
 
 
 def stock_folder() -> Path:
@@ -28,33 +26,19 @@ def stock_folder() -> Path:
 
 def stock_names() -> Mapping[str, frozenset[Path]]:
     """Return every task, group and tag of lm-eval, with the files that name it."""
-    return _names_in(stock_folder())
+    return names_in(stock_folder())
 
 
-@functools.cache
-def _names_in(folder: Path) -> Mapping[str, frozenset[Path]]:
-    """Return every name that a folder's YAML gives, with the files.
-
-    Templates, which other files include, end in ``_yaml``; tags often stand in them.
-    """
-    found: dict[str, set[Path]] = {}
-    for path in sorted(folder.rglob("*yaml")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        for name in (*_NAME.findall(text), *_tags(text)):
-            found.setdefault(name, set()).add(path)
-    return {name: frozenset(paths) for name, paths in found.items()}
-
-
-def _tags(text: str) -> list[str]:
-    return [tag for part in _TAGS.findall(text) for tag in re.findall(r"[\w.:+-]*\w", part)]
-
-
-def folders_of(names: Iterable[str]) -> list[Path]:
+def folders_of(names: Iterable[str], include: Sequence[str] = ()) -> list[Path]:
     """Return lm-eval's folders that define tasks and all members of groups, ours among them.
 
     Unknown names are skipped.
+
+    Args:
+        names: tasks, groups and tags.
+        include: folders of the user's own tasks, which may have groups of lm-eval's, too.
     """
-    own = _names_in(tasks_dir())
+    own = {**names_in(tasks_dir()), **included_names(include)}
     names = list(names)
     known = own if all(_is_leaf(own, name) for name in names) else {**stock_names(), **own}
     pending, seen = list(names), set[str]()
@@ -65,7 +49,8 @@ def folders_of(names: Iterable[str]) -> list[Path]:
             for path in known[name]:
                 pending.extend(_members_of(name, path))
     found = {path.parent for name in seen for path in known[name]}
-    return sorted(folder for folder in found if not folder.is_relative_to(tasks_dir()))
+    stock = stock_folder()
+    return sorted(folder for folder in found if folder.is_relative_to(stock))
 
 
 def _is_leaf(own: Mapping[str, frozenset[Path]], name: str) -> bool:
@@ -74,8 +59,21 @@ def _is_leaf(own: Mapping[str, frozenset[Path]], name: str) -> bool:
 
 def _members_of(name: str, path: Path) -> list[str]:
     """Return the members of the group that a file defines under this name, at any depth."""
-    config = load_yaml(path, resolve_func=False)
+    config = read_yaml(path)
     return members_of(config) if config.get("group") == name else []
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a task's file and what it includes, without importing the functions that it names.
+
+    Raises:
+        UserError: it is no YAML, or includes what is not there.
+    """
+    try:
+        found: dict[str, Any] = load_yaml(path, resolve_func=False)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    return found
 
 
 def members_of(config: Mapping[str, Any]) -> list[str]:

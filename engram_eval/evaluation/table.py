@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from engram_eval.paths import tasks_dir
+from engram_eval.records import content_hash, known_sha256
 
 LIMITED_LONG = 2
 """Version of what a limit takes of a task with long contexts: since 2 some items of each length."""
@@ -72,6 +73,23 @@ def has_generated_items(task: str) -> bool:
 def has_long_contexts(task: str) -> bool:
     """Tell whether a task or group of ours asks items whose contexts have a chosen length."""
     return any((path.parent / "_long_yaml").exists() for path in tasks_dir().rglob(f"{task}.yaml"))
+
+
+def tasks_salt() -> dict[str, str]:
+    """Return what the tasks are whose items a study makes, so that others are asked anew.
+
+    That is: their YAML, the groups that name them, and the scripts that make their items.
+    """
+    folder = tasks_dir()
+    made = [path.parent for name in ("generate.py", "_long_yaml") for path in folder.rglob(name)]
+    files = [
+        path
+        for place in (folder, *made)
+        for path in place.iterdir()
+        if path.name.endswith("yaml") or path.name == "generate.py"
+    ]
+    named = sorted((path.relative_to(folder).as_posix(), known_sha256(path)) for path in files)
+    return {"tasks": content_hash(named)}
 
 
 def _included(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:

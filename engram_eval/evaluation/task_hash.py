@@ -13,7 +13,10 @@ from engram_eval.evaluation.loading import FEWSHOT_SEED, documents
 from engram_eval.records import content_hash, file_sha256
 
 # Paths differ from machine to machine, and are no part of what is asked.
-LOCAL_KEYS = ("config_source", "data_dir", "mirror", "tokenizer", "unsafe_code")
+LOCAL_KEYS = (
+    *("config_source", "data_dir", "mirror", "tokenizer", "unsafe_code"),
+    "include_path",
+)
 # How data are read; what was read is hashed itself.
 _READING = ("custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs")
 

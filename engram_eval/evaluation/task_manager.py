@@ -1,19 +1,18 @@
 """Finds and loads tasks: ours, and lm-eval's as they are, from a mirror if there is one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
-from lm_eval.tasks._yaml_loader import load_yaml
 
-from engram_eval.errors import UserError
 from engram_eval.evaluation.code_eval import ContainedCodeEval, contain, contained_load
 from engram_eval.evaluation.mirror import Mirror
+from engram_eval.evaluation.samples import SCORED, unscored
 from engram_eval.evaluation.sandbox import Outcome, check_sandbox, check_unsafe, run_program
-from engram_eval.evaluation.stock_tasks import folders_of, members_of
+from engram_eval.evaluation.stock_tasks import folders_of, members_of, read_yaml
 from engram_eval.paths import tasks_dir
 
 
@@ -27,6 +26,7 @@ class Sources(NamedTuple):
         run_code: False where only questions and answers are wanted; no sandbox is needed then.
         lengths: of contexts that are made; none means the tasks' own.
         tokenizer: folder of the one that counts them; "" means the one that ``items`` have.
+        include: folders of the user's own tasks.
     """
 
     items: Path | None = None
@@ -35,6 +35,7 @@ class Sources(NamedTuple):
     run_code: bool = True
     lengths: tuple[int, ...] = ()
     tokenizer: str = ""
+    include: tuple[str, ...] = ()
 
     def metadata(self) -> dict[str, Any]:
         """Return what lm-eval hands on to functions that make a task's data."""
@@ -46,13 +47,14 @@ class Sources(NamedTuple):
                 ("unsafe_code", self.unsafe_code or None),
                 ("lengths", list(self.lengths) or None),
                 ("tokenizer", self.tokenizer or None),
+                ("include_path", list(self.include) or None),
             )
             if value is not None
         }
 
 
 class SuiteTaskManager(TaskManager):
-    """lm-eval's task manager over our tasks and those of its own that are asked for.
+    """lm-eval's task manager over our tasks, the user's, and those of its own that are asked for.
 
     Args:
         names: tasks, groups and tags that will be loaded; folders of others are not read.
@@ -61,7 +63,8 @@ class SuiteTaskManager(TaskManager):
 
     def __init__(self, names: Sequence[str], sources: Sources) -> None:
         super().__init__(
-            include_path=[*folders_of(names), tasks_dir()],
+            # A name that several have is the last one's.
+            include_path=[*folders_of(names, sources.include), tasks_dir(), *sources.include],
             include_defaults=False,
             metadata=sources.metadata() or None,
         )
@@ -83,12 +86,13 @@ class SuiteTaskManager(TaskManager):
         """Do all that ``load_with`` does but read data.
 
         Raises:
-            UserError: data or the sandbox are not there.
+            UserError: data or the sandbox are not there, or no metric is one that a study keeps.
         """
         self.shots = shots
         try:
             for task in self._leaves(name):
                 config = self._adapted(self.task_index[task])
+                _check_metrics(task, config)
                 base = config["metadata"].get("base")
                 if base is not None:
                     inner = self.sources._replace(run_code=False)
@@ -105,7 +109,7 @@ class SuiteTaskManager(TaskManager):
             return sorted(entry.tags)
         if entry.kind is not Kind.GROUP:
             return [name]
-        members = members_of(load_yaml(entry.yaml_path, resolve_func=False))
+        members = members_of(read_yaml(entry.yaml_path))
         return [task for member in members for task in self._leaves(member)]
 
     def _adapted(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -117,6 +121,9 @@ class SuiteTaskManager(TaskManager):
             contain(config, metric)
         if "group" in config or "task" not in config:
             return config
+        if not _is_ours(entry):
+            # Items that a study makes are of our tasks; others have theirs beside their YAML.
+            config["metadata"].pop("data_dir", None)
         if self.shots is not None:
             config = _with_shots(config, self.shots)
         if not config.get("num_fewshot"):
@@ -134,6 +141,17 @@ class SuiteTaskManager(TaskManager):
         return ContainedCodeEval(lambda program: run_program(program, unsafe=unsafe))
 
 
+def _is_ours(entry: Any) -> bool:
+    return entry.yaml_path is not None and entry.yaml_path.is_relative_to(tasks_dir())
+
+
+def _check_metrics(task: str, config: Mapping[str, Any]) -> None:
+    """Refuse a task of whose scores nothing would be kept; functions are named when they run."""
+    metrics = [metric["metric"] for metric in config.get("metric_list") or ()]
+    if metrics and SCORED.isdisjoint(metrics) and not any(map(callable, metrics)):
+        raise unscored(task, metrics)
+
+
 def _with_shots(config: dict[str, Any], shots: int) -> dict[str, Any]:
     """Return a configuration with another number of examples; made tasks ask their base for it."""
     if "base" in config["metadata"]:
@@ -143,7 +161,4 @@ def _with_shots(config: dict[str, Any], shots: int) -> dict[str, Any]:
 
 def _runs_code(yaml_path: Path) -> bool:
     """Tell whether a task executes what a model writes, without importing its functions."""
-    try:
-        return bool(load_yaml(yaml_path, resolve_func=False).get("unsafe_code"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{yaml_path}: cannot be read ({error})") from error
+    return bool(read_yaml(yaml_path).get("unsafe_code"))

@@ -82,6 +82,13 @@ def _launcher(arguments: argparse.Namespace) -> Any:
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        *("--include-path", "--include_path"),
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of your own tasks (lm-eval's YAML), then asked by name",
+    )
     parser.add_argument("--mirror", metavar="DIR", help="read lm-eval's datasets from here")
     parser.add_argument(
         "--unsafe-code", action="store_true", help="run generated code without the sandbox"
@@ -130,6 +137,9 @@ def _with_data(study: Any, arguments: argparse.Namespace) -> Any:
     if arguments.mirror is not None:
         mirror = str(Path(arguments.mirror).absolute())
         evaluate = dataclasses.replace(evaluate, mirror=mirror)
+    if arguments.include_path:
+        folders = tuple(str(Path(folder).absolute()) for folder in arguments.include_path)
+        evaluate = dataclasses.replace(evaluate, include_path=folders)
     if arguments.unsafe_code:
         evaluate = dataclasses.replace(evaluate, unsafe_code=True)
     return dataclasses.replace(study, evaluate=evaluate)

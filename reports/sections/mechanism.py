@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engram_eval.records import MetricRow
-from reports.blocks import Item, Section
+from reports.blocks import Item, Note, Section
 from reports.load import Study
 from reports.query import asked, pick
 from reports.sections.capacity import capacity_block
@@ -64,7 +64,13 @@ def section(study: Study) -> Section:
     absent: list[str] = []
     known = looks(study)
     wanted = asked(study, "probe", "probes", [part.name for part in PARTS])
-    for part in PARTS:
+    shown = {part.name for part in PARTS}
+    own = [
+        Part(name, undrawn, f"{name} is not recorded.")
+        for name in dict.fromkeys(wanted)
+        if name not in shown
+    ]
+    for part in (*PARTS, *own):
         named = pick(study.rows, name=part.name, step=None)
         rows = [row for row in named if row.model in known]
         if rows:
@@ -87,6 +93,14 @@ def section(study: Study) -> Section:
         "Blocks are counted from 0.",
         items=items,
         missing=missing,
+    )
+
+
+def undrawn(study: Study, rows: Sequence[MetricRow]) -> Note:
+    """Say of a probe that no part of this page draws where its numbers are."""
+    return Note(
+        f"The probe {rows[0].name} has {len(rows)} rows in metrics.jsonl; no picture is made of "
+        "them here."
     )
 
 
