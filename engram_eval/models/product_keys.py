@@ -18,11 +18,15 @@ class ValueTable(RowTable):
     """Values of all key pairs, ``weight`` (n_keys^2, D)."""
 
     def forward(self, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Return the weighted sum of ``rows`` (N, K) with ``weights`` (N, K): (N, D)."""
+        """Return the sum of ``rows`` (B, T, K), weighted by ``weights`` (B, T, K): (B, T, D)."""
         values = self.values()
-        return nn.functional.embedding_bag(
-            rows, values, mode="sum", per_sample_weights=weights.to(values.dtype)
+        summed = nn.functional.embedding_bag(
+            rows.flatten(0, -2),
+            values,
+            mode="sum",
+            per_sample_weights=weights.flatten(0, -2).to(values.dtype),
         )
+        return summed.unflatten(0, rows.shape[:-1])
 
 
 class ProductKeyMemory(nn.Module):
@@ -50,7 +54,8 @@ class ProductKeyMemory(nn.Module):
         x = as_operand(hidden_states)
         scores, rows = self.lookup(x.flatten(0, -2))
         weights = scores.softmax(dim=-1)
-        read = self.table(rows.flatten(1), weights.flatten(1)).view(hidden_states.shape)
+        places = (*hidden_states.shape[:-1], -1)
+        read = self.table(rows.view(places), weights.view(places))
         gate = nn.functional.silu(self.gate_proj(x))
         output: torch.Tensor = self.value_proj(as_operand(self.memory_rows(read)) * gate)
         return output
