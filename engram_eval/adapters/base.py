@@ -5,7 +5,7 @@ Every tensor that can be read or edited has a name and a layer (0-based):
 | site           | what it is                                               | shape           |
 |----------------|----------------------------------------------------------|-----------------|
 | resid_pre      | residual stream entering the block, before its memory    | (B, T, D)       |
-| memory_index   | numbers of the rows that the memory looks up, integers   | (B, T, heads)   |
+| memory_index   | numbers of the rows that tokens look up, integers        | (B, T, heads)   |
 | memory_rows    | rows that the memory looked up, concatenated             | (B, T, d_mem)   |
 | memory_gate    | the memory's gate, between 0 and 1                       | (B, T, streams) |
 | memory_out     | what the memory adds to the residual stream              | (B, T, D)       |

@@ -51,7 +51,8 @@ def _taps(memory: nn.Module, layer: int) -> dict[Tap, Place]:
     """Return the taps of a memory; only an Engram memory has gates of its whole output."""
     found = {Tap("memory_out", layer): Place(memory, "output")}
     table = getattr(memory, "table", None)
-    if isinstance(table, nn.Module):
+    # Product keys choose rows by the stream, for all tokens of all texts in one list.
+    if isinstance(table, nn.Module) and hasattr(memory, "hash"):
         found[Tap("memory_index", layer)] = Place(table, "input")
     for site, name in (("memory_rows", "memory_rows"), ("memory_gate", "gate_tap")):
         tap = getattr(memory, name, None)
