@@ -2,16 +2,15 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from engram_eval.adapters.base import Adapter
+from engram_eval.adapters.look_back import ABSENT, look_back
 from engram_eval.models.compression import text_normalizer
 from engram_eval.models.hashing import TokenHistory
 
 NOTHING = "·"
-ABSENT = -1
 
 
 class Words:
@@ -52,19 +51,11 @@ class Words:
     def history(self, ids: Tensor) -> list[list[int]]:
         """Return for each of ``ids`` (T,) the ids that it looks back on, itself first."""
         if self.own is None:
-            return self._tokens_before(ids)
+            reads = next(iter(self.reads.values()))
+            before = look_back(ids[None], max(reads.orders), reads.boundary_id)[:, 0]
+            tokens: list[list[int]] = before.T.tolist()
+            return tokens
         seen = self.own(ids[None], len(ids))[:, 0]
         pad = self.own.compressed_ids[self.own.pad_id]
         found: list[list[int]] = seen.masked_fill(seen == pad, ABSENT).T.tolist()
-        return found
-
-    def _tokens_before(self, ids: Tensor) -> list[list[int]]:
-        """Look back as far as the longest n-gram, but not over a boundary."""
-        reads = next(iter(self.reads.values()))
-        seen, blocked = [ids], torch.zeros_like(ids, dtype=torch.bool)
-        for back in range(1, max(reads.orders)):
-            before = torch.nn.functional.pad(ids, (back, 0), value=ABSENT)[: len(ids)]
-            blocked = blocked | (before == reads.boundary_id)
-            seen.append(before.masked_fill(blocked, ABSENT))
-        found: list[list[int]] = torch.stack(seen).T.tolist()
         return found

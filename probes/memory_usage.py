@@ -1,6 +1,9 @@
 """How a table is used: rows in use, collisions, Zipf's exponent, norms, rank, and cache curves.
 
-All of it follows from training text and the saved table; the model is run for the rank alone.
+All of it follows from training text and the table. It is asked of every memory of which the
+adapter says where its rows are and what they stand for (``tables``, ``reads``): our own,
+Qwen4-Exp's n-grams, Gemma 3n's rows of single tokens, and that of a module of one's own. Where the
+adapter cannot tell which rows a text reads, the model is run up to its last memory.
 Collisions of rows drawn at random stand beside the measured ones as ``baseline``.
 arXiv:2601.07372 argues from Zipf's law that a small cache would do and measures none: here are the
 hit rates, with what a cache that knew the future's hottest rows would reach.
@@ -21,11 +24,13 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import spearmanr
 
 from engram_eval.adapters.base import Adapter, widened
+from engram_eval.adapters.check import check_rows
+from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.cache_curves import hottest_hits, lfu_hits, lru_hits
 from probes.findings import Findings
-from probes.ngram_rows import RowMemory, ngram_ids, row_memories, rows_read
+from probes.ngram_rows import RowMemory, ngram_ids, row_memories, rows_of_text
 from probes.patterns import Text
 from probes.sample import Floats, Ints
 
@@ -93,11 +98,17 @@ def chance_crowding(heads: list[Head], seed: int = 0) -> list[Floats]:
     return [crowding(draw[h.ngrams], h.ngrams) for draw, h in zip(draws, heads, strict=True)]
 
 
-def heads_of(adapter: Adapter, memory: RowMemory, tokens: torch.Tensor) -> list[Head]:
-    """Read a text (1, T) with every head of a memory."""
-    read = rows_read(adapter, tokens)[memory.layer][0].cpu().numpy()
+def heads_of(
+    adapter: Adapter, memory: RowMemory, tokens: torch.Tensor, rows: torch.Tensor
+) -> list[Head]:
+    """Read a text (T,) with every head of a memory, which reads its ``rows`` (T, heads)."""
+    check_rows(rows, memory.reads, memory.layer)
+    read = rows.cpu().numpy()
     starts = np.cumsum([0, *memory.head_rows[:-1]])
-    ids = {order: ngram_ids(adapter, tokens, order).cpu().numpy() for order in set(memory.orders)}
+    ids = {
+        order: ngram_ids(adapter, memory, tokens[None], order).cpu().numpy()
+        for order in set(memory.orders)
+    }
     return [
         Head(order, size, read[:, number] - starts[number], ids[order])
         for number, (order, size) in enumerate(zip(memory.orders, memory.head_rows, strict=True))
@@ -107,20 +118,37 @@ def heads_of(adapter: Adapter, memory: RowMemory, tokens: torch.Tensor) -> list[
 def memory_usage(adapter: Adapter, text: Text, report: Reporter | None = None) -> Findings:
     """Measure each table's use by a text; no rows without a memory that looks tokens up.
 
+    Where every token of the text reads the row of its own number (per-layer embeddings) nothing can
+    collide, and ``crowding`` is left out. Norms are those of the rows as the table has them. Layers
+    that share a table are measured by what each of them reads.
+
     Rows, per memory layer, site ``memory_rows``, with ``slice`` order: ``rows_touched``,
     ``crowding`` of each head, the mean over reads of ``crowding``, and (condition
     ``all_heads``) the same in each n-gram's least crowded head, ``zipf_exponent`` of reads per row
     (baseline: of the n-grams themselves), ``row_norm`` of rows in use and (condition
     ``untouched``) of the others, ``norm_count_correlation``; over all orders ``effective_rank`` of
     what tokens read and ``cache_hit_rate`` by policy and size.
+
+    Raises:
+        UserError: the text has tokens that the model does not know, or it reads rows that are not
+            where the adapter says.
     """
     memories = row_memories(adapter)
-    tokens = torch.from_numpy(text.tokens)[None].to(adapter.device)
+    if not memories:
+        return Findings([], {})
+    highest = int(text.tokens.max())
+    if highest >= adapter.vocab_size:
+        raise UserError(
+            f"the text has token id {highest}, the model {adapter.vocab_size} tokens: "
+            "they do not share a tokenizer"
+        )
+    tokens = torch.from_numpy(text.tokens).to(adapter.device)
+    read = rows_of_text(adapter, tokens)
     rows: list[MetricRow] = []
     with (report or Reporter(quiet=True)).task(NAME, len(memories)) as progress:
         for memory in memories:
-            heads = heads_of(adapter, memory, tokens)
-            rows += [*_order_rows(memory, heads), *_shared_rows(memory, heads)]
+            heads = heads_of(adapter, memory, tokens, read[memory.layer])
+            rows += [*_order_rows(memory, heads, text.tokens), *_shared_rows(memory, heads)]
             progress.advance()
     return Findings(rows, {})
 
@@ -129,8 +157,8 @@ def _row(layer: int, metric: str, value: float | None, **fields: Any) -> MetricR
     return MetricRow(NAME, metric, value, layer=layer, site=SITE, split="train", **fields)
 
 
-def _order_rows(memory: RowMemory, heads: list[Head]) -> Iterator[MetricRow]:
-    """Measure the heads of each order together, and each head's collisions."""
+def _order_rows(memory: RowMemory, heads: list[Head], tokens: Ints) -> Iterator[MetricRow]:
+    """Measure the heads of each order together, and each head's collisions, if it can have any."""
     starts = np.cumsum([0, *memory.head_rows[:-1]])
     norms = widened(memory.table.detach()).norm(dim=1).cpu().numpy()
     for order in sorted(set(memory.orders)):
@@ -140,7 +168,8 @@ def _order_rows(memory: RowMemory, heads: list[Head]) -> Iterator[MetricRow]:
         counts = np.concatenate([np.bincount(h.rows, minlength=h.size) for h in group])
         size = np.concatenate([norms[starts[n] : starts[n] + heads[n].size] for n in own])
         yield from _count_rows(memory.layer, label, counts, size, group[0])
-        yield from _collision_rows(memory.layer, label, group)
+        if not all(np.array_equal(head.rows, tokens) for head in group):
+            yield from _collision_rows(memory.layer, label, group)
 
 
 def _collision_rows(layer: int, label: dict[str, str], heads: list[Head]) -> Iterator[MetricRow]:

@@ -64,6 +64,7 @@ PROBES: dict[str, Probe] = {
         "single",
         "rows in use, collisions, norms, rank, and what a cache of hot rows would hold",
         "probes.patterns:training_text",
+        version=2,
     ),
     "offsets": Probe(
         "probes.offsets:offsets",
@@ -86,6 +87,7 @@ PROBES: dict[str, Probe] = {
         "single",
         "what exchanging two names' rows, or writing rows alone, does to answers",
         "probes.people:make_prompts",
+        version=2,
     ),
     "capacity": Probe(
         "probes.capacity:capacity",

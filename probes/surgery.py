@@ -27,9 +27,9 @@ from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import last_stream
 from probes.findings import Findings, mean_rows
-from probes.ngram_rows import RowMemory, row_memories, rows_read
+from probes.ngram_rows import rows_read
 from probes.people import Pair, People, Prompts, known, last_logits, preference, prompts, swapped
-from probes.row_writes import NO_ROW, RowWrites, distinct, written
+from probes.row_writes import NO_ROW, RowWrites, distinct, writable, written
 from probes.sample import Sample, Slice
 from probes.vocabulary import CELLS, kl_bits, pieces
 
@@ -57,21 +57,19 @@ class Change(NamedTuple):
     kl_bits: Tensor
 
 
-def name_rows(adapter: Adapter, memory: RowMemory, asked: Prompts, reach: int = 0) -> Tensor:
+def name_rows(read: Tensor, asked: Prompts, reach: int = 0) -> Tensor:
     """Return the rows that each name reads, (P, R); ``NO_ROW`` fills up.
 
     Args:
-        adapter: the model.
-        memory: whose rows.
-        asked: P prompts.
+        read: rows of one memory that P prompts read, (P, T, heads).
+        asked: the prompts.
         reach: how many tokens after the name to include, whose n-grams still see it.
     """
-    read = rows_read(adapter, asked.tokens.to(adapter.device))[memory.layer].cpu()
     place = torch.arange(asked.name.shape[1])
     ends = torch.where(asked.name, place, -1).amax(1, keepdim=True)
     tail = (place > ends) & (place <= ends + reach) & (place <= asked.last[:, None])
     seen = (asked.name | tail)[..., None].expand_as(read)
-    return torch.where(seen, read, NO_ROW).flatten(1)
+    return torch.where(seen, read.cpu(), NO_ROW).flatten(1)
 
 
 def exchange(adapter: Adapter, first: Prompts, second: Prompts, reaching: bool = False) -> Writes:
@@ -84,9 +82,12 @@ def exchange(adapter: Adapter, first: Prompts, second: Prompts, reaching: bool =
         reaching: also the rows of n-grams that begin in the name and end behind it.
     """
     found = {}
-    for memory in row_memories(adapter):
+    sides = [
+        (rows_read(adapter, asked.tokens.to(adapter.device)), asked) for asked in (first, second)
+    ]
+    for memory in writable(adapter):
         reach = max(memory.orders) - 1 if reaching else 0
-        ours, theirs = (name_rows(adapter, memory, asked, reach) for asked in (first, second))
+        ours, theirs = (name_rows(read[memory.layer], asked, reach) for read, asked in sides)
         rows = torch.cat([ours, theirs], dim=1)
         partner = torch.cat([theirs, ours], dim=1)
         rows, partner = distinct(rows, partner)
@@ -103,8 +104,9 @@ def write_answers(adapter: Adapter, asked: Prompts, steps: int = STEPS) -> Write
     moves, each prompt's on its own.
     """
     places, changes, rates = {}, {}, []
-    for memory in row_memories(adapter):
-        rows = name_rows(adapter, memory, asked, reach=max(memory.orders) - 1)
+    read = rows_read(adapter, asked.tokens.to(adapter.device))
+    for memory in writable(adapter):
+        rows = name_rows(read[memory.layer], asked, reach=max(memory.orders) - 1)
         (rows,) = distinct(rows)
         places[memory.layer] = rows.to(adapter.device)
         shape = (*rows.shape, memory.table.shape[1])
@@ -112,10 +114,10 @@ def write_answers(adapter: Adapter, asked: Prompts, steps: int = STEPS) -> Write
         rates.append(RATE * float(widened(memory.table.detach()).square().mean().sqrt()))
     groups = [{"params": [c], "lr": r} for c, r in zip(changes.values(), rates, strict=True)]
     optimiser = torch.optim.Adam(groups)
-    tokens, target = asked.tokens.to(adapter.device), asked.answers[:, 1].to(adapter.device)
+    target = asked.answers[:, 1].to(adapter.device)
     for _ in range(steps):
         writes = {layer: RowWrites(places[layer], change) for layer, change in changes.items()}
-        with torch.enable_grad(), written(adapter, tokens, writes):
+        with torch.enable_grad(), written(adapter, writes):
             loss = F.cross_entropy(last_logits(adapter, asked), target, reduction="sum")
         for change, grad in zip(
             changes.values(), torch.autograd.grad(loss, list(changes.values())), strict=True
@@ -128,7 +130,7 @@ def write_answers(adapter: Adapter, asked: Prompts, steps: int = STEPS) -> Write
 @torch.no_grad()
 def preferences(adapter: Adapter, asked: Prompts, writes: Mapping[int, RowWrites]) -> Tensor:
     """Return own minus other answer's logit with the writes in place, (P,)."""
-    with written(adapter, asked.tokens.to(adapter.device), writes):
+    with written(adapter, writes):
         return preference(last_logits(adapter, asked), asked).cpu()
 
 
@@ -151,7 +153,7 @@ def change_on_prompts(
     adapter: Adapter, asked: Prompts, before: Tensor, writes: Mapping[int, RowWrites]
 ) -> Change:
     """Compare the predictions after prompts without writes, ``before`` (P, V), and with them."""
-    with written(adapter, asked.tokens.to(adapter.device), writes):
+    with written(adapter, writes):
         return _change(before, last_logits(adapter, asked))
 
 
@@ -167,7 +169,7 @@ def change_on_text(
         before: the last stream without writes, (B, T, D).
         writes: what is written.
     """
-    with written(adapter, tokens, writes):
+    with written(adapter, writes):
         after = last_stream(adapter, tokens)
     old, new = (adapter.normed(stream.flatten(0, 1)) for stream in (before, after))
     parts = [
@@ -188,6 +190,12 @@ def _change(before: Tensor, after: Tensor) -> Change:
 def surgery(adapter: Adapter, people: People, report: Reporter | None = None) -> Findings:
     """Exchange names and write facts; no rows without a memory, people, or known facts.
 
+    The memory is one that looks rows up by token, ours or another's (``tables`` and ``reads`` of
+    the adapter, taps ``memory_index`` and ``memory_rows``). A table that layers share, or that is
+    the token embedding as well, is not written to, and there are no rows. Where rows are of single
+    tokens, as in Gemma 3n, those of a name's tokens are exchanged, at all layers at once; nothing
+    reaches beyond the name, and both exchanges are one.
+
     Rows, site ``memory_rows``; conditions ``rows_exchanged`` (read at the name's tokens),
     ``rows_exchanged_reaching`` (and by n-grams that begin in the name) and ``rows_written``:
     ``flip_rate``, the share of prompts whose preferred answer becomes the other one, by ``slice``
@@ -196,7 +204,7 @@ def surgery(adapter: Adapter, people: People, report: Reporter | None = None) ->
     """
     right = known(adapter, people.pairs)
     pairs = [pair for pair, fine in zip(people.pairs, right, strict=True) if fine]
-    if not pairs or not row_memories(adapter):
+    if not pairs or not writable(adapter):
         return Findings([], {})
     with (report or Reporter(quiet=True)).task(NAME, 2) as progress:
         rows = _exchange_rows(adapter, pairs[:PAIRS], people)

@@ -87,8 +87,10 @@ def test_crowding_by_hand() -> None:
 def test_ngrams_are_told_apart_as_the_memory_sees_them() -> None:
     adapter = open_model(engram())
     tokens = torch.tensor([[3, 4, 3, 4, 5, 0, 4, 3, 4]])
-    assert ngram_ids(adapter, tokens, 1)[0] == ngram_ids(adapter, tokens, 1)[2]
-    two = ngram_ids(adapter, tokens, 2).tolist()
+    (memory,) = row_memories(adapter)
+    one = ngram_ids(adapter, memory, tokens, 1)
+    assert one[0] == one[2]
+    two = ngram_ids(adapter, memory, tokens, 2).tolist()
     assert two[1] == two[3] == two[8] and len(set(two)) == 6
     # What stands before the end of a document is not seen.
     assert two[6] != two[1]

@@ -13,7 +13,7 @@ from engram_eval.corpus.build import build_corpus
 from engram_eval.corpus.entities import ATTRIBUTES, held_out_template, make_people
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.progress import Reporter
-from probes.ngram_rows import row_memories
+from probes.ngram_rows import row_memories, rows_read
 from probes.patching import Patch, patch_effects, patches, patching, positions
 from probes.people import (
     Fact,
@@ -151,7 +151,7 @@ def test_writes_equal_a_changed_table() -> None:
     pairs = asked(adapter, tail=1)[:3]
     first, second = prompts(pairs), prompts(swapped(pairs))
     writes = exchange(adapter, first, second)
-    with torch.no_grad(), written(adapter, first.tokens, writes):
+    with torch.no_grad(), written(adapter, writes):
         together = last_logits(adapter, first)
     table = row_memories(adapter)[0].table
     saved = table.detach().clone()
@@ -171,7 +171,9 @@ def test_exchanging_exchanges_the_table_rows() -> None:
     pairs = asked(adapter)[:1]
     memory = row_memories(adapter)[0]
     first, second = prompts(pairs), prompts(swapped(pairs))
-    ours, theirs = (name_rows(adapter, memory, side)[0] for side in (first, second))
+    ours, theirs = (
+        name_rows(rows_read(adapter, side.tokens)[1], side)[0] for side in (first, second)
+    )
     write = exchange(adapter, first, second)[1]
     changed = memory.table.detach().clone()
     real = write.rows[0] != NO_ROW
@@ -218,7 +220,7 @@ def test_written_rows_leave_the_table_alone() -> None:
     before, asked_now = table.detach().clone(), prompts(asked(adapter))
     writes = write_answers(adapter, asked_now, steps=30)
     assert torch.equal(table, before) and table.grad is None
-    with torch.no_grad(), written(adapter, asked_now.tokens, writes):
+    with torch.no_grad(), written(adapter, writes):
         after = preference(last_logits(adapter, asked_now), asked_now)
     with torch.no_grad():
         intact = preference(last_logits(adapter, asked_now), asked_now)

@@ -113,11 +113,13 @@ class Reads(NamedTuple):
         orders: n-gram lengths, each with as many heads.
         head_rows: rows of each head's own part of the table, in the order of ``memory_index``.
         boundary_id: token that no n-gram reaches over; None where they do.
+        scale: what a row of the table is multiplied by before it passes ``memory_rows``.
     """
 
     orders: tuple[int, ...]
     head_rows: tuple[int, ...]
     boundary_id: int | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +139,10 @@ class Adapter:
         streams: residual streams, side by side; more than one with hyper-connections.
         tables: the rows of each layer's memory, (rows, row width); they share the model's storage.
         reads: of each layer's memory that looks up tokens, what its rows stand for.
+        look_up: token ids (B, T) to the rows that each layer's memory reads, (B, T, heads), as
+            ``memory_index`` has them; None where only running the model tells.
+        look_back: token ids (B, T) to what n-grams are made of, (N, B, T), where [k] is what stands
+            k places back; None where it is the ids themselves, up to a boundary.
         needs_all_blocks: why no block can be skipped; empty where ``start_at`` works.
         memory_ends_block: whether a memory's one vector is added behind all else in its block, to
             every stream but the first.
@@ -154,6 +160,8 @@ class Adapter:
     streams: int = 1
     tables: Mapping[int, Tensor] = field(default_factory=dict)
     reads: Mapping[int, Reads] = field(default_factory=dict)
+    look_up: Callable[[Tensor], Mapping[int, Tensor]] | None = None
+    look_back: Callable[[Tensor], Tensor] | None = None
     needs_all_blocks: str = ""
     memory_ends_block: bool = False
     shows_attention: bool = True

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Edit, Tap
+from engram_eval.adapters.base import Adapter, Edit, Reads, Tap
 from engram_eval.errors import UserError
 
 # Relative to the largest value of what is compared; float32 rounding stays far below.
@@ -30,7 +30,8 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
     4. Starting at the last block from its ``resid_pre`` gives the same logits (where it can).
     5. Editing what a memory adds changes the logits; so does zeroing it, unless it is zero, and
        editing its rows or its gate, if it adds anything.
-    6. Every tap has numbers of the right kind for every token, and gates lie between 0 and 1.
+    6. Rows that a memory reads by token are where it is said, and pass ``memory_rows``.
+    7. Every tap has numbers of the right kind for every token, and gates lie between 0 and 1.
 
     Raises:
         UserError: the first of these that does not hold.
@@ -53,6 +54,8 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
         if not adapter.needs_all_blocks:
             with adapter.start_at(end, found[Tap("resid_pre", end)]):
                 same(adapter.logits(tokens), plain, "the last block alone gives other logits")
+        for layer in adapter.reads:
+            _check_reads(adapter, same, found, layer)
         for layer in adapter.memory_layers:
             for site, edit in _memory_edits(adapter, found, layer):
                 with adapter.edit(site, layer, edit):
@@ -109,6 +112,48 @@ def _check_block(adapter: Adapter, same: Same, found: dict[Tap, Tensor], layer: 
     if layer + 1 < adapter.n_layers:
         after = found[Tap("resid_pre", layer + 1)]
         same(after, post, f"between block {layer} and the next, the residual stream changes")
+
+
+def _check_reads(adapter: Adapter, same: Same, found: Mapping[Tap, Tensor], layer: int) -> None:
+    """Refuse rows that are not where it is said, or not what passes ``memory_rows``."""
+    reads, table = adapter.reads[layer], adapter.tables[layer]
+    where, heads = f"the memory at layer {layer}", len(reads.head_rows)
+    if heads % len(reads.orders) or sum(reads.head_rows) > len(table):
+        raise UserError(
+            f"{where}: Reads has {heads} heads of {sum(reads.head_rows)} rows for "
+            f"{len(reads.orders)} orders; its table has {len(table)} rows"
+        )
+    if max(reads.orders) > adapter.max_positions:
+        longest, most = max(reads.orders), adapter.max_positions
+        raise UserError(f"{where}: n-grams of {longest} tokens, but the model takes {most}")
+    numbers = found.get(Tap("memory_index", layer))
+    if numbers is None:
+        return
+    check_rows(numbers, reads, layer)
+    rows = found.get(Tap("memory_rows", layer))
+    # Gemma 3n adds a projection to its rows.
+    if rows is not None and not adapter.memory_ends_block:
+        named = table[numbers.to(table.device)].flatten(2).to(rows.device) * reads.scale
+        same(rows, named, f"{where}: memory_rows are not the table's times Reads.scale")
+
+
+def check_rows(numbers: Tensor, reads: Reads, layer: int) -> None:
+    """Refuse numbers of rows (..., heads) that are not in their heads' parts of the table.
+
+    Raises:
+        UserError: which is the first, or how many a token reads if it is not one for each head.
+    """
+    where, heads = f"the memory at layer {layer}", len(reads.head_rows)
+    if numbers.shape[-1] != heads:
+        raise UserError(f"{where} reads {numbers.shape[-1]} rows a token, but Reads has {heads}")
+    sizes = torch.tensor(reads.head_rows, device=numbers.device)
+    ends = sizes.cumsum(0)
+    outside = (numbers < ends - sizes) | (numbers >= ends)
+    if bool(outside.any()):
+        place = outside.nonzero()[0]
+        number, head = int(numbers[tuple(place)]), int(place[-1])
+        first, last = int((ends - sizes)[head]), int(ends[head]) - 1
+        raise UserError(f"{where}: head {head} reads row {number}, not one of {first} to {last}")
 
 
 def _same(tolerance: float, given: Tensor, expected: Tensor, complaint: str) -> None:

@@ -25,7 +25,7 @@ def engram_adapter(model: PreTrainedModel) -> Adapter:
         if memory is not None:
             places |= _taps(memory, layer)
             tables[layer] = memory.table.values()
-    found = replace(plain, places=places, tables=tables, reads=_reads(model))
+    found = replace(plain, places=places, tables=tables, **_looks(plain.backbone, _reads(model)))
     streams = model.config.residual_streams
     if streams == 1:
         return found
@@ -44,6 +44,17 @@ def _reads(model: PreTrainedModel) -> dict[int, Reads]:
     return {
         layer: Reads(orders, layout.head_rows, boundary)
         for layer, layout in table_layouts(config).items()
+    }
+
+
+def _looks(core: Any, reads: dict[int, Reads]) -> dict[str, Any]:
+    """Return what the rows stand for, and how they are found without running the model."""
+    if not reads:
+        return {}
+    return {
+        "reads": reads,
+        "look_up": core.ngram_rows,
+        "look_back": lambda ids: core.token_history(ids, ids.shape[1]),
     }
 
 

@@ -1,6 +1,7 @@
 """Gemma 3n: a row for each token and layer (PLE), several residual streams (AltUp)."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
     """Describe a ``Gemma3nForCausalLM``, the text model alone.
 
     A memory's rows are what its block is handed: the token's row in the table, plus a projection of
-    the token's embedding.
+    the token's embedding, and both scaled.
     """
     plain = hf_adapter(model)
     backbone: Any = plain.backbone
@@ -54,21 +55,21 @@ def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
     places = dict(plain.places)
     tables, reads = {}, {}
     width = int(model.config.hidden_size_per_layer_input)
+    rows: Any = backbone.embed_tokens_per_layer
+    scale = float(rows.scalar_embed_scale) * float(backbone.per_layer_input_scale)
     for layer in range(plain.n_layers):
         block: Any = plain.place("resid_pre", layer).module
         places |= {
             Tap("resid_pre", layer): Place(block, "input", form=form),
             Tap("resid_post", layer): Place(block, "output", form=form),
-            Tap("memory_index", layer): Place(
-                backbone.embed_tokens_per_layer, "input", form=ONE_READ
-            ),
+            Tap("memory_index", layer): Place(rows, "input", form=ONE_READ),
             Tap("memory_rows", layer): Place(block, "input", ROWS_ARGUMENT),
             Tap("memory_gate", layer): Place(block.act_fn, "output"),
             Tap("memory_out", layer): Place(block.post_per_layer_input_norm, "output"),
         }
         columns = slice(layer * width, (layer + 1) * width)
-        tables[layer] = backbone.embed_tokens_per_layer.weight[:, columns]
-        reads[layer] = Reads((1,), (len(tables[layer]),))
+        tables[layer] = rows.weight[:, columns]
+        reads[layer] = Reads((1,), (len(tables[layer]),), scale=scale)
     shared = int(model.config.num_kv_shared_layers or 0)
     return replace(
         plain,
@@ -77,6 +78,12 @@ def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
         streams=streams,
         tables=tables,
         reads=reads,
+        look_up=partial(_look_up, plain.n_layers, rows.num_embeddings),
         memory_ends_block=True,
         needs_all_blocks=f"the last {shared} reuse keys and values of others" if shared else "",
     )
+
+
+def _look_up(layers: int, size: int, ids: Tensor) -> dict[int, Tensor]:
+    """Return the row of each token, the same at all layers; those outside of the table read 0."""
+    return dict.fromkeys(range(layers), torch.where(ids < size, ids, 0).unsqueeze(-1))

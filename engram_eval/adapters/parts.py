@@ -47,7 +47,10 @@ class Parts:
         after_head: what becomes of the head's output before it is logits, such as a cap.
         stream: a block's parameter that is the residual stream; "" means its first.
         table: path in a block of the rows of its memory, a parameter or an embedding.
-        reads: what these rows stand for.
+        reads: what these rows stand for; together with ``table`` and the taps ``memory_index`` and
+            ``memory_rows`` it lets ``memory_usage`` and ``surgery`` work.
+        sees: function of ids (B, T) to numbers of the same shape, of which n-grams are made, where
+            the memory takes tokens for one (spellings of a word, for instance).
         needs_all_blocks: why no block can be skipped, if a block needs more of earlier ones than
             their residual.
     """
@@ -63,6 +66,7 @@ class Parts:
     stream: str = ""
     table: str = ""
     reads: Reads | None = None
+    sees: Callable[[Tensor], Tensor] | None = None
     needs_all_blocks: str = ""
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram_eval.adapters.base import SITES, Adapter, Place, Tap
+from engram_eval.adapters.look_back import look_back
 from engram_eval.adapters.parts import At, Parts
 from engram_eval.adapters.plain_model import PlainModel, known_as
 from engram_eval.errors import UserError, nearest, unknown
@@ -83,6 +85,7 @@ def plain_adapter(model: PlainModel) -> Adapter:
         max_positions=parts.max_positions,
         tables=tables,
         reads=dict.fromkeys(tables, parts.reads) if parts.reads else {},
+        look_back=_look_back(parts),
         needs_all_blocks=parts.needs_all_blocks,
         shows_attention=False,
     )
@@ -189,6 +192,16 @@ def _tables(blocks: Sequence[nn.Module], parts: Parts) -> dict[int, Tensor]:
     if not tables:
         raise UserError(f"Parts.table={parts.table!r}: no block has such rows")
     return tables
+
+
+def _look_back(parts: Parts) -> Callable[[Tensor], Tensor] | None:
+    """Return what n-grams are made of, where it is not the ids themselves."""
+    reads = parts.reads
+    if parts.sees is None or reads is None:
+        return None
+    return partial(
+        look_back, length=max(reads.orders), boundary_id=reads.boundary_id, sees=parts.sees
+    )
 
 
 def _find(root: nn.Module, path: str) -> Any:

@@ -1,7 +1,9 @@
 """Qwen4-Exp: hashed n-gram rows that write to several residual streams, as in Engram."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -23,14 +25,14 @@ def qwen4_adapter(model: PreTrainedModel) -> Adapter:
         UserError: the memory computes otherwise than when this was written.
     """
     plain = hf_adapter(model, LAYOUT)
-    places, tables, reads = dict(plain.places), {}, {}
+    places, tables, reads, lookups = dict(plain.places), {}, {}, {}
     for layer in range(plain.n_layers):
         block: Any = plain.place("resid_pre", layer).module
         memory = block.ple
         if memory is None:
             continue
         _tap_gate(memory)
-        rows = memory.ple_embedding
+        rows = lookups[layer] = memory.ple_embedding
         places |= {
             Tap("memory_index", layer): Place(rows.ngram_embedding, "input"),
             Tap("memory_rows", layer): Place(rows, "output"),
@@ -41,7 +43,16 @@ def qwen4_adapter(model: PreTrainedModel) -> Adapter:
         orders = tuple(range(2, rows.ngram_size + 1))
         reads[layer] = Reads(orders, tuple(rows.head_vocab_sizes), rows.eos_token_id)
     streams = int(model.config.hc_count)
-    return replace(plain, places=places, streams=streams, tables=tables, reads=reads)
+    found = replace(plain, places=places, streams=streams, tables=tables, reads=reads)
+    return replace(found, look_up=partial(_look_up, found, lookups))
+
+
+def _look_up(adapter: Adapter, lookups: Mapping[int, nn.Module], ids: Tensor) -> dict[int, Tensor]:
+    """Let the memories hash ids (B, T), each alone, and return the rows that they then read."""
+    with adapter.record([Tap("memory_index", layer) for layer in lookups]) as found:
+        for rows in lookups.values():
+            rows(ids, None)
+    return {tap.layer: numbers for tap, numbers in found.items()}
 
 
 def _tap_gate(memory: Any) -> None:
