@@ -1,9 +1,9 @@
 """Keeps what a finished study found: small, whole, and enough to check its verdicts.
 
-Of the metric rows those stay that a verdict rests on, those on stored bits and storages, and
-held-out text, tasks and costs at the end of training, before and after an update; of the
-comparisons those over all seeds. The verdicts follow from the kept rows. The report is drawn anew
-from all rows, by the code that publishes.
+Of the metric rows those stay that a verdict rests on (a lens with what it says without the
+memory's write), those on stored bits and storages, and held-out text, tasks and costs at the end of
+training, before and after an update; of the comparisons those over all seeds. The verdicts follow
+from the kept rows. The report is drawn anew from all rows, by the code that publishes.
 """
 
 import gzip
@@ -25,6 +25,7 @@ from engram_eval.errors import UserError
 from engram_eval.records import (
     BEFORE_UPDATE,
     EQUAL_LOSS,
+    MEMORY_SUBTRACTED,
     TOKENIZERS,
     canonical_json,
     read_jsonl,
@@ -207,7 +208,9 @@ def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:
         )
     # What meets another model's loss is of an earlier step, and says so by its condition.
     wanted = row["step"] is None or row["condition"] == EQUAL_LOSS
-    return wanted and all(row[key] == selector[key] for key in keys)
+    control = row["condition"] == MEMORY_SUBTRACTED and selector["condition"] is None
+    told = {**row, "condition": None} if control else row
+    return wanted and all(told[key] == selector[key] for key in keys)
 
 
 def kept_comparisons(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

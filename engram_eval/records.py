@@ -34,6 +34,9 @@ EQUAL_LOSS = "equal_loss"
 BEFORE_UPDATE = "before_update"
 """Condition of what a model answered and scored before it was told what has changed."""
 
+MEMORY_SUBTRACTED = "memory_subtracted"
+"""Condition of a lens on the stream without what memories have written into it."""
+
 EQUAL_LOSS_FACTS = "equal_loss.json"
 """Lies beside the weights of such a checkpoint: its step, its loss, whether it is the last one."""
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap, widened
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow
+from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
 from probes.capture import Batch, batches
 from probes.findings import Findings, mean_rows
 from probes.sample import Floats, Ints, Sample, Slice
@@ -34,7 +34,6 @@ from probes.settling import early_weights, fall_bounds, prediction_depth
 from probes.vocabulary import CELLS, pieces, row_dots, unembedder
 
 NAME = "logit_lens"
-SUBTRACTED = "memory_subtracted"
 KEPT = ("kl_bits", "cross_entropy_bits")
 # Places inside blocks are many: they are read on every second batch of the text.
 INSIDE, STRIDE = ("resid_memory", "resid_mid"), 2
@@ -131,7 +130,7 @@ def depths(adapter: Adapter, condition: str | None = None) -> list[View]:
 
     Hyper-connections mix a write into the other streams, from which it cannot be taken out again.
     """
-    if condition == SUBTRACTED and (not adapter.memory_layers or adapter.streams > 1):
+    if condition == MEMORY_SUBTRACTED and (not adapter.memory_layers or adapter.streams > 1):
         return []
     return [View(tap.site, tap.layer, condition) for tap in lens_taps(adapter)]
 
@@ -148,7 +147,9 @@ def views(adapter: Adapter) -> list[View]:
     if adapter.streams == 1:
         inside += [View("resid_mid", layer) for layer in range(adapter.n_layers)]
     first = min(adapter.memory_layers, default=adapter.n_layers)
-    late = [v for v in depths(adapter, SUBTRACTED) if v.site == "resid_post" and v.layer >= first]
+    late = [
+        v for v in depths(adapter, MEMORY_SUBTRACTED) if v.site == "resid_post" and v.layer >= first
+    ]
     return [*depths(adapter), *inside, *late]
 
 
@@ -167,7 +168,7 @@ def _stream(adapter: Adapter, taps: dict[Tap, Tensor], view: View) -> Tensor:
         stream = taps[before] + taps[Tap("memory_out", layer)]
     else:
         stream = taps[Tap(site, layer)]
-    if view.condition == SUBTRACTED and site != "resid_pre":
+    if view.condition == MEMORY_SUBTRACTED and site != "resid_pre":
         for memory in adapter.memory_layers:
             if memory <= layer:
                 stream = stream - taps[Tap("memory_out", memory)]
@@ -239,7 +240,7 @@ def lens_findings(
     rows = view_rows(name, wanted, values, documents, slices)
     place = {view: index for index, view in enumerate(wanted)}
     arrays = {}
-    for condition in (None, SUBTRACTED):
+    for condition in (None, MEMORY_SUBTRACTED):
         here = [
             place.get(v, place.get(v._replace(condition=None))) for v in depths(adapter, condition)
         ]

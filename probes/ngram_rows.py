@@ -18,16 +18,24 @@ class RowMemory(NamedTuple):
     Attributes:
         layer: 0-based.
         table: rows of all heads, one below the other, (R, d); there may be more, which none reads.
-        head_rows: rows of each head, orders outermost.
-        orders: length of the n-gram that each head looks up, ascending.
         reads: what the adapter says of them.
     """
 
     layer: int
     table: Tensor
-    head_rows: tuple[int, ...]
-    orders: tuple[int, ...]
     reads: Reads
+
+    @property
+    def head_rows(self) -> tuple[int, ...]:
+        """Rows of each head, orders outermost."""
+        return self.reads.head_rows
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """Length of the n-gram that each head looks up."""
+        lengths = self.reads.orders
+        heads = len(self.head_rows) // len(lengths)
+        return tuple(length for length in lengths for _ in range(heads))
 
 
 def row_memories(adapter: Adapter) -> list[RowMemory]:
@@ -35,13 +43,11 @@ def row_memories(adapter: Adapter) -> list[RowMemory]:
 
     These are the memories of which an adapter says where their rows are and what they stand for.
     """
-    found = []
-    for layer, reads in sorted(adapter.reads.items()):
-        if layer in adapter.tables and Tap("memory_index", layer) in adapter.places:
-            sizes, lengths = reads.head_rows, reads.orders
-            orders = tuple(length for length in lengths for _ in range(len(sizes) // len(lengths)))
-            found.append(RowMemory(layer, adapter.tables[layer], sizes, orders, reads))
-    return found
+    return [
+        RowMemory(layer, adapter.tables[layer], reads)
+        for layer, reads in sorted(adapter.reads.items())
+        if layer in adapter.tables and Tap("memory_index", layer) in adapter.places
+    ]
 
 
 @torch.no_grad()

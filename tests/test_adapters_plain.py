@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engram_eval.adapters import plain_model
-from engram_eval.adapters.base import Adapter, Reads
+from engram_eval.adapters.base import Adapter, Form, Reads, Tap
 from engram_eval.adapters.load import open_model
-from engram_eval.adapters.plain import Parts, PlainModel, known_as
+from engram_eval.adapters.plain import At, Parts, PlainModel, known_as
 from engram_eval.adapters.stage import model_sha256
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import Corpus, load_corpus
@@ -112,6 +112,41 @@ def test_a_module_without_a_memory_is_a_llama() -> None:
         same_rows(found, expected)
     with pytest.raises(UserError, match=r"no memory_out at layer 1 .*: \[\]"):
         adapters[1].place("memory_out", 1)
+
+
+def test_a_tensor_of_another_shape_has_a_form(both: tuple[Adapter, Adapter]) -> None:
+    lab = Lab(engram())
+    for block in lab.blocks:
+        if block.ngrams is not None:
+            # One gate a token, without an axis of its own.
+            block.ngrams.open = nn.Sequential(Squeezed(), nn.Unflatten(-1, (-1, 1)))
+    form = Form(lambda own: own[..., None], lambda common: common[..., 0])
+    parts = parts_of(lab)
+    taps = {**parts.taps, "memory_gate": At("ngrams.open.0", form=form)}
+    adapter = open_model(PlainModel(lab, replace(parts, taps=taps)))
+    gate, tokens = Tap("memory_gate", 1), torch.arange(40).view(2, 20)
+    with torch.no_grad(), adapter.record([gate]) as found, both[0].record([gate]) as expected:
+        adapter.logits(tokens), both[0].logits(tokens)
+    torch.testing.assert_close(found[gate], expected[gate], rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match=r"^memory_gate at layer 1: shape \(2, 12\) for tokens"):
+        open_model(PlainModel(lab, replace(parts, taps={**taps, "memory_gate": "ngrams.open.0"})))
+
+
+class Squeezed(nn.Module):
+    """A sigmoid whose last axis, of one number, is left out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid()[..., 0]
+
+
+def test_blocks_that_need_all_before_are_not_skipped() -> None:
+    lab = Lab(engram())
+    parts = parts_of(lab, needs_all_blocks="they share keys")
+    adapter = open_model(PlainModel(lab, parts))
+    residual = torch.zeros(1, 4, adapter.d_model)
+    refused = pytest.raises(UserError, match=r"^no block of this model can be skipped: they share")
+    with refused, adapter.start_at(1, residual):
+        pass
 
 
 def test_attention_without_masks_has_no_offsets(both: tuple[Adapter, Adapter]) -> None:

@@ -14,10 +14,10 @@ from torch.distributions import Categorical, kl_divergence
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.adapters.load import open_model
-from engram_eval.records import MetricRow
+from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
 from probes import lens
 from probes.capture import Batch
-from probes.lens import SUBTRACTED, Divergence, View, divergence, logit_lens, reference
+from probes.lens import Divergence, View, divergence, logit_lens, reference
 from probes.sample import Sample
 
 DEPTHS = ("resid_pre", "resid_post")
@@ -101,7 +101,7 @@ def test_every_view_and_slice_has_its_row() -> None:
     more = [(("domain", name),) for name in ("even", "odd")]
     more += [(("static_out_longest", level),) for level in ("high", "low")]
     depths = [(0, "resid_pre", None), *((layer, "resid_post", None) for layer in range(3))]
-    depths += [(layer, "resid_post", SUBTRACTED) for layer in (1, 2)]
+    depths += [(layer, "resid_post", MEMORY_SUBTRACTED) for layer in (1, 2)]
     inside = [(1, "resid_memory", None), *((layer, "resid_mid", None) for layer in range(3))]
     expected = {(m, *v, s) for m in Divergence._fields for v in depths + inside for s in main}
     expected |= {(m, *v, s) for m in lens.KEPT for v in depths for s in more}
@@ -109,7 +109,7 @@ def test_every_view_and_slice_has_its_row() -> None:
     expected |= {
         (m, None, "resid_post", c, s)
         for m in whole
-        for c in (None, SUBTRACTED)
+        for c in (None, MEMORY_SUBTRACTED)
         for s in main + more
     }
     assert keys == expected
@@ -141,8 +141,8 @@ def test_views_inside_a_block_are_sums_of_what_is_written() -> None:
     torch.testing.assert_close(got[View("resid_memory", 1)], entering + memory)
     torch.testing.assert_close(got[View("resid_mid", 1)], entering + memory + attention)
     late = flat[Tap("resid_post", 2)] - memory
-    torch.testing.assert_close(got[View("resid_post", 2, SUBTRACTED)], late)
-    assert View("resid_post", 0, SUBTRACTED) not in got, "nothing is written before"
+    torch.testing.assert_close(got[View("resid_post", 2, MEMORY_SUBTRACTED)], late)
+    assert View("resid_post", 0, MEMORY_SUBTRACTED) not in got, "nothing is written before"
 
 
 def test_a_memory_that_is_all_of_the_prediction_is_gone_when_subtracted() -> None:
@@ -150,13 +150,13 @@ def test_a_memory_that_is_all_of_the_prediction_is_gone_when_subtracted() -> Non
     with torch.no_grad():
         model.model.layers[1].engram.value_proj.weight.mul_(50)
     rows = logit_lens(open_model(model), noise_sample()).rows
-    plain, without = rows_of(rows, "kl_bits"), rows_of(rows, "kl_bits", SUBTRACTED)
+    plain, without = rows_of(rows, "kl_bits"), rows_of(rows, "kl_bits", MEMORY_SUBTRACTED)
     assert plain[2].value == pytest.approx(0, abs=1e-4)
     # Blocks add nothing, so that without the write the embedding is all there is.
     assert without[2].value == pytest.approx(plain[0].value, rel=1e-4)
     assert (plain[0].value or 0) > 1
     early = {r.condition: r.value for r in rows if r.metric == "early_kl_bits" and not r.slice}
-    assert early[SUBTRACTED] == pytest.approx(plain[0].value, rel=1e-4)
+    assert early[MEMORY_SUBTRACTED] == pytest.approx(plain[0].value, rel=1e-4)
 
 
 def test_a_memory_that_writes_last_leaves_nothing_inside_of_its_block() -> None:

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from engram_eval.adapters.load import open_model
 from engram_eval.errors import UserError
-from engram_eval.records import MetricRow
-from probes.lens import SUBTRACTED, logit_lens
+from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
+from probes.lens import logit_lens
 from probes.tuned_lens import Translators, halves, least_squares, train_translators, tuned_lens
 
 
@@ -71,7 +71,7 @@ def test_rows_are_about_documents_that_were_not_fitted() -> None:
     rows = tuned_lens(open_model(engram()), found).rows
     whole = [r for r in rows if r.metric == "kl_bits" and not r.slice]
     assert {r.n for r in whole} == {32 * int(held_out.sum())}
-    assert {r.condition for r in whole} == {None, SUBTRACTED}
+    assert {r.condition for r in whole} == {None, MEMORY_SUBTRACTED}
     assert {r.name for r in rows} == {"tuned_lens"}
     same = tuned_lens(open_model(engram()), found).rows
     assert rows == same

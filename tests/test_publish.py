@@ -91,6 +91,9 @@ def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
     half, end = ({**ROW, "stage": "train", "split": "val", "step": step} for step in (8, 16))
     rows = [ROW, lens, {**lens, "layer": 2}, early, {**ROW, **part}, half, end]
     assert kept_rows(rows, [{"rows": [selector]}]) == [ROW, lens]
+    control = {**lens, "condition": "memory_subtracted"}
+    beside = [control, {**control, "layer": 2}, {**lens, "condition": "random_row"}]
+    assert kept_rows([lens, *beside], [{"rows": [selector]}]) == [lens, control]
     assert kept_rows(rows, []) == [ROW]
     assert kept_rows(rows[1:], []) == [end], "what was scored at the end of training stands in"
     other = {**end, "seed": 1}

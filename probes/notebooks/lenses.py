@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt
 from engram_eval.adapters.load import open_model
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import load_corpus
-from engram_eval.records import MetricRow
-from probes.lens import SUBTRACTED, logit_lens
+from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
+from probes.lens import logit_lens
 from probes.sample import draw_sample
 from probes.tuned_lens import tuned_lens
 
@@ -73,7 +73,7 @@ for name in models:
     for third, dash in (("high", "-"), ("low", "--")):
         line = curve(logit[name], static_out=third)
         axes[2].plot(*line, dash, label=f"{name}, static_out {third}")
-axes[0].plot(*curve(logit["engram"], SUBTRACTED), "--", label="engram, write subtracted")
+axes[0].plot(*curve(logit["engram"], MEMORY_SUBTRACTED), "--", label="engram, write subtracted")
 titles = ("logit lens", "tuned lens, held-out half", "by predictability of the next token")
 for axis, title in zip(axes, titles, strict=True):
     axis.set(xlabel="blocks done", title=title)
@@ -83,7 +83,7 @@ figure.tight_layout()
 
 # %%
 lead = early["moe", None][0] - early["engram", None][0]
-bare = early["moe", None][0] - early["engram", SUBTRACTED][0]
+bare = early["moe", None][0] - early["engram", MEMORY_SUBTRACTED][0]
 sentence = (
     f"Over the first third of the blocks the MoE's lens is {lead:+.2f} bits further from its own "
     f"end than Engram's, and {bare:+.2f} once the memory's own write is taken out: only the latter "

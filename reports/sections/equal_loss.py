@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from engram_eval.records import MetricRow
+from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
 from reports.blocks import Block, flat_rows
 from reports.draw import Canvas
 from reports.load import Study
@@ -108,4 +108,4 @@ def _numbers(rows: Sequence[MetricRow]) -> str:
 
 
 def _without(row: MetricRow) -> str:
-    return " without the memory’s write" if row.condition == "memory_subtracted" else ""
+    return " without the memory’s write" if row.condition == MEMORY_SUBTRACTED else ""

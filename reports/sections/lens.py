@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from engram_eval.records import MetricRow
+from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
 from reports.blocks import Block, flat_rows
 from reports.draw import Canvas
 from reports.load import Study
@@ -13,7 +13,7 @@ from reports.sections.layers import Draw, drawn_models, layer_panel, slice_views
 from reports.seeds import drawn_seeds
 from reports.theme import looks
 
-DASHES: dict[str | None, str] = {None: "-", "memory_subtracted": "--"}
+DASHES: dict[str | None, str] = {None: "-", MEMORY_SUBTRACTED: "--"}
 STROKES = {"-": "the stream as it is", "--": "without what the memory wrote"}
 KEY = (
     "“emb.” is the embedding, which may lie above the picture. Dashed: with everything "
@@ -87,7 +87,7 @@ def _early(study: Study, rows: Sequence[MetricRow]) -> str:
     """Quote the area under the first third of the curve, with and without the write."""
     whole = [row for row in pick(rows, metric="early_kl_bits") if not row.slice]
     told = []
-    for condition, words in ((None, ""), ("memory_subtracted", " (without the memory’s write)")):
+    for condition, words in ((None, ""), (MEMORY_SUBTRACTED, " (without the memory’s write)")):
         here = pick(whole, condition=condition)
         models = drawn_models(study, here)
         found = {f"{model}{words}": values(pick(here, model=model)) for model in models}
