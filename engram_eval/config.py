@@ -125,7 +125,8 @@ class TrainConfig:
         router_bias_rate: step of the load-balancing bias (arXiv:2408.15664).
         router_aux_loss_coef: weight of ``models.balance.balance_loss`` beside the loss.
         table_weight_decay: of the memory table's rows (arXiv:2601.07372 App. A: none).
-        checkpoints: shares of the tokens at which weights are kept.
+        checkpoints: shares of the tokens at which weights are kept; one of them stands in for the
+            better of two models at equal loss, so they are closer where losses are.
         val_sequences: sequences per validation pass.
         save_every_s: seconds between two resume points; has no influence on the numbers.
         threads: torch threads of one run; 0 means one per core. Small models train faster side
@@ -156,7 +157,7 @@ class TrainConfig:
     router_aux_loss_coef: float = 0.0
     table_weight_decay: float = 0.0
     autocast_bf16: bool = True
-    checkpoints: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    checkpoints: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1.0)
     val_sequences: int = 192
     save_every_s: float = 30.0
     threads: int = 1

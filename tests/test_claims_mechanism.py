@@ -127,9 +127,9 @@ def lens(model: str, seed: int, value: float, partner: str = "") -> MetricRow:
                      layer=1, **early)  # fmt: skip
 
 
-def met(model: str, partner: str, value: float, goal: float) -> MetricRow:
-    return MetricRow("equal_loss", "loss_nats", value, model=model, seed=0, step=4, baseline=goal,
-                     other={"model": partner, "seed": 0})  # fmt: skip
+def met(model: str, partner: str, value: float, goal: float, seed: int = 0) -> MetricRow:
+    return MetricRow("equal_loss", "loss_nats", value, model=model, seed=seed, step=4,
+                     baseline=goal, other={"model": partner, "seed": seed})  # fmt: skip
 
 
 def test_a_model_is_read_where_its_loss_is_nearest() -> None:
@@ -145,6 +145,29 @@ def test_a_model_is_read_where_its_loss_is_nearest() -> None:
     assert read_table([*rows, facts[0]]).values(score) == {}
     plain = Score(((1.0, EARLY._replace(equal_loss=())),))
     assert read_table([*rows, *facts]).values(plain)["engram"] == {0: 1.0}
+
+
+@pytest.mark.parametrize(("early", "tested"), [(0, False), (1, False), (2, True), (4, True)])
+def test_no_claim_is_tested_twice(early: int, tested: bool, tmp_path: Path) -> None:
+    """Engram had the MoE's loss half-way in ``early`` of four seeds, in the others at its end."""
+    claim = CLAIMS["mechanism.lens_after_memory_at_equal_loss"]
+    rows = []
+    for seed in range(4):
+        half_way = seed < early
+        met_at = {"step": 4, "other": {"model": "moe", "seed": seed}} if half_way else {}
+        loss = 3.1 if half_way else 2.0
+        rows += [met("engram", "moe", loss, 3.0, seed), met("moe", "engram", 3.0, 2.0, seed)]
+        rows += [lens("engram", seed, 1.0), lens("moe", seed, 2.0 + seed / 10)]
+        rows += [dataclasses.replace(lens("engram", seed, 1.5), **met_at)] if half_way else []
+    write_json(tmp_path / "study.json", to_dict(STUDY))
+    write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in rows])
+    write_verdicts(tmp_path)
+    (found,) = (e for e in read_verdicts(tmp_path) if e["id"] == claim.id)
+    assert (found["effect"] is not None) == tested
+    assert tested or found["reason"] == (
+        f"in {4 - early} of 4 seeds no saved checkpoint is nearer to equal loss than the last one, "
+        "where the claim at the end is tested; power 0%"
+    )
 
 
 def test_what_no_seed_has_in_full_is_named(tmp_path: Path) -> None:

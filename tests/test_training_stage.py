@@ -176,7 +176,7 @@ def test_steps_and_checkpoints_by_hand() -> None:
     config = TrainConfig(tokens=1_048_576, seq_len=256, batch_size=16)
     assert n_steps(config) == 256
     assert n_steps(dataclasses.replace(config, tokens=1_048_577)) == 257
-    assert checkpoint_steps(config.checkpoints, 256) == [16, 32, 64, 128, 256]
+    assert checkpoint_steps(config.checkpoints, 256) == [16, 32, 64, 128, 192, 224, 256]
     assert checkpoint_steps((0.5,), 3) == [2, 3]
     assert checkpoint_steps((1 / 16, 1 / 8), 4) == [1, 4]
 

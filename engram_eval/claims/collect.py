@@ -114,6 +114,15 @@ class Table(NamedTuple):
         """Return the seeds of a model that have a row with a value."""
         return sorted(seed for name, seed in self._values(rows) if name == model)
 
+    def all_at_their_ends(self, pair: Collection[str]) -> tuple[int, int]:
+        """Return in how many seeds two models are nearest in loss at their ends, and of how many.
+
+        What is read of them at equal loss is there what was read at the end.
+        """
+        seeds = [seed for a, b, seed in self.last if {a, b} == set(pair)]
+        ended = [seed for a, b, seed in self.last if {a, b} == set(pair) and self._met(a, b, seed)]
+        return len(set(ended)), len(set(seeds))
+
     def _column(self, rows: Rows) -> Column:
         return self.columns.get(_key(rows), Column())
 
@@ -149,7 +158,12 @@ class Table(NamedTuple):
             # Beside its own other seeds, for the null: all of them are at their end.
             return True
         last = self.last[model, partner, seed]
-        return last and (other != partner or self.last.get((partner, model, seed), False))
+        return last and (other != partner or self._met(model, partner, seed))
+
+    def _met(self, model: str, partner: str, seed: int) -> bool:
+        """Tell whether each of two models is nearest to the other's loss at its own end."""
+        found = (self.last.get((a, b, seed)) for a, b in ((model, partner), (partner, model)))
+        return all(found)
 
 
 def _key(rows: Rows) -> Key:

@@ -44,6 +44,7 @@ from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
 from engram_eval.evaluation.suites import BPB, expand
 from engram_eval.records import (
+    EQUAL_LOSS,
     at_the_edge,
     canonical_json,
     lookup_rates,
@@ -127,6 +128,8 @@ def _values(
     for group in twins:
         if len(same := [arm for arm in claim.arms if arm in group]) > 1:
             return {}, f"{' and '.join(same)} are one and the same model"
+    if told := _repeats(claim, table):
+        return {}, told
     # What other trained models scored counts where their spread is pooled, and where they are on a
     # curve. A model with a memory beside it is no training of its own: it would count twice.
     alone = claim.test == "paired" and claim.axis is None
@@ -142,6 +145,23 @@ def _values(
         return found, "no task of its domain tells models apart"
     lacking = [arm for arm in claim.arms if arm not in found]
     return found, _lacking(claim.score, table, lacking[0]) if lacking else ""
+
+
+def _repeats(claim: Claim, table: Table) -> str:
+    """Say where a claim at equal loss would be the claim at the end once more, else nothing.
+
+    Which it is shows in the losses alone, so that nothing is chosen by what was found.
+    """
+    met = [rows for _, rows in claim.score.terms if rows.equal_loss or rows.condition == EQUAL_LOSS]
+    if not met:
+        return ""
+    ended, seeds = table.all_at_their_ends(met[0].equal_loss or claim.arms)
+    if 2 * ended <= seeds:
+        return ""
+    return (
+        f"in {ended} of {seeds} seeds no saved checkpoint is nearer to equal loss than the last "
+        "one, where the claim at the end is tested"
+    )
 
 
 def _lacking(score: Score, table: Table, arm: str) -> str:
