@@ -37,7 +37,7 @@ def run(
     Raises:
         RuntimeError: a stage failed; the message names it and says why.
     """
-    from engram_eval.runner import run_study
+    from engram_eval.running.runner import run_study
     from engram_eval.studies.registry import find_study, is_changed, on_own_text, study_folder
 
     resolved = find_study(study) if isinstance(study, str) else study

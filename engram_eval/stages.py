@@ -35,7 +35,7 @@ STAGES: dict[str, Stage] = {
 
 TRAININGS = ("tune", "train")
 
-ANALYZE = "engram_eval.analyze:analyze"
+ANALYZE = "engram_eval.analysis.analyze:analyze"
 REPORT = "reports.build:build_report"
 COMPARISON = "reports.comparison:build_comparison"
 FIGURES = "reports.figures:save_figures"

@@ -15,7 +15,7 @@ from engram_eval.config import (
     arm_training,
 )
 from engram_eval.errors import UserError
-from engram_eval.node import Node
+from engram_eval.running.node import Node
 from engram_eval.stage_config import (
     BaselineStage,
     EqualLossScores,
@@ -74,10 +74,10 @@ def _match(model: ModelSpec, framed: Mapping[str, Any], study: StudyConfig) -> M
                 f"model {model.name!r} matches {model.match!r}, which is not in the study; "
                 f"allowed: {', '.join(framed)}"
             )
-        match = resolve("engram_eval.solver:match")
+        match = resolve("engram_eval.costs.solver:match")
         architecture = match(framed[model.match], architecture, study.train.seq_len)
     elif model.match is not None and model.match in framed:
-        mismatch = resolve("engram_eval.solver:mismatch")
+        mismatch = resolve("engram_eval.costs.solver:mismatch")
         missed = mismatch(framed[model.match], architecture, study.train.seq_len)
         if missed:
             raise UserError(

@@ -6,10 +6,10 @@
 import sys
 from typing import NamedTuple
 
+from engram_eval.costs.ledger import Ledger, ledger_of
+from engram_eval.costs.solver import match
 from engram_eval.errors import look_up
-from engram_eval.ledger import Ledger, ledger_of
 from engram_eval.scales import SCALES
-from engram_eval.solver import match
 from engram_eval.variants import VARIANTS, Architecture, find_variant
 
 HEADER = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from engram_eval.analyze import analyze
+from engram_eval.analysis.analyze import analyze
 from engram_eval.records import MetricRow, row_to_dict, sort_key, write_json, write_jsonl
 
 DOMAINS = ("code", "docs", "facts", "entities", "math", "recall")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from engram_eval.contrasts import OUTSIDE, WIDER
+from engram_eval.analysis.contrasts import OUTSIDE, WIDER
 
 Array = npt.NDArray[np.float64]
 Rule = Callable[[Array], Array]

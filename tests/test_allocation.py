@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_eval.allocation import FINE, RHO_OFF, allocate, experts_kept
 from engram_eval.config import StudyConfig
+from engram_eval.costs.allocation import FINE, RHO_OFF, allocate, experts_kept
+from engram_eval.costs.ledger import ledger_of
 from engram_eval.errors import UserError
-from engram_eval.ledger import ledger_of
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.scales import SCALES

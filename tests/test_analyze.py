@@ -8,10 +8,11 @@ import pytest
 from reports_fixture import SMALL, UNINFORMATIVE, read_metrics, write_study
 from scipy import stats as scipy_stats
 
-from engram_eval.analyze import Pairing, analyze, compare_table
+from engram_eval.analysis.analyze import Pairing, analyze, compare_table
+from engram_eval.analysis.item_scores import Measure, Scores, Table, load_scores, select
+from engram_eval.analysis.stats import holm, paired_bootstrap
 from engram_eval.errors import UserError
 from engram_eval.evaluation.samples import pool, source_of, sources_of
-from engram_eval.item_scores import Measure, Scores, Table, load_scores, select
 from engram_eval.records import (
     MetricRow,
     content_hash,
@@ -20,7 +21,6 @@ from engram_eval.records import (
     write_json,
     write_jsonl,
 )
-from engram_eval.stats import holm, paired_bootstrap
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from engram_eval.bench.arms import bench_arms
 from engram_eval.bench.offload_stage import arm_name, time_storages
 from engram_eval.bench.rate import seconds_per_token
 from engram_eval.bench.registry import BENCHES, bench_table
+from engram_eval.costs.ledger import architecture_config, ledger
 from engram_eval.errors import UserError
-from engram_eval.ledger import architecture_config, ledger
 from engram_eval.models.configuration_engram import INDEXES
 from engram_eval.models.memory import memory_specs
 from engram_eval.progress import Reporter, Task

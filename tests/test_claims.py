@@ -8,14 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from engram_eval.bench.offload import STORAGES
-from engram_eval.bench.offload_stage import arm_name
-from engram_eval.claims.claim import Claim, Rows, Score, less_than
-from engram_eval.claims.collect import read_table
-from engram_eval.claims.judge import Verdict, bounds, judge
-from engram_eval.claims.registry import CLAIMS, claims_of
-from engram_eval.claims.shapes import describe_shape
-from engram_eval.contrasts import (
+from engram_eval.analysis.contrasts import (
     Estimate,
     block_contrast,
     interval,
@@ -26,6 +19,13 @@ from engram_eval.contrasts import (
     seed_contrast,
     slope_weights,
 )
+from engram_eval.bench.offload import STORAGES
+from engram_eval.bench.offload_stage import arm_name
+from engram_eval.claims.claim import Claim, Rows, Score, less_than
+from engram_eval.claims.collect import read_table
+from engram_eval.claims.judge import Verdict, bounds, judge
+from engram_eval.claims.registry import CLAIMS, claims_of
+from engram_eval.claims.shapes import describe_shape
 from engram_eval.errors import UserError
 from engram_eval.records import (
     MetricRow,

@@ -8,9 +8,9 @@ import pytest
 import spreads
 from scipy import stats as reference
 
+from engram_eval.analysis.contrasts import WIDER, Values, wider_arms
 from engram_eval.claims.claim import Claim, less_than
 from engram_eval.claims.judge import judge
-from engram_eval.contrasts import WIDER, Values, wider_arms
 
 DOCS = Path(__file__).parents[1] / "docs" / "statistics.md"
 ALIKE = Claim("x.b", "b beats a", "nobody", "nothing", less_than("arm_1", "arm_0"), 0.01)

@@ -12,11 +12,11 @@ from test_models_remote import byte_tokenizer
 
 from engram_eval.adapters.load import load_causal_lm
 from engram_eval.cli import main
-from engram_eval.convert import FORMATS, convert
 from engram_eval.errors import UserError
+from engram_eval.formats.convert import FORMATS, convert
+from engram_eval.formats.official_names import weight_names
+from engram_eval.formats.verify import load_weights
 from engram_eval.models.memory import EngramMemory, MemorySpec
-from engram_eval.official_names import weight_names
-from engram_eval.verify import load_weights
 
 OPTIONS = {
     "plain": {},

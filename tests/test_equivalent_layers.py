@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_eval.equivalent_layers import Worth, equivalent_layers, equivalent_rows
+from engram_eval.analysis.equivalent_layers import Worth, equivalent_layers, equivalent_rows
 from engram_eval.records import MetricRow
 from engram_eval.scales import SCALES
 from engram_eval.variants import find_variant

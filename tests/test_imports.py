@@ -24,7 +24,7 @@ PROBES_MAY = {
     "engram_eval.progress",
     "engram_eval.records",
     "engram_eval.stage_config",
-    "engram_eval.stats",
+    "engram_eval.analysis.stats",
 }
 REPORTS_MAY = {"engram_eval.errors", "engram_eval.records"}
 

@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from engram_eval.config import TrainConfig
+from engram_eval.costs.footprint import training_footprint
+from engram_eval.costs.initialisation import initialisation
+from engram_eval.costs.ledger import Ledger, ledger, ledger_of
 from engram_eval.environment import products
 from engram_eval.errors import UserError
-from engram_eval.footprint import training_footprint
-from engram_eval.initialisation import initialisation
-from engram_eval.ledger import Ledger, ledger, ledger_of
 from engram_eval.models import grouped_experts, precision
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from engram_eval.adapters.load import load_causal_lm
 from engram_eval.cli import main
 from engram_eval.config import TrainConfig
-from engram_eval.convert import convert
 from engram_eval.errors import UserError
+from engram_eval.formats.convert import convert
 from engram_eval.models import modeling_engram
 from engram_eval.models.configuration_engram import ROW_QUANTIZATIONS, EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM

@@ -23,7 +23,7 @@ from engram_eval.evaluation.heldout import token_bits
 from engram_eval.evaluation.heldout_text import CorpusText, heldout_text
 from engram_eval.progress import Reporter
 from engram_eval.records import read_jsonl, write_jsonl
-from engram_eval.runner import run_study
+from engram_eval.running.runner import run_study
 
 SEQ_LEN = 16
 

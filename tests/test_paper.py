@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from engram_eval.allocation import allocate
 from engram_eval.cli import main
-from engram_eval.paper import PAPER_MODELS, SEQ_LEN, paper_plan, paper_table
+from engram_eval.costs.allocation import allocate
+from engram_eval.costs.paper import PAPER_MODELS, SEQ_LEN, paper_plan, paper_table
 
 D, LAYERS, SPARSE = 2560, 30, 29
 EXPERT = 3 * D * 1536

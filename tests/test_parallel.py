@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from engram_eval.cli import main
 from engram_eval.config import TrainConfig
 from engram_eval.corpus.store import load_corpus
+from engram_eval.costs.ledger import architecture_config
+from engram_eval.costs.ranks import rank_costs
 from engram_eval.errors import UserError
-from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.parallel.launched import alone as without_others
 from engram_eval.parallel.launched import launched
@@ -31,7 +32,6 @@ from engram_eval.parallel.loop import share_of, train_in_parallel
 from engram_eval.parallel.model import spread
 from engram_eval.parallel.ranks import Ranks
 from engram_eval.progress import Reporter, Task
-from engram_eval.rank_costs import rank_costs
 from engram_eval.stage_config import TrainStage
 from engram_eval.training.data import Batches
 from engram_eval.training.loop import Run

@@ -12,7 +12,7 @@ from ranks_tools import in_ranks
 
 from engram_eval.parallel import loop, ranks
 from engram_eval.progress import Reporter
-from engram_eval.rank_runner import run_in_ranks
+from engram_eval.running.rank_runner import run_in_ranks
 from engram_eval.studies.registry import find_study
 
 STUDY = find_study("smoke", arms=("moe",))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from reports_fixture import SMALL, read_metrics, write_metrics, write_study
 
-from engram_eval.analyze import analyze
+from engram_eval.analysis.analyze import analyze
 from engram_eval.records import MetricRow, row_to_dict
 from reports.blocks import Block, Note, Table
 from reports.load import load_study

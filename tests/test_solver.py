@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_eval.config import StudyConfig
+from engram_eval.costs.ledger import ledger_of
+from engram_eval.costs.solver import match
 from engram_eval.errors import UserError
-from engram_eval.ledger import ledger_of
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.scales import SCALES
-from engram_eval.solver import match
 from engram_eval.studies.registry import find_study
 from engram_eval.study import solve
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from engram_eval import stats
+from engram_eval.analysis import stats
 from engram_eval.errors import UserError
 
 FINITE = st.floats(-100, 100, allow_nan=False)

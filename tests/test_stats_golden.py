@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engram_eval import stats
+from engram_eval.analysis import stats
 
 sm = pytest.importorskip("statsmodels.api", reason="pip install statsmodels")
 

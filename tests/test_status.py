@@ -11,8 +11,8 @@ from engram_eval.cli import main
 from engram_eval.config import TrainConfig, to_dict
 from engram_eval.errors import UserError
 from engram_eval.records import SCHEMA, StageRecord, write_json, write_jsonl, write_record
+from engram_eval.running.status import status, status_table
 from engram_eval.stage_config import TrainStage
-from engram_eval.status import status, status_table
 
 CONFIG = to_dict(TrainStage({}, TrainConfig(tokens=1000, seq_len=10, batch_size=10)))
 

@@ -7,8 +7,8 @@ import pytest
 from engram_eval.arm_corpus import arm_corpus
 from engram_eval.check import check_study
 from engram_eval.config import StudyConfig, arm_training
+from engram_eval.costs.ledger import ledger_of
 from engram_eval.errors import UserError
-from engram_eval.ledger import ledger_of
 from engram_eval.scales import SCALES
 from engram_eval.studies.capacity import BIOGRAPHY_TOKENS, EXPOSURES, PEOPLE
 from engram_eval.studies.horizon import TOKENS, WIDTHS, widened

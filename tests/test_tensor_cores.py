@@ -4,8 +4,8 @@ import pytest
 import torch
 import training_tools as tools
 
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.evaluation.heldout import token_bits
-from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.tensor_cores import tensor_cores
 

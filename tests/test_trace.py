@@ -20,10 +20,10 @@ from engram_eval.cli import main
 from engram_eval.errors import UserError
 from engram_eval.models.layout import table_layouts
 from engram_eval.models.modeling_engram import EngramForCausalLM
-from engram_eval.trace import Trace, small_tokenizer, trace, trace_random
-from engram_eval.trace_page import trace_html
-from engram_eval.trace_view import saved_bits, trace_data, trace_text
-from engram_eval.trace_words import NOTHING
+from engram_eval.tracing.page import trace_html
+from engram_eval.tracing.trace import Trace, small_tokenizer, trace, trace_random
+from engram_eval.tracing.view import saved_bits, trace_data, trace_text
+from engram_eval.tracing.words import NOTHING
 
 TEXT = "A <b>\nbb"
 RELATIVES = [

@@ -10,7 +10,7 @@ import torch
 import training_tools as tools
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engram_eval.ledger import architecture_config
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.models import grouped_experts, loss, moe
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.moe import MoE

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engram_eval.config import TrainConfig
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.errors import UserError
-from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.progress import Reporter
 from engram_eval.stage_config import TrainStage

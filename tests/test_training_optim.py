@@ -9,7 +9,7 @@ from torch import nn
 from training_tools import ARCHITECTURES
 
 from engram_eval.config import TrainConfig
-from engram_eval.ledger import architecture_config
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.training.optim import (

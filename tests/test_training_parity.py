@@ -11,7 +11,7 @@ import training_tools as tools
 from torch import Tensor
 
 from engram_eval.config import TrainConfig
-from engram_eval.ledger import architecture_config
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.models import grouped_experts, moe, norm
 from engram_eval.models.compiled import compile_blocks
 from engram_eval.models.modeling_engram import EngramForCausalLM

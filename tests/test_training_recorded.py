@@ -11,7 +11,7 @@ import training_tools as tools
 from test_variants import build
 from test_variants import text as read
 
-from engram_eval.ledger import architecture_config
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.models import grouped_experts, loss, moe
 from engram_eval.models.compiled import compile_blocks, keep_variants
 from engram_eval.models.modeling_engram import EngramForCausalLM

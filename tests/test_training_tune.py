@@ -12,10 +12,10 @@ from engram_eval.config import TUNED, TuneConfig
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl
+from engram_eval.running.study_folder import study_ledger
 from engram_eval.stage_config import TrainStage, TuneStage
 from engram_eval.studies.registry import find_study
 from engram_eval.study import graph, solve
-from engram_eval.study_folder import study_ledger
 from engram_eval.training.stage import train
 from engram_eval.training.tune import candidates, tune
 

@@ -10,7 +10,7 @@ import training_tools as tools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_eval.ledger import architecture_config
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.training.collisions import Collisions
 from engram_eval.training.data import Batches

@@ -11,7 +11,7 @@ from engram_eval.claims.stored import read_verdicts
 from engram_eval.corpus.store import load_corpus
 from engram_eval.progress import Reporter
 from engram_eval.records import read_jsonl
-from engram_eval.runner import run_study
+from engram_eval.running.runner import run_study
 from engram_eval.studies.registry import find_study
 
 QUIET = Reporter(quiet=True)

@@ -15,16 +15,16 @@ from engram_eval.adapters.base import Tap
 from engram_eval.adapters.load import open_model
 from engram_eval.cli import main
 from engram_eval.config import TrainConfig
+from engram_eval.costs.footprint import training_footprint
+from engram_eval.costs.ledger import ledger_of
+from engram_eval.costs.solver import match
 from engram_eval.errors import UserError
-from engram_eval.footprint import training_footprint
-from engram_eval.ledger import ledger_of
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.moe import MoE
 from engram_eval.models.product_keys import ProductKeyMemory
 from engram_eval.models.table import RowTable
 from engram_eval.scales import SCALES, Scale
-from engram_eval.solver import match
 from engram_eval.training.data import Batch
 from engram_eval.training.optim import build_optimizer, set_learning_rate
 from engram_eval.training.step import stepper

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from engram_eval import stages
-from engram_eval import workers as runner_module
 from engram_eval.config import EvalConfig
 from engram_eval.errors import UserError
-from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import read_record
-from engram_eval.workers import TRAININGS_PER_GPU, run_nodes
+from engram_eval.running import workers as runner_module
+from engram_eval.running.node import Node
+from engram_eval.running.workers import TRAININGS_PER_GPU, run_nodes
 
 SLOW_STAGES = """
     import os, signal, time
@@ -51,8 +51,8 @@ SLOW_STAGES = """
         os.kill(os.getpid(), signal.SIGKILL)
 
     def loses(inputs, config, seed, out, report):
-        import engram_eval.workers
-        engram_eval.workers.gpu_is_lost = lambda: True
+        import engram_eval.running.workers
+        engram_eval.running.workers.gpu_is_lost = lambda: True
         raise RuntimeError("illegal access")
 
     def wrong(inputs, config, seed, out, report):
@@ -160,7 +160,7 @@ def test_workers_leave_with_a_killed_parent(slow_stages: None, tmp_path: Path) -
     script.write_text(
         textwrap.dedent("""
         import multiprocessing, os, time
-        from engram_eval.workers import _leave_with
+        from engram_eval.running.workers import _leave_with
 
         def wait(parent):
             import threading

@@ -19,10 +19,10 @@ from engram_eval.bench.arms import bench_arms
 from engram_eval.bench.turns import Contender, take_turns
 from engram_eval.corpus.stdlib import stdlib_documents
 from engram_eval.corpus.tokenizer import EOS, train_tokenizer
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.environment import compute_device
 from engram_eval.evaluation.fast_lm import FastLM
 from engram_eval.evaluation.quiet import quiet_lm_eval
-from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.progress import Reporter
 from engram_eval.variants import Architecture

@@ -16,8 +16,8 @@ from engram_eval.bench.arms import bench_arms
 from engram_eval.bench.lookup import SHARE_OF_MEMORY, free_memory
 from engram_eval.bench.products import wait_for
 from engram_eval.bench.turns import Timing, compared
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.environment import compute_device
-from engram_eval.ledger import architecture_config
 from engram_eval.models.memory import MemorySpec, memory_specs
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.offload import DiskTable, HostTable

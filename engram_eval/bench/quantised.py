@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from engram_eval.adapters.load import is_own, load_causal_lm
+from engram_eval.analysis.stats import Interval, paired_bootstrap
 from engram_eval.bench.products import wait_for
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
@@ -27,7 +28,6 @@ from engram_eval.models.row_format import ROW_FORMATS
 from engram_eval.models.table import RowTable
 from engram_eval.progress import Reporter
 from engram_eval.quiet import no_bars
-from engram_eval.stats import Interval, paired_bootstrap
 
 BATCH = 16
 READ, TURNS = 4096, 20

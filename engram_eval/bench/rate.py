@@ -10,8 +10,8 @@ import torch
 
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.config import TrainConfig
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.environment import compute_device
-from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.training.data import Batches
 from engram_eval.training.optim import build_optimizer

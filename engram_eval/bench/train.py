@@ -28,10 +28,10 @@ from engram_eval.bench.peers import Peer, dtype_of_products, peer_step, peers
 from engram_eval.bench.products import forward_products, timed, training_products, wait_for
 from engram_eval.bench.turns import Contender, Times, take_turns
 from engram_eval.config import TrainConfig
+from engram_eval.costs.footprint import training_footprint
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.environment import compute_device
 from engram_eval.errors import look_up
-from engram_eval.footprint import training_footprint
-from engram_eval.ledger import architecture_config
 from engram_eval.models.compiled import compile_blocks
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.modeling_engram import EngramForCausalLM

@@ -6,8 +6,8 @@ different texts for different times, so each contrast has its own spread (``pair
 
 import math
 
+from engram_eval.analysis.contrasts import slope_weights
 from engram_eval.claims.claim import Declare, Rows, Score, more_than
-from engram_eval.contrasts import slope_weights
 from engram_eval.studies.capacity import PEOPLE
 
 LAWS = "arXiv:2404.05405"

@@ -7,8 +7,8 @@ trained differently, so each contrast has its own spread (``paired``).
 import math
 from collections.abc import Mapping
 
+from engram_eval.analysis.contrasts import slope_weights
 from engram_eval.claims.claim import Claim, Rows, Score, less_than
-from engram_eval.contrasts import slope_weights
 from engram_eval.studies.horizon import TOKENS, WIDTHS
 
 RELATIVE = Score(((1.0, Rows()),), log=True, unit="relative gap per doubling")

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from engram_eval.claims.claim import Claim, Score
-from engram_eval.contrasts import (
+from engram_eval.analysis.contrasts import (
     Contrast,
     Estimate,
     Values,
@@ -16,8 +15,9 @@ from engram_eval.contrasts import (
     power_of_equivalence,
     study_contrast,
 )
+from engram_eval.analysis.stats import holm
+from engram_eval.claims.claim import Claim, Score
 from engram_eval.errors import UserError
-from engram_eval.stats import holm
 
 ALPHA = 0.05
 SEEDS_FOR_A_TEST = 3

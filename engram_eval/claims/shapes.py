@@ -13,7 +13,7 @@ import numpy as np
 # Not ``from scipy import stats``: half a second that most of what needs these sums never uses.
 import scipy
 
-from engram_eval.contrasts import Array, Values
+from engram_eval.analysis.contrasts import Array, Values
 
 CURVES: Mapping[str, Callable[[Array], list[list[Array]]]] = {
     "flat": lambda x: [[]],

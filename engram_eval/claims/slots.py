@@ -2,8 +2,8 @@
 
 import math
 
+from engram_eval.analysis.contrasts import slope_weights
 from engram_eval.claims.claim import Claim, Rows, Score, less_than
-from engram_eval.contrasts import slope_weights
 from engram_eval.studies.slots import RELATIVES, ROWS
 
 FIGURE = "arXiv:2601.07372 Fig. 3 right"

@@ -34,13 +34,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engram_eval.analysis.contrasts import Values
 from engram_eval.claims.claim import MEAN_OF_TASKS, Claim, Rows, Score
 from engram_eval.claims.collect import NO_VALUE, Table, read_table
 from engram_eval.claims.judge import Part, Tested, Verdict, bounds, counts, judge, untested
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
-from engram_eval.contrasts import Values
 from engram_eval.errors import UserError
 from engram_eval.evaluation.suites import BPB, expand
 from engram_eval.records import (

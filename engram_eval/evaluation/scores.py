@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engram_eval.analysis.stats import centred, clustered_stderr
 from engram_eval.evaluation.samples import (
     FRACTIONS,
     GUESSED,
@@ -17,7 +18,6 @@ from engram_eval.evaluation.samples import (
 )
 from engram_eval.evaluation.suites import domain_of
 from engram_eval.records import MetricRow
-from engram_eval.stats import centred, clustered_stderr
 
 Floats = npt.NDArray[np.float64]
 

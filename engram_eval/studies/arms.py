@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from engram_eval.allocation import experts_kept
 from engram_eval.config import ModelSpec, ProbeConfig, StudyConfig
+from engram_eval.costs.allocation import experts_kept
 from engram_eval.scales import Scale
 from engram_eval.variants import find_variant
 

@@ -1,7 +1,7 @@
 """Which parts of the memory matter? Each removed or swapped, the budget held."""
 
 from engram_eval.config import ModelSpec, StudyConfig
-from engram_eval.ledger import architecture_config
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.scales import Scale
 from engram_eval.studies.arms import BASELINE, THREE_SEEDS, arm, study_of_losses
 from engram_eval.variants import engram

@@ -17,10 +17,10 @@ import torch
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.config import TrainConfig, key_dict
 from engram_eval.corpus.store import Corpus, load_corpus
+from engram_eval.costs.ledger import architecture_config, ledger_of
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import heldout_rows
-from engram_eval.ledger import architecture_config, ledger_of
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.register import register
 from engram_eval.parallel.folders import delete_parts, resume_folders

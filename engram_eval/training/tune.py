@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engram_eval.config import OF_PARTS, TrainConfig, TuneConfig
-from engram_eval.ledger import architecture_config
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl, row_from_dict, write_json
 from engram_eval.stage_config import TrainStage, TuneStage

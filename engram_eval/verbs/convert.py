@@ -15,7 +15,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from engram_eval.convert import convert
+    from engram_eval.formats.convert import convert
 
     convert(arguments.source, arguments.target, arguments.to)
     print(arguments.target)

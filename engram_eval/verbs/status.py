@@ -13,7 +13,7 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from engram_eval.status import status, status_table
+    from engram_eval.running.status import status, status_table
 
     stages = status(arguments.folder)
     print(json.dumps(stages, indent=1) if arguments.json else status_table(stages))

@@ -76,7 +76,7 @@ def _launcher(arguments: argparse.Namespace) -> Any:
         if arguments.job:
             raise UserError("--job is for --launcher submitit")
         return None
-    from engram_eval.submitit_jobs import read_parameters, run_as_jobs
+    from engram_eval.running.submitit_jobs import read_parameters, run_as_jobs
 
     return functools.partial(run_as_jobs, parameters=read_parameters(arguments.job))
 
@@ -178,7 +178,7 @@ def _in_ranks(
 ) -> int:
     """Run the stage as one of the processes that ``torchrun`` has started."""
     from engram_eval.progress import Reporter
-    from engram_eval.rank_runner import run_in_ranks
+    from engram_eval.running.rank_runner import run_in_ranks
 
     if arguments.verb not in SHARED_VERBS:
         allowed = " or ".join(SHARED_VERBS)
@@ -203,7 +203,7 @@ def _run_study(
 ) -> int:
     from engram_eval.environment import default_workers
     from engram_eval.progress import Reporter
-    from engram_eval.runner import run_study
+    from engram_eval.running.runner import run_study
     from engram_eval.stages import MARKDOWN, resolve
 
     workers = default_workers() if arguments.workers is None else arguments.workers
@@ -280,7 +280,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.paper:
         return _plan_paper(arguments.json)
     from engram_eval.check import check_names
-    from engram_eval.plan import plan, plan_table
+    from engram_eval.costs.plan import plan, plan_table
     from engram_eval.study import solve
 
     study, _ = find(arguments)
@@ -293,7 +293,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _plan_paper(as_json: bool) -> int:
-    from engram_eval.paper import paper_plan, paper_table
+    from engram_eval.costs.paper import paper_plan, paper_table
 
     rows = paper_plan()
     print(json.dumps(rows, indent=1) if as_json else paper_table(rows))

@@ -26,9 +26,9 @@ def _trace(arguments: argparse.Namespace) -> int:
     if arguments.model is not None:
         check_model_folder(arguments.model)
     from engram_eval.records import write_atomic
-    from engram_eval.trace import trace_folder, trace_random
-    from engram_eval.trace_page import trace_html
-    from engram_eval.trace_view import trace_data, trace_text
+    from engram_eval.tracing.page import trace_html
+    from engram_eval.tracing.trace import trace_folder, trace_random
+    from engram_eval.tracing.view import trace_data, trace_text
 
     if arguments.random:
         traced = trace_random(arguments.text, arguments.seed)

@@ -13,8 +13,8 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from engram_eval.formats.verify import verify
     from engram_eval.progress import Reporter
-    from engram_eval.verify import verify
 
     passed = verify(arguments.files, Reporter(quiet=arguments.quiet, out=sys.stdout))
     print("all equal" if passed else "MISMATCH")

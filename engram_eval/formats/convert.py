@@ -23,12 +23,12 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from engram_eval.adapters.load import is_own
 from engram_eval.errors import UserError, unknown
+from engram_eval.formats.official_names import Output, Shapes, to_official, to_ours, with_new_tables
 from engram_eval.models import modeling_engram
 from engram_eval.models.compression import compress_vocabulary
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.hashing import draw_multipliers
 from engram_eval.models.row_format import ROW_FORMATS
-from engram_eval.official_names import Output, Shapes, to_official, to_ours, with_new_tables
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

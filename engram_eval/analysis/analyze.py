@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engram_eval.analysis.contrasts import interval, p_greater, study_contrast
+from engram_eval.analysis.equivalent_layers import equivalent_rows
+from engram_eval.analysis.item_scores import Scores, Table, load_scores, select
+from engram_eval.analysis.stats import Interval, bootstrap_ratios, holm, mcnemar
 from engram_eval.claims.verdicts import write_verdicts
-from engram_eval.contrasts import interval, p_greater, study_contrast
-from engram_eval.equivalent_layers import equivalent_rows
 from engram_eval.errors import UserError
 from engram_eval.evaluation.informative import Judgement, judge_tasks
-from engram_eval.item_scores import Scores, Table, load_scores, select
 from engram_eval.records import (
     METRICS,
     canonical_json,
@@ -27,7 +28,6 @@ from engram_eval.records import (
     row_from_dict,
     write_jsonl,
 )
-from engram_eval.stats import Interval, bootstrap_ratios, holm, mcnemar
 
 RESAMPLES = 10_000
 SEEDS_FOR_A_TEST = 3

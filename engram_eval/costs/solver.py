@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from engram_eval.costs.ledger import Ledger, architecture_config, ledger_of, moe_layers
 from engram_eval.errors import UserError, unknown
-from engram_eval.ledger import Ledger, architecture_config, ledger_of, moe_layers
 from engram_eval.models.layout import table_layouts
 
 Iso = Literal["both", "flops", "params"]

@@ -4,10 +4,10 @@ from typing import Any, cast
 
 from engram_eval.config import StudyConfig, arm_training
 from engram_eval.environment import default_workers, gpus, products
-from engram_eval.stage_seconds import other_seconds
+from engram_eval.running.stage_seconds import other_seconds
+from engram_eval.running.study_folder import study_ledger
 from engram_eval.stages import resolve
 from engram_eval.study import graph
-from engram_eval.study_folder import study_ledger
 from engram_eval.training.steps import checkpoint_steps, n_steps
 
 TRAINING_FLOPS_PER_FORWARD_FLOP = 3
@@ -47,7 +47,7 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int | None = None) -> 
         UserError: processes that cannot share the batch.
     """
     ledger = study_ledger(study)
-    footprint = resolve("engram_eval.footprint:training_footprint")
+    footprint = resolve("engram_eval.costs.footprint:training_footprint")
     by = products()
     training = {model.name: arm_training(study, model) for model in study.models}
     for name, row in ledger.items():
@@ -64,7 +64,7 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int | None = None) -> 
             rate = resolve("engram_eval.bench.rate:seconds_per_token")
             row["training_seconds"] = rate(row["architecture"], train) * row["tokens"]
         if ranks is not None:
-            costs = resolve("engram_eval.rank_costs:rank_costs")
+            costs = resolve("engram_eval.costs.ranks:rank_costs")
             found = costs(row["architecture"], train, ranks)
             row["ranks"] = {"world": ranks, **found._asdict()}
     tuning = {"runs": study.tune.runs, "fraction": study.tune.fraction}

@@ -7,15 +7,15 @@ from pathlib import Path
 from engram_eval.check import check_study
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
-from engram_eval.locks import refusing_lock
-from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import TOKENIZERS, read_json
-from engram_eval.stage_seconds import of_flops
+from engram_eval.running.locks import refusing_lock
+from engram_eval.running.node import Node
+from engram_eval.running.stage_seconds import of_flops
+from engram_eval.running.study_folder import study_ledger, write_study_folder
+from engram_eval.running.workers import Launcher, run_nodes
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
 from engram_eval.study import graph, solve
-from engram_eval.study_folder import study_ledger, write_study_folder
-from engram_eval.workers import Launcher, run_nodes
 
 
 def run_study(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from engram_eval.ledger import architecture_config
+from engram_eval.costs.ledger import architecture_config
 
 
 def initialisation(architecture: Mapping[str, Any]) -> dict[str, float | None]:

@@ -2,7 +2,7 @@
 
 import math
 
-from engram_eval.costs import Part, linear, norm
+from engram_eval.costs.parts import Part, linear, norm
 from engram_eval.models.configuration_engram import EngramConfig
 
 

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from engram_eval.adapters.base import Adapter, Reads, Tap, widened
 from engram_eval.adapters.load import open_model
 from engram_eval.config import CorpusConfig
+from engram_eval.costs.ledger import architecture_config
 from engram_eval.errors import UserError
-from engram_eval.ledger import architecture_config
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.scales import SCALES
-from engram_eval.trace_words import Words
+from engram_eval.tracing.words import Words
 from engram_eval.variants import engram
 
 PROMOTED = 3
@@ -27,7 +27,7 @@ class Ngram(NamedTuple):
     """What one order looked up for a token.
 
     Attributes:
-        texts: of the compressed tokens, the oldest first; ``trace_words.NOTHING`` beyond the start.
+        texts: of the compressed tokens, the oldest first; ``words.NOTHING`` beyond the start.
         rows: one per head, within the head's own table.
         sizes: rows of each head's table.
     """

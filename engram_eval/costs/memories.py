@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from engram_eval.costs import Part, linear, norm
+from engram_eval.costs.parts import Part, linear, norm
 from engram_eval.models.configuration_engram import EngramConfig
 
 

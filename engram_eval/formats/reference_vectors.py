@@ -2,7 +2,7 @@
 
 One ``*.safetensors`` file with a ``tokenizer.json`` beside it. The metadata hold the module's
 configuration under the names of the published demonstration, the tensors its inputs, weights and
-outputs. Reading checks the form, never the numbers: those are for ``engram_eval.verify``.
+outputs. Reading checks the form, never the numbers: those are for ``engram_eval.formats.verify``.
 """
 
 import json

@@ -15,10 +15,10 @@ As arms of a study: ``engram_eval.studies.arms.allocation_arm(rho, scale)``.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from engram_eval.costs.ledger import Ledger, architecture_config, ledger_of, moe_layers
+from engram_eval.costs.solver import TOLERANCE, Goal, settings
 from engram_eval.errors import UserError
-from engram_eval.ledger import Ledger, architecture_config, ledger_of, moe_layers
 from engram_eval.models.configuration_engram import EngramConfig
-from engram_eval.solver import TOLERANCE, Goal, settings
 
 FINE = 40
 """Idle experts per layer that make rho move in steps of 2.5 %."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engram_eval.config import TrainConfig
-from engram_eval.ledger import architecture_config, ledger, moe_layers
+from engram_eval.costs.ledger import architecture_config, ledger, moe_layers
 from engram_eval.models.causal_attention import BLOCK
 from engram_eval.models.configuration_engram import EngramConfig
 

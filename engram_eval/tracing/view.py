@@ -1,9 +1,9 @@
-"""Shows a traced text: as lines for the terminal, and as data; ``trace_page`` has the page."""
+"""Shows a traced text: as lines for the terminal, and as data; ``page`` has the page."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from engram_eval.trace import Step, Trace, Write
+from engram_eval.tracing.trace import Step, Trace, Write
 
 BAR = 10
 SHADES = " ▁▂▃▄▅▆▇█"

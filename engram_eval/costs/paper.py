@@ -7,7 +7,7 @@ filled in under a name, so that whoever knows better can say which assumption is
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from engram_eval.ledger import Ledger, ledger_of
+from engram_eval.costs.ledger import Ledger, ledger_of
 
 SEQ_LEN = 4096
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from engram_eval.config import TrainConfig
+from engram_eval.costs.footprint import BFLOAT16, FLOAT32, training_footprint
+from engram_eval.costs.ledger import architecture_config, ledger, moe_layers
 from engram_eval.errors import UserError
-from engram_eval.footprint import BFLOAT16, FLOAT32, training_footprint
-from engram_eval.ledger import architecture_config, ledger, moe_layers
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.layout import table_layouts
 

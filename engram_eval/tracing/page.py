@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment
 
-from engram_eval.trace import Ngram, Step, Trace, Write
-from engram_eval.trace_view import saved_bits
+from engram_eval.tracing.trace import Ngram, Step, Trace, Write
+from engram_eval.tracing.view import saved_bits
 
 STRONG_BITS = 6.0
 """Bits saved or lost at which a colour is full."""

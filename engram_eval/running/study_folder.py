@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.config import StudyConfig, arm_training, to_dict
-from engram_eval.node import NAMING, Node
 from engram_eval.records import (
     TOKENIZERS,
     StageRecord,
@@ -20,6 +19,7 @@ from engram_eval.records import (
     write_json,
     write_jsonl,
 )
+from engram_eval.running.node import NAMING, Node
 from engram_eval.stage_config import LoadStage, TrainStage
 from engram_eval.stages import STAGES, resolve
 from engram_eval.tokenizer_use import tokenizer_use
@@ -74,8 +74,8 @@ def _named(row: dict[str, Any], node: Node, study: StudyConfig) -> dict[str, Any
 
 def study_ledger(study: StudyConfig) -> dict[str, Any]:
     """Count what each model of a solved study costs: parameters, FLOPs, tokens, seeds."""
-    count = resolve("engram_eval.ledger:ledger_of")
-    drawn_from = resolve("engram_eval.initialisation:initialisation")
+    count = resolve("engram_eval.costs.ledger:ledger_of")
+    drawn_from = resolve("engram_eval.costs.initialisation:initialisation")
     return {
         model.name: {
             **dataclasses.asdict(count(model.architecture, study.train.seq_len)),

@@ -20,15 +20,15 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from engram_eval.block_costs import (
+from engram_eval.costs.blocks import (
     attention_projections,
     attention_scores,
     hyper_connection,
     hyper_head,
 )
-from engram_eval.costs import Part, linear, norm, swiglu
+from engram_eval.costs.memories import memory_cost
+from engram_eval.costs.parts import Part, linear, norm, swiglu
 from engram_eval.errors import UserError
-from engram_eval.memory_costs import memory_cost
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.layout import table_layouts
 

@@ -1,0 +1,1 @@
+"""From recorded scores to differences, intervals and contrasts over seeds. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Checkpoints under the official demonstration's names; parity with vectors stored elsewhere."""
