@@ -105,14 +105,14 @@ def _check_own_texts(study: StudyConfig) -> None:
         return
     for model in study.models:
         arm_corpus(study, model)
-    kinds: Any = resolve("probes.registry:PROBES")
+    find_probe = resolve("probes.registry:find_probe")
     compared: dict[str, bool | Sequence[str]] = {
         "evaluate.tasks": study.evaluate.tasks,
         "evaluate.heldout": study.evaluate.heldout,
         "baselines": study.baselines,
         "probe.equal_loss": study.probe.equal_loss,
         "scores_at_equal_loss": study.scores_at_equal_loss,
-        "probe.probes": [name for name in study.probe.probes if kinds[name].kind == "pair"],
+        "probe.probes": [name for name in study.probe.probes if find_probe(name).kind == "pair"],
     }
     apart = told_apart(study)
     scored = {"evaluate.tasks", "evaluate.heldout", "baselines"}

@@ -157,7 +157,7 @@ class MetricRow:
 
     Attributes:
         name: the task, the probe, or ``train`` / ``heldout``.
-        metric: a key of ``METRICS``.
+        metric: a key of ``METRICS``, or one of your own with a colon: ``my_probes:token_norm``.
         step: optimiser step; None at the end of training.
         layer: 0-based block index.
         site: ``resid_pre``, ``resid_post``, ``memory_out``, ``memory_gate``, ``mlp_out``, ...
@@ -192,8 +192,11 @@ class MetricRow:
     artifact: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise UserError(f"metric {self.metric!r} of {self.name!r} is not in records.METRICS")
+        if self.metric not in METRICS and ":" not in self.metric:
+            raise UserError(
+                f"metric {self.metric!r} of {self.name!r} is not in records.METRICS; one of your "
+                "own has a colon, as in my_probes:token_norm"
+            )
         if self.value is not None and not math.isfinite(self.value):
             raise UserError(f"{self.name}/{self.metric}: {self.value} is not finite; use None")
 

@@ -63,12 +63,14 @@ class ProbeStage:
 
     Attributes:
         version: of the probe itself, so that a change to one does not run all of them again.
+        source: SHA-256 of the file of one that lies outside of this package.
     """
 
     probe: str
     options: ProbeConfig
     other: Mapping[str, Any] = field(default_factory=dict)
     version: int = field(default=1, metadata=KEYED_IF_SET)
+    source: str = field(default="", metadata=KEYED_IF_SET)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class PairStage:
     Attributes:
         equal_loss: one of the two is a checkpoint that meets the other's loss.
         version: of the probe itself.
+        source: SHA-256 of the file of one that lies outside of this package.
     """
 
     probe: str
@@ -85,6 +88,7 @@ class PairStage:
     other: Mapping[str, Any]
     equal_loss: bool = False
     version: int = field(default=1, metadata=KEYED_IF_SET)
+    source: str = field(default="", metadata=KEYED_IF_SET)
 
 
 @dataclass(frozen=True)

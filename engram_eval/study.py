@@ -326,20 +326,21 @@ def _probes(
 
 def _single(name: str, options: ProbeConfig, text: Mapping[str, Node], train: Node) -> Node:
     other = train.config.other if isinstance(train.config, EqualLossStage) else {}
-    stage = ProbeStage(name, options, other, _probe_version(name))
+    stage = ProbeStage(name, options, other, **_code_of(name))
     return Node("probe", stage, {**text, "train": train}, train.model, train.seed)
 
 
 def _pair(name: str, options: ProbeConfig, text: Mapping[str, Node], a: Node, b: Node) -> Node:
     met = any(isinstance(node.config, EqualLossStage) for node in (a, b))
     other = {"model": b.model, "seed": b.seed}
-    stage = PairStage(name, options, other, met, _probe_version(name))
+    stage = PairStage(name, options, other, met, **_code_of(name))
     return Node("probe_pair", stage, {**text, "a": a, "b": b}, a.model, a.seed)
 
 
-def _probe_version(name: str) -> int:
+def _code_of(name: str) -> dict[str, Any]:
+    """Return what tells a probe's code from another version of it."""
     version: int = resolve("probes.registry:find_probe")(name).version
-    return version
+    return {"version": version, "source": resolve("probes.registry:probe_source")(name)}
 
 
 class EqualLoss(NamedTuple):

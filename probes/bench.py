@@ -21,7 +21,8 @@ from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.models import EngramConfig, EngramForCausalLM
 from engram_eval.progress import Reporter
 from probes.capture import batches
-from probes.registry import PROBES, Probe
+from probes.entry import Probe
+from probes.registry import PROBES
 from probes.sample import Sample, draw_sample
 
 # Items of each task; how often hooks are timed, and the name under which that stands.

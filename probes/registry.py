@@ -1,30 +1,8 @@
 """The probes. A new one is a file, and a line here."""
 
-from typing import Literal, NamedTuple
-
 from engram_eval.errors import look_up
-
-
-class Probe(NamedTuple):
-    """Where a probe is and what it looks at.
-
-    Attributes:
-        function: ``module:function``; a single one takes (adapter, material, report), a pair one
-            (adapter, adapter, material, report); both return ``Findings``.
-        reads: what makes the material, as (corpus, sample) -> material; by default the sample
-            itself.
-        items: whether it asks the tasks' items; ``reads`` then also takes their folder (None for
-            the committed ones) and the most of each task.
-        version: bumped when what it reports changes its meaning; it alone then runs again.
-    """
-
-    function: str
-    kind: Literal["single", "pair"]
-    about: str
-    reads: str = ""
-    items: bool = False
-    version: int = 1
-
+from probes.entry import Probe
+from probes.own import own_probe, own_source
 
 PROBES: dict[str, Probe] = {
     "logit_lens": Probe(
@@ -100,5 +78,19 @@ PROBES: dict[str, Probe] = {
 
 
 def find_probe(name: str) -> Probe:
-    """Look a probe up; an unknown name raises ``UserError`` with the nearest match."""
-    return look_up("probe", name, PROBES)
+    """Return a probe by its name here, or one of your own by ``module:function``.
+
+    Raises:
+        UserError: there is none of this name, with the nearest match.
+    """
+    return own_probe(name) if is_own(name) else look_up("probe", name, PROBES)
+
+
+def is_own(name: str) -> bool:
+    """Tell whether a probe lies outside of this package."""
+    return ":" in name
+
+
+def probe_source(name: str) -> str:
+    """Return by what a study knows an own probe again; "" for those here, which have versions."""
+    return own_source(name) if is_own(name) else ""

@@ -21,8 +21,9 @@ from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow, file_sha256, write_atomic
 from engram_eval.stage_config import PairStage, ProbeStage
+from probes.entry import Probe
 from probes.findings import Findings
-from probes.registry import Probe, find_probe
+from probes.registry import find_probe, is_own
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample
 
@@ -42,7 +43,8 @@ def probe(
         return []
     adapter = _open(inputs["train"])
     material = _material(entry, inputs, corpus, config.options)
-    rows = keep(resolve_name(entry.function)(adapter, material, report), config.probe, out)
+    found = resolve_name(entry.function)(adapter, material, report)
+    rows = _as_asked(keep(found, config.probe, out), config.probe)
     return _named(rows, config.other, _step([inputs["train"]]))
 
 
@@ -62,7 +64,8 @@ def probe_pair(
         return []
     pair = _open(inputs["a"]), _open(inputs["b"])
     material = _material(entry, inputs, corpus, config.options)
-    rows = keep(resolve_name(entry.function)(*pair, material, report), config.probe, out)
+    found = resolve_name(entry.function)(*pair, material, report)
+    rows = _as_asked(keep(found, config.probe, out), config.probe)
     return _named(rows, config.other, step)
 
 
@@ -76,6 +79,11 @@ def _step(trained: Sequence[Path]) -> int | None:
     ]
     steps = [int(one["step"]) for one in facts if not one["last"]]
     return steps[0] if steps else None
+
+
+def _as_asked(rows: Sequence[MetricRow], name: str) -> list[MetricRow]:
+    """Give the rows of a probe from elsewhere the name by which the study asks for it."""
+    return [dataclasses.replace(row, name=name) for row in rows] if is_own(name) else list(rows)
 
 
 def _named(
@@ -93,7 +101,7 @@ def keep(findings: Findings, name: str, out: Path) -> list[MetricRow]:
     """Write a probe's arrays to ``<name>.safetensors`` and complete the rows that refer to it."""
     if not findings.arrays:
         return findings.rows
-    path = out / f"{name}.safetensors"
+    path = out / f"{name.replace(':', '.')}.safetensors"
     arrays = {key: np.ascontiguousarray(array) for key, array in findings.arrays.items()}
     write_atomic(path, save(arrays))
     where = {"file": path.name, "sha256": file_sha256(path)}

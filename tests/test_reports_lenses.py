@@ -8,7 +8,7 @@ import pytest
 from reports_fixture import SMALL, read_metrics, write_metrics, write_study
 
 from engram_eval.analysis.analyze import analyze
-from engram_eval.records import MetricRow, row_to_dict
+from engram_eval.records import MetricRow
 from reports.blocks import Block, Note, Table
 from reports.load import load_study
 from reports.sections.equal_loss import _matches, _numbers
@@ -203,14 +203,9 @@ def test_where_nothing_is_above_chance_the_report_says_so(tmp_path: Path) -> Non
     assert isinstance(note, Note) and "no model scores above chance" in note.text
 
 
-def test_a_probe_without_a_picture_is_told_of(tmp_path: Path) -> None:
+def test_a_probe_that_was_asked_for_and_has_no_rows_is_told_of(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "main", SMALL)
     study = json.loads((folder / "study.json").read_text())
-    study["probe"] = {"probes": ["offsets", "norms", "absent"]}
+    study["probe"] = {"probes": ["offsets", "absent"]}
     (folder / "study.json").write_text(json.dumps(study))
-    row = row_to_dict(MetricRow("norms", "loss_nats", 1.0, model="moe", seed=0))
-    write_metrics(folder, [*read_metrics(folder), row])
-    found = section(load_study(folder))
-    told = [item.text for item in found.items if isinstance(item, Note)]
-    assert "The probe norms has 1 rows in metrics.jsonl; no picture is made of them here." in told
-    assert "absent is not recorded." in " ".join(found.missing)
+    assert "absent is not recorded." in " ".join(section(load_study(folder)).missing)

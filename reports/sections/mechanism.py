@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engram_eval.records import MetricRow
-from reports.blocks import Item, Note, Section
+from reports.blocks import Item, Section
 from reports.load import Study
 from reports.query import asked, pick
 from reports.sections.capacity import capacity_block
@@ -19,6 +19,7 @@ from reports.sections.lens import lens_block, tuned_lens_block
 from reports.sections.linear import linear_items
 from reports.sections.offsets import offsets_block
 from reports.sections.patching import patching_block, surgery_block
+from reports.sections.plain import plain_block
 from reports.sections.task_knockout import task_knockout_block
 from reports.theme import looks
 
@@ -66,7 +67,7 @@ def section(study: Study) -> Section:
     wanted = asked(study, "probe", "probes", [part.name for part in PARTS])
     shown = {part.name for part in PARTS}
     own = [
-        Part(name, undrawn, f"{name} is not recorded.")
+        Part(name, plain_block, f"{name} is not recorded.")
         for name in dict.fromkeys(wanted)
         if name not in shown
     ]
@@ -93,14 +94,6 @@ def section(study: Study) -> Section:
         "Blocks are counted from 0.",
         items=items,
         missing=missing,
-    )
-
-
-def undrawn(study: Study, rows: Sequence[MetricRow]) -> Note:
-    """Say of a probe that no part of this page draws where its numbers are."""
-    return Note(
-        f"The probe {rows[0].name} has {len(rows)} rows in metrics.jsonl; no picture is made of "
-        "them here."
     )
 
 
