@@ -28,7 +28,7 @@ STAGES: dict[str, Stage] = {
     "baseline": Stage("engram_eval.evaluation.stage:evaluate_baseline", 3),
     "update": Stage("engram_eval.updates.stage:update", 1),
     "offload": Stage("engram_eval.bench.offload_stage:time_storages", 2),
-    "sample": Stage("probes.sample_stage:sample", 2),
+    "sample": Stage("probes.sample_stage:sample", 3),
     "probe": Stage("probes.stage:probe", 4),
     "probe_pair": Stage("probes.stage:probe_pair", 3),
 }

@@ -2,8 +2,10 @@
 
 Every text begins a document, as in training. What is asked:
 
-- ``entity``: who was just named? Read at the name's last token, after a sentence about somebody
-  else. Split by wording, so that the probe must find the person in wordings that it has not seen.
+- ``entity``: who was just named? Asked of people whose last names others have, too, so that the
+  name has to be put together; read at its last token, after a sentence about somebody else. Split
+  by what stands before the name, each as often, so that the probe must find the person in wordings
+  that it has not seen.
 - ``attribute_value``: at which firm does this person work? Read where the answer must come next.
   Split by person: the probe cannot have learnt the answer, only how answers are written.
 - ``addition_carry``, ``addition_result``: do the last digits carry, and which is the sum's first
@@ -13,6 +15,7 @@ Every text begins a document, as in training. What is asked:
   Split by document.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,7 +33,7 @@ from engram_eval.corpus.store import Corpus
 from probes.exercises import Exercise, make_exercise, padded
 from probes.names import corpus_config, is_pocket
 
-PEOPLE = 24
+PEOPLE, TIMES_NAMED = 24, 3
 ATTRIBUTE = next(i for i, a in enumerate(ATTRIBUTES) if a.name == "employer")
 LOOKUPS, PAIRS, QUERIES = 96, 8, 16
 
@@ -76,18 +79,36 @@ def generated_exercises(corpus: Corpus, rng: np.random.Generator) -> list[Exerci
 def _named(
     people: tuple[Person, ...], config: CorpusConfig, rng: np.random.Generator
 ) -> Iterator[Example]:
-    """Name each of the first people in every wording, after a sentence about somebody else."""
-    wordings = range(config.entities.n_paraphrases)
-    for attribute, known in enumerate(ATTRIBUTES):
-        for template in known.templates[: config.entities.n_paraphrases]:
-            start = template.split("{s}")[0]
-            for number, person in enumerate(people[:PEOPLE]):
+    """Name people who share last names, in every beginning, after sentences about others."""
+    wordings = config.entities.n_paraphrases
+    starts = dict.fromkeys(
+        template.split("{s}")[0]
+        for attribute in ATTRIBUTES
+        for template in attribute.templates[:wordings]
+    )
+    for number, person in enumerate(namesakes(people)):
+        for group, start in enumerate(starts):
+            for _ in range(TIMES_NAMED):
                 other = people[int(rng.integers(len(people)))]
-                before = tell(other, attribute, int(rng.choice(wordings))).text
-                # Wordings that begin alike are one to who reads only as far as the name.
-                group = hash_of(start)
-                last = hash_of(person.name.split()[-1])
-                yield Example(f"{before} {start}{person.name}", number, last, group)
+                attribute, wording = int(rng.integers(len(ATTRIBUTES))), int(rng.integers(wordings))
+                before = tell(other, attribute, wording).text
+                text = f"{before} {start}{person.name}"
+                yield Example(text, number, hash_of(_last_name(person)), group)
+
+
+def namesakes(people: tuple[Person, ...]) -> list[Person]:
+    """Return up to ``PEOPLE`` people who share their last names, the commonest first."""
+    count = Counter(map(_last_name, people))
+    shared = [person for person in people if count[_last_name(person)] > 1]
+    ranked = sorted(shared, key=lambda person: (-count[_last_name(person)], _last_name(person)))
+    kept = ranked[:PEOPLE]
+    # The last of them may have been cut off from all who have the same name.
+    alone = Counter(map(_last_name, kept))
+    return [person for person in kept if alone[_last_name(person)] > 1]
+
+
+def _last_name(person: Person) -> str:
+    return person.name.split()[-1]
 
 
 def hash_of(text: str) -> int:
@@ -103,7 +124,7 @@ def _asked(people: tuple[Person, ...], config: CorpusConfig) -> Iterator[Example
         label = firms.index(person.values[ATTRIBUTE].split()[0])
         for index, template in enumerate(attribute.templates[: config.entities.n_paraphrases]):
             if answer_is_last(template):
-                last = hash_of(person.name.split()[-1])
+                last = hash_of(_last_name(person))
                 yield Example(ask(person, ATTRIBUTE, index), label, last, number)
 
 

@@ -1,10 +1,11 @@
 """Linear probes at every layer and site, each beside its control task, over held-out groups.
 
-What is asked: ``token_tasks`` (the text's own tokens, code) and ``generated_exercises`` (people,
-sums, lookups). Probes are multinomial logistic regressions (``logistic``). Baselines: the majority
-class; ``resid_pre`` of block 0, which is the token's own embedding; and the embeddings of the last
-three tokens side by side (condition ``last_three_tokens``), which is what local text holds without
-any computing. A probe shows that something can be read out linearly, not that the model uses it.
+What is asked: ``token_tasks`` (the text's own tokens, code), ``ngram_exercise`` (which 3-gram has
+ended) and ``generated_exercises`` (people, sums, lookups). Probes are multinomial logistic
+regressions (``logistic``). Baselines: the majority class; ``resid_pre`` of block 0, which is the
+token's own embedding; and the embeddings of the last three tokens side by side (condition
+``last_three_tokens``), which is what local text holds without any computing. A probe shows that
+something can be read out linearly, not that the model uses it.
 In three lines::
 
     adapter = open_model("runs/quick/models/engram/seed0")
@@ -180,12 +181,11 @@ def _majority(label: Ints, fit: Ints, test: Ints) -> Floats:
 def code_lengths(values: Tensor, label: Ints, group: Ints, classes: int) -> Floats:
     """Return the bits of sending each class by the online code, (G, S, n), for labels (G, n).
 
-    The examples are sent in ``PORTIONS``, whole groups in the order of their numbers; the first
-    with the uniform code, every other by a probe fitted to all before it.
+    The examples are sent in ``PORTIONS`` of whole groups, in random order; the first with the
+    uniform code, every other by a probe fitted to all before it.
     """
-    order = np.argsort(group, kind="stable")
+    order, ends = portions(group)
     bits = np.full((len(label), *values.shape[:2]), math.log2(classes))
-    ends = [max(1, round(share * len(order))) for share in PORTIONS]
     for end, stop in itertools.pairwise(ends):
         known, sent = order[:end], order[end:stop]
         told = [number for number, one in enumerate(label) if np.unique(one[known]).size > 1]
@@ -196,6 +196,16 @@ def code_lengths(values: Tensor, label: Ints, group: Ints, classes: int) -> Floa
             chosen = log_p.numpy()[:, np.arange(len(sent)), label[number, sent]]
             bits[number][:, sent] = -chosen / math.log(2)
     return bits
+
+
+def portions(group: Ints) -> tuple[Ints, list[int]]:
+    """Return an order of examples (n,) by groups, and where in it portions of them end."""
+    names, code = np.unique(group, return_inverse=True)
+    turn = np.random.default_rng(0).permutation(names.size)
+    order = np.argsort(turn[code], kind="stable")
+    borders = np.cumsum(np.bincount(turn[code]))
+    wanted = [share * group.size for share in PORTIONS]
+    return order, sorted({int(borders[np.searchsorted(borders, end)]) for end in wanted})
 
 
 def _rows(
@@ -220,7 +230,7 @@ def _rows(
         rows += mean_rows(real - control, group, slices, metric="selectivity", **place)
     rows += _local_rows(exercise, scores, group)
     rows += _length_rows(exercise, features, scores)
-    return [*rows, _depth_row(exercise, scores.real[: features.depths] - scores.majority, group)]
+    return [*rows, depth_row(exercise, scores.real[: features.depths] - scores.majority, group)]
 
 
 def _task(exercise: Exercise) -> dict[str, str]:
@@ -280,15 +290,16 @@ def _length_rows(exercise: Exercise, features: Features, scores: Scores) -> list
     return rows
 
 
-def _depth_row(exercise: Exercise, above: Floats, group: Ints) -> MetricRow:
+def depth_row(exercise: Exercise, above: Floats, group: Ints) -> MetricRow:
     """Return the depth at which accuracy above the majority, (depths, n), has come up.
 
-    None where the best depth is not above the majority by two standard errors over groups.
+    None where the best depth is not above the majority by two standard errors over groups, of
+    which a single one has none.
     """
     curves = drawn_means(above, group, DRAWS, np.random.default_rng(0))
     curve = above.mean(axis=1)
     best = int(curve.argmax())
-    there = curve[best] > 2 * curves[:, best].std()
+    there = np.unique(group).size > 1 and curve[best] > 2 * curves[:, best].std()
     low, high = interval([rise_depth(one, RISE) for one in curves]) if there else (None, None)
     return MetricRow(
         name=NAME,

@@ -15,7 +15,7 @@ PROBES: dict[str, Probe] = {
         "probes.linear:linear",
         "single",
         "what can be read out linearly, beside a control task",
-        version=2,
+        version=3,
     ),
     "knockout": Probe(
         "probes.knockout:knockout", "single", "loss when memory, attention or experts add nothing"

@@ -29,6 +29,7 @@ from probes.exercises import Exercise
 from probes.generated_exercises import generated_exercises
 from probes.matching import matched_thirds
 from probes.names import name_ends
+from probes.ngram_exercise import ngram_exercise
 from probes.token_tasks import code_exercises
 
 Ints = npt.NDArray[np.int64]
@@ -175,7 +176,11 @@ def _read(corpus: Corpus, starts: Ints, length: int, seed: int) -> Sample:
     document = np.searchsorted(docs[:, 0], position, side="right") - 1
     longest = longest_match(model, corpus.tokens("train"), stream)
     rng = np.random.default_rng(seed)
-    exercises = code_exercises(corpus, position, document, rng) + generated_exercises(corpus, rng)
+    exercises = [
+        *code_exercises(corpus, position, document, rng),
+        *generated_exercises(corpus, rng),
+        *filter(None, [ngram_exercise(corpus, rng)]),
+    ]
     return Sample(
         token=stream[position].astype(np.int64),
         position=position,

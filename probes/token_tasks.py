@@ -1,10 +1,8 @@
-"""Questions about the sample's own tokens: their neighbours, the n-gram just ended, code.
+"""Questions about the sample's own tokens: their neighbours, and code.
 
 - ``previous_token_kind``: which kind of token stood before? The local context must have reached the
   place that is read before any static pattern can be recognised.
 - ``next_token_kind``: which kind comes next? It is what recognising a pattern is good for.
-- ``ngram_ended``: which of the 3-grams that most documents hold has just ended? Several of them end
-  with the same token, so that the token alone does not tell.
 - ``code_token_kind``, ``bracket_depth``: what Python's ``tokenize`` says of the token that was
   read, and how many brackets are open after it (0, 1, 2, more), where the outermost is in view.
 """
@@ -19,7 +17,6 @@ from probes.code_labels import OTHER, code_labels
 from probes.exercises import Exercise, Ints, Mask, make_exercise
 
 KINDS = ("special", "space", "number", "word_start", "word_inside", "symbol")
-NGRAMS, ORDER = 24, 3
 CODE = "code"
 
 
@@ -42,41 +39,8 @@ def token_exercises(
     made = [
         make_exercise("previous_token_kind", place, kinds[before], before, group, rng),
         make_exercise("next_token_kind", place, kinds[after], read, group, rng),
-        _ngram_ended(token, document, rng),
     ]
     return [exercise for exercise in made if exercise is not None]
-
-
-def _ngram_ended(token: Ints, document: Ints, rng: np.random.Generator) -> Exercise | None:
-    """Ask for the n-gram among the commonest whose last token is shared by others of them.
-
-    How common one is, documents tell: one that a single document repeats cannot be tested on
-    others.
-    """
-    length = token.shape[1] - 1
-    if length < ORDER:
-        return None
-    columns = range(ORDER - 1, length)
-    grams = np.stack([token[:, c - ORDER + 1 : c + 1] for c in columns], axis=1).reshape(-1, ORDER)
-    places = (np.arange(len(token))[:, None] * length + np.array(columns)).reshape(-1)
-    same = document[:, : length - ORDER + 1] == document[:, ORDER - 1 : length]
-    grams, places = grams[same.reshape(-1)], places[same.reshape(-1)]
-    group = document[:, :-1].reshape(-1)[places]
-    found, code = np.unique(grams, axis=0, return_inverse=True)
-    code = code.reshape(-1)
-    holders = np.unique(np.stack([code, group], axis=1), axis=0)[:, 0]
-    order = np.argsort(-np.bincount(holders, minlength=len(found)), kind="stable")
-    ends = found[order, -1]
-    common = order[np.isin(ends, _shared(ends[: 4 * NGRAMS]))][:NGRAMS]
-    chosen = np.isin(code, common)
-    asked = (places[chosen], code[chosen], grams[chosen, -1], group[chosen])
-    return make_exercise("ngram_ended", *asked, rng)
-
-
-def _shared(ends: Ints) -> Ints:
-    """Return the tokens that occur at least twice."""
-    tokens, counts = np.unique(ends, return_counts=True)
-    return np.asarray(tokens[counts > 1], dtype=np.int64)
 
 
 def code_exercises(

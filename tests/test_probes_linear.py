@@ -1,6 +1,7 @@
 """Linear probes on models that hold, or lack, what is asked; exercises against their text."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from probes.code_labels import KINDS as CODE_KINDS
 from probes.code_labels import code_labels
 from probes.exercises import Exercise, make_exercise
 from probes.features import Features, gather
-from probes.linear import all_exercises, code_lengths, linear, measure
+from probes.generated_exercises import PEOPLE, namesakes
+from probes.linear import all_exercises, code_lengths, depth_row, linear, measure, portions
 from probes.logistic import fit_logistic
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample, write_sample
@@ -83,42 +85,6 @@ def test_control_labels_depend_on_the_type_alone(name: str) -> None:
     assert np.unique(made.control).size > 3
 
 
-def test_ngrams_that_end_alike() -> None:
-    """Three 3-grams, two of them with the same end, in noise: only these two are asked for."""
-    rng = np.random.default_rng(0)
-    token = np.arange(1, 1 + 40 * 33).reshape(40, 33) + 100
-    for row in token:
-        row[[3, 4, 5]], row[[10, 11, 12]] = (1, 2, 9), (3, 4, 9)
-        row[[20, 21, 22]] = (5, 6, 7)
-    document = np.repeat(np.arange(20), 2)[:, None].repeat(33, axis=1)
-    (made,) = [
-        e for e in token_exercises(token, document, ["x"] * 2000, rng) if e.name == "ngram_ended"
-    ]
-    np.testing.assert_array_equal(np.unique(made.place % 32), [5, 12])
-    assert np.unique(made.label[made.place % 32 == 5]).size == 1
-    assert made.classes == 2
-
-
-def test_ngrams_that_one_document_repeats_are_not_asked_for() -> None:
-    """They would stand in the fit alone or in the test alone."""
-    rng = np.random.default_rng(0)
-    token = np.arange(1, 1 + 40 * 33).reshape(40, 33) + 1000
-    document = np.repeat(np.arange(20), 2)[:, None].repeat(33, axis=1)
-    for row in range(2, 40):
-        for place in range(5):
-            # 24 n-grams, each told by several documents; two and two end alike.
-            number = (5 * row + place) % 24
-            token[row, 6 * place + 3 :][:3] = (100 + number, 200 + number, 300 + number // 2)
-    repeated = np.tile([1, 2, 9, 3, 4, 9], 6)[:33]
-    token[0], token[1] = repeated, repeated
-    (made,) = [
-        e for e in token_exercises(token, document, ["x"] * 3000, rng) if e.name == "ngram_ended"
-    ]
-    asked = token[:, :-1].reshape(-1)[made.place]
-    assert asked.min() >= 300, "the last token of what many documents tell"
-    assert set(made.label[~made.fit]) <= set(made.label[made.fit])
-
-
 def test_too_little_to_ask() -> None:
     rng = np.random.default_rng(0)
     few = np.arange(10)
@@ -169,11 +135,6 @@ def test_the_reason_for_asking_nothing_is_true(case: str, reason: str) -> None:
         all_exercises(found)
 
 
-def test_windows_too_short_for_an_ngram_are_asked_the_rest() -> None:
-    names = [exercise.name for exercise in all_exercises(noise_sample(windows=200, length=2))]
-    assert names == ["previous_token_kind", "next_token_kind"]
-
-
 def test_code_labels_by_hand() -> None:
     pieces = ["if", " f", "(", "a", ",", " [", "'b", " c'", "]", ")", ":", "  # x", "\n", " (", "1"]
     sizes = np.array([len(piece) for piece in pieces])
@@ -213,6 +174,8 @@ def test_the_split_keeps_documents_whole(seed: int, count: int) -> None:
     assert not (train & ~allowed).any()
     assert not set(documents[train]) & set(documents[test])
     assert train.any() and test.any()
+    groups = len(set(documents[allowed]))
+    assert len(set(documents[test])) >= (2 if groups > 3 else 1)
 
 
 def test_one_document_is_too_few() -> None:
@@ -249,7 +212,7 @@ def test_generated_exercises_ask_what_their_text_says(pocket: tuple[Corpus, Samp
     corpus, drawn = pocket
     asked = {exercise.name: exercise for exercise in drawn.exercises}
     assert asked.keys() >= {"entity", "addition_carry", "recall_key", "recall_value"}
-    people = make_people(EntityDials(n_entities=12, max_exposures=8), 0)
+    people = namesakes(make_people(EntityDials(n_entities=12, max_exposures=8), 0))
     for number in range(0, len(asked["entity"].place), 17):
         name = people[asked["entity"].label[number]].name
         assert read_until(corpus, asked["entity"], number).endswith(name)
@@ -312,10 +275,57 @@ def test_planted_signal_and_no_signal() -> None:
 def test_the_online_code_starts_uniform_and_pays_for_what_it_has_not_seen() -> None:
     held, made = planted(signal=True)
     (bits,) = code_lengths(held.values, made.label[None], made.group, 4)
-    first = np.argsort(made.group, kind="stable")[: len(made.label) // 16]
-    np.testing.assert_allclose(bits[:, first], 2.0)
-    last = np.argsort(made.group, kind="stable")[len(made.label) // 2 :]
-    assert bits[1, last].mean() < 0.3
+    uniform = np.isclose(bits, 2.0).all(axis=0)
+    # Groups of ten: a sixteenth of 400 examples ends inside of the third.
+    assert uniform.sum() == 30
+    late = bits[1] < 0.3
+    assert late.mean() > 0.75
+
+
+@pytest.mark.parametrize("sizes", [[480, 24, 24, 24, 24, 24], [7] * 40, [1, 500], [3, 3]])
+def test_no_group_is_sent_by_a_probe_that_knows_it(sizes: list[int]) -> None:
+    """Portions end where groups do: what is sent next is of groups that were never told."""
+    group = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    order, ends = portions(group)
+    assert sorted(order) == list(range(group.size)) and ends[-1] == group.size
+    assert ends == sorted(set(ends))
+    for end in ends[:-1]:
+        assert not set(group[order[:end]]) & set(group[order[end:]])
+
+
+def test_the_code_of_a_group_alone_is_not_learnt_from_itself() -> None:
+    """Each group has a class of its own, told by a direction of its own: nothing can be known."""
+    group = np.repeat(np.arange(8), 25)
+    values = 9 * torch.nn.functional.one_hot(torch.from_numpy(group), 8).float()[None]
+    (bits,) = code_lengths(values, group[None], group, 8)
+    assert bits.mean() > 2.9, "no shorter than three bits"
+
+
+def test_depth_needs_two_groups_for_an_error() -> None:
+    above = np.zeros((3, 24))
+    above[2] = 1.0
+    asked = planted(signal=True)[1]
+    alone = depth_row(asked, above, np.zeros(24, dtype=np.int64))
+    assert alone.value is alone.ci_low is None
+    several = depth_row(asked, above, np.arange(24) // 6)
+    assert several.value is not None and several.ci_low is not None
+
+
+def test_people_with_a_name_of_their_own_are_not_asked_for() -> None:
+    people = make_people(EntityDials(n_entities=100), 0)
+    asked = namesakes(people)
+    last = Counter(person.name.split()[-1] for person in asked)
+    everybody = Counter(person.name.split()[-1] for person in people)
+    assert len(asked) == PEOPLE and min(last.values()) > 1
+    assert everybody.most_common(1)[0][1] == max(last.values())
+    assert namesakes(people[:1]) == []
+
+
+def test_names_are_told_as_often_in_every_wording(pocket: tuple[Corpus, Sample]) -> None:
+    (made,) = [e for e in pocket[1].exercises if e.name == "entity"]
+    assert len(set(Counter(made.group.tolist()).values())) == 1
+    assert len(set(Counter(zip(made.group, made.label, strict=True)).values())) == 1
+    assert len(set(made.group[~made.fit])) >= 2
 
 
 def test_features_do_not_depend_on_what_comes_later_or_beside() -> None:
