@@ -33,7 +33,7 @@ asked = {exercise.name: exercise for exercise in all_exercises(sample)}
 
 # %% [markdown]
 # ## One question in full
-# Which 3-gram has just ended? Several end with the same token, so the token alone does not tell.
+# Which 3-gram has just ended? Two and two end with the same two tokens, so these do not tell.
 
 # %%
 chosen = asked.get("ngram_ended") or next(iter(asked.values()))
