@@ -48,6 +48,7 @@ PROBES: dict[str, Probe] = {
         "probes.offsets:offsets",
         "single",
         "where attention looks, and the loss when early layers may not look next door",
+        version=2,
     ),
     "depth": Probe(
         "probes.depth:depth",
