@@ -29,7 +29,7 @@ from engram_eval.progress import Reporter
 from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
 from probes.capture import Batch, batches
 from probes.findings import Findings, mean_rows
-from probes.sample import Floats, Ints, Sample, Slice
+from probes.sample import Floats, Ints, Mask, Sample, Slice
 from probes.settling import early_weights, fall_bounds, prediction_depth
 from probes.vocabulary import CELLS, pieces, row_dots, unembedder
 
@@ -233,10 +233,27 @@ def logit_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None)
 
 
 def lens_findings(
-    name: str, adapter: Adapter, sample: Sample, wanted: list[View], values: Floats
+    name: str,
+    adapter: Adapter,
+    sample: Sample,
+    wanted: list[View],
+    values: Floats,
+    chosen: Mask | None = None,
 ) -> Findings:
-    """Turn divergences (measures, views, n) of a sample into rows; keep those of the depths."""
-    documents, slices = sample.targets.document, sample.slices("static_out")
+    """Turn divergences of a sample into rows; keep those of the depths.
+
+    Args:
+        name: of the probe.
+        adapter: the model.
+        sample: what it read.
+        wanted: the views.
+        values: the divergences, (measures, views, n).
+        chosen: which tokens rows and arrays are about, (n,); all where it is None.
+    """
+    chosen = np.ones(values.shape[-1], dtype=bool) if chosen is None else chosen
+    values, documents = values[..., chosen], sample.targets.document[chosen]
+    parts = [Slice(labels, mask[chosen]) for labels, mask in sample.slices("static_out")]
+    slices = [part for part in parts if part.mask.any()]
     rows = view_rows(name, wanted, values, documents, slices)
     place = {view: index for index, view in enumerate(wanted)}
     arrays = {}
@@ -250,7 +267,8 @@ def lens_findings(
     plain = [place[view] for view in depths(adapter)]
     for key in KEPT:
         arrays[key] = values[Divergence._fields.index(key)][plain].astype(np.float32)
-    return Findings(rows, {**arrays, **sample.index()})
+    index = {name: labels[chosen] for name, labels in sample.index().items()}
+    return Findings(rows, {**arrays, **index})
 
 
 def view_rows(

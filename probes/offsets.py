@@ -3,7 +3,7 @@
 If a memory takes local patterns off the early layers, their attention should spend less on the
 tokens just before (arXiv:2601.07372 section 6 argues so), and masking these should hurt a model
 with a memory *less* than one without. Masking as many tokens a little further back is the control
-of equal size, the last third of the layers the control of place.
+of equal size, as many of the last layers the control of place.
 
 In three lines::
 
@@ -32,6 +32,8 @@ NAME = "offsets"
 SITE = "attn_weights"
 # First offset of each bucket; the last one is open.
 EDGES = (0, 1, 2, 3, 4, 8, 16, 32, 64)
+# Blocks that are early at least.
+EARLY = 2
 ATTENTIONS = ("self_attn", "attention", "attn")
 # Weights of one batch: (B, heads, T, T) for every layer.
 TOKENS_PER_BATCH = 1024
@@ -46,9 +48,15 @@ class Masking(NamedTuple):
 
 
 def maskings(n_layers: int) -> list[Masking]:
-    """List what is masked: near and, as controls, further offsets; early and late layers."""
-    third = max(1, n_layers // 3)
-    early, late = tuple(range(third)), tuple(range(n_layers - third, n_layers))
+    """List what is masked: near and, as controls, further offsets; early and late layers.
+
+    Early is the first third of the blocks, but at least two of three or more: a memory stands in
+    the second block, and what it spares can show only where it has written. Late are as many of
+    the last blocks (one of three, where two of them are early).
+    """
+    count = max(1, n_layers // 3, min(EARLY, n_layers - 1))
+    early = tuple(range(count))
+    late = tuple(range(max(count, n_layers - count), n_layers)) or early
     near, further = (1, 2), (3, 4)
     return [
         Masking("early_offsets_1_2_masked", near, early),

@@ -9,7 +9,10 @@ PROBES: dict[str, Probe] = {
         "probes.lens:logit_lens", "single", "what each layer would predict if the model ended there"
     ),
     "tuned_lens": Probe(
-        "probes.tuned_lens:tuned_lens", "single", "the logit lens with a trained map per layer"
+        "probes.tuned_lens:tuned_lens",
+        "single",
+        "the logit lens with a trained map per layer",
+        version=2,
     ),
     "linear": Probe(
         "probes.linear:linear",
@@ -48,6 +51,7 @@ PROBES: dict[str, Probe] = {
         "probes.offsets:offsets",
         "single",
         "where attention looks, and the loss when early layers may not look next door",
+        version=2,
     ),
     "depth": Probe(
         "probes.depth:depth",

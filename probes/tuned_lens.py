@@ -3,8 +3,9 @@
 A layer may hold the prediction in other directions than the last layer uses; the logit lens cannot
 tell that from its absence. Here each depth has an affine map of the stream (its "translator"),
 trained to minimise KL(final || lens) on half of the sample's documents; rows are about the other
-half. Where Engram's lead is gone under the tuned lens, it was a matter of language, not of depth.
-In three lines::
+half. Windows are halved by the document that they begin in; where a document of the other half
+reaches into a window, its tokens there are neither fitted nor scored. Where Engram's lead is gone
+under the tuned lens, it was a matter of language, not of depth. In three lines::
 
     adapter = open_model("runs/quick/models/engram/seed0")
     sample = draw_sample(load_corpus("runs/quick/corpus"))
@@ -39,6 +40,18 @@ RATE = 1e-3
 RIDGE = 1e-2
 
 
+class Half(NamedTuple):
+    """A part of a sample.
+
+    Attributes:
+        windows: which of its windows, (N,).
+        places: which places within these windows, (n * T,), in the order of ``Sample.inputs``.
+    """
+
+    windows: Mask
+    places: Mask
+
+
 class Translators(NamedTuple):
     """The affine maps ``x @ weight[d] + bias[d]`` of every depth but the last.
 
@@ -68,42 +81,54 @@ def tuned_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None)
     fitted, held_out = halves(sample)
     translators = train_translators(adapter, sample, fitted, report)
     wanted = [v for v in views(adapter) if v.site in ("resid_pre", "resid_post")]
-    rest = sample.windows(held_out)
+    rest = sample.windows(held_out.windows)
 
     def readout(view: View, stream: Tensor) -> Tensor:
         depth = 0 if view.site == "resid_pre" else view.layer + 1
         return adapter.normed(translators(depth, stream))
 
     values = measure(adapter, rest, wanted, readout, report, NAME)
-    return lens_findings(NAME, adapter, rest, wanted, values)
+    return lens_findings(NAME, adapter, rest, wanted, values, held_out.places)
 
 
-def halves(sample: Sample) -> tuple[Mask, Mask]:
-    """Split the windows (N,) by the document that they begin in; both halves have some.
+def halves(sample: Sample) -> tuple[Half, Half]:
+    """Split the sample so that no document is in both halves; both have some places.
 
     Raises:
-        UserError: all windows begin in one document.
+        UserError: all windows begin in one document, or nothing of a half is its own.
     """
     everything = np.ones(len(sample.token), dtype=bool)
     rng = np.random.default_rng(sample.seed)
     if len(np.unique(sample.document[:, 0])) == 1 < len(np.unique(sample.document)):
         raise UserError("tuned_lens: all windows begin in one document; raise probe.tokens")
     fitted = training_part(sample.document[:, 0], everything, rng, FIT_SHARE)
-    return fitted, ~fitted
+    return _half(sample, fitted), _half(sample, ~fitted)
+
+
+def _half(sample: Sample, windows: Mask) -> Half:
+    """Leave the other half's documents out of these windows, as what is read and as what follows.
+
+    A document in windows of both halves belongs to the half with the window that begins in it.
+    """
+    foreign = np.isin(sample.document[windows], sample.document[~windows, 0])
+    places = ~(foreign[:, :-1] | foreign[:, 1:]).reshape(-1)
+    if not places.any():
+        raise UserError("tuned_lens: all documents reach into both halves; raise probe.tokens")
+    return Half(windows, places)
 
 
 def train_translators(
-    adapter: Adapter, sample: Sample, windows: Mask, report: Reporter | None = None
+    adapter: Adapter, sample: Sample, half: Half, report: Reporter | None = None
 ) -> Translators:
-    """Fit every depth's translator on some windows of a sample.
+    """Fit every depth's translator on a part of a sample.
 
     Args:
         adapter: the model, which stays as it is.
         sample: the text.
-        windows: which of it is read, (N,).
+        half: which of it is fitted.
         report: where progress goes.
     """
-    streams, last = _collect(adapter, sample.windows(windows), report)
+    streams, last = _collect(adapter, sample.windows(half.windows), half.places, report)
     start = least_squares(streams, last)
     leaves = [t.clone().requires_grad_() for t in (*start.weight, *start.bias)]
     optimiser = torch.optim.Adam(leaves, lr=RATE)
@@ -121,16 +146,20 @@ def train_translators(
     return Translators(*(t.detach() for t in found))
 
 
-def _collect(adapter: Adapter, sample: Sample, report: Reporter | None) -> tuple[Tensor, Tensor]:
+def _collect(
+    adapter: Adapter, sample: Sample, places: Mask, report: Reporter | None
+) -> tuple[Tensor, Tensor]:
     """Return the streams (depths, n, D) of all depths but the last, and the last one, (n, D).
 
-    The first lie in host memory: those of a large model would fill a GPU.
+    The n are the ``places`` of the sample. The first lie in host memory: those of a large model
+    would fill a GPU.
     """
     *taps, final = lens_taps(adapter)
     before, last = [], []
     for batch in batches(adapter, sample, (*taps, final), report=report, title=f"{NAME} (read)"):
-        before.append(torch.stack([batch.taps[tap].cpu() for tap in taps]))
-        last.append(batch.taps[final])
+        keep = torch.from_numpy(np.flatnonzero(places[batch.part]))
+        before.append(torch.stack([batch.taps[tap].cpu()[keep] for tap in taps]))
+        last.append(batch.taps[final][keep.to(adapter.device)])
     return torch.cat(before, dim=1), torch.cat(last)
 
 

@@ -1,5 +1,6 @@
 """Small models and samples whose probing results are known in advance."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def _randomise(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def silence(model: PreTrainedModel, layers: range) -> PreTrainedModel:
+def silence(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
     """Let blocks of a Llama or dense Engram model add nothing."""
     with torch.no_grad():
         for layer in layers:

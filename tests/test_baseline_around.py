@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from scipy.optimize import minimize_scalar
 from transformers import LlamaForCausalLM
 
 from engram_eval.baselines import knn
@@ -24,7 +25,7 @@ from engram_eval.baselines.knn import (
     states,
 )
 from engram_eval.baselines.memories import PREDICTORS
-from engram_eval.baselines.mixture import Weights, tune
+from engram_eval.baselines.mixture import Weights, cross_tuned, tune
 from engram_eval.baselines.model_rows import model_row_bits
 from engram_eval.baselines.passages import Passages, cut_passages, terms
 from engram_eval.baselines.predictor import Scored
@@ -284,14 +285,75 @@ def test_the_temperature_is_the_likeliest_of_those_tried() -> None:
     ]
     tokens = np.array(draws)
     p = np.full(300, 0.2)
-    temperature, votes = best_temperature(near, tokens, p)
-    assert votes == pytest.approx(near.p_of(tokens, temperature))
+    temperature = best_temperature(near, tokens, p)
 
     def gain(t: float) -> float:
         memory = Scored(near.p_of(tokens, t), np.zeros(300, np.int64))
         return float(np.log(tune(memory, p, ("any",)).mix(memory, p)).sum())
 
     assert gain(temperature) >= max(gain(temperature * 2), gain(temperature / 2))
+
+
+def planted_neighbours(val: np.ndarray) -> Neighbours:
+    """The nearest is right in one half of the documents, all but the nearest in the other."""
+    squared = np.tile([1.0, *[4.0] * 7], (len(val), 1))
+    squared *= np.random.default_rng(0).uniform(0.9, 1.1, squared.shape)
+    right = (np.arange(8) == 0) == (document_side(val) == 0)[:, None]
+    return Neighbours(squared, np.where(right, val[:, None], val[:, None] + 1))
+
+
+def likeliest(near: Neighbours, val: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+    """Temperature and weight by a plain search, on a grid around the median distance."""
+
+    def loss(w: float, q: np.ndarray) -> float:
+        return -float(np.log(w * q + (1 - w) * p).sum())
+
+    tried = []
+    for temperature in np.median(near.squared) * 2.0 ** np.arange(-7, 4):
+        q = near.p_of(val, temperature)
+        best = minimize_scalar(
+            loss, args=(q,), bounds=(0, 0.9999), method="bounded", options={"xatol": 1e-8}
+        )
+        tried.append((best.fun, temperature, best.x))
+    return min(tried)[1:]
+
+
+def test_no_document_chooses_its_own_temperature(
+    corpus: Corpus, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    val = np.asarray(corpus.tokens("val"), np.int64)[: 20 * SEQ_LEN]
+    near, side = planted_neighbours(val), document_side(val)
+    searched: list[int] = []
+
+    def search(_store: Datastore, queries: np.ndarray, k: int = 32) -> Neighbours:
+        searched.append(len(queries))
+        return near.of(np.arange(len(queries)))
+
+    monkeypatch.setattr(Datastore, "search", search)
+    with build_baseline("knn", setting(corpus, tmp_path / "memory", folder)) as built:
+        bits = built.token_bits(val)
+    assert searched.count(len(val)) == 1
+    p = 2.0 ** -token_bits(hf_lm(folder, 8).model, val, SEQ_LEN, 8)
+    temperatures = []
+    for own in (0, 1):
+        mine, other = side == own, side != own
+        part = Neighbours(near.squared[other], near.tokens[other])
+        temperature, weight = likeliest(part, val[other], p[other])
+        expected = weight * near.p_of(val, temperature) + (1 - weight) * p
+        assert bits[mine] == pytest.approx(-np.log2(expected[mine]), rel=1e-3)
+        temperatures.append(temperature)
+    assert temperatures[0] > 100 * temperatures[1]
+
+
+def test_a_single_document_leaves_the_model_as_it_is() -> None:
+    near = Neighbours(np.ones((3, 2)), np.full((3, 2), 5))
+    val, p = np.full(3, 5), np.full(3, 0.25)
+
+    def set_by(part: np.ndarray) -> Scored:
+        temperature = best_temperature(near.of(part), val[part], p[part])
+        return Scored(near.p_of(val, temperature), np.zeros(3, np.int64))
+
+    assert cross_tuned(set_by, p, ("any",), np.zeros(3, np.int64)).tolist() == [0.25] * 3
 
 
 def test_few_neighbours_and_empty_cells_are_no_votes() -> None:

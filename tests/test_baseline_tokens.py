@@ -160,9 +160,22 @@ def test_no_document_chooses_its_own_weight() -> None:
     side = np.repeat([0, 1], 100)
     memory = Scored(np.where(side == 0, 0.9, 0.1), np.zeros(200, np.int64))
     p = np.full(200, 0.5)
-    mixed = cross_tuned(memory, p, ("any",), side)
+    mixed = cross_tuned(lambda _: memory, p, ("any",), side)
     assert mixed[side == 0] == pytest.approx(0.5)
     assert mixed[side == 1] == pytest.approx(0.1 * MOST + 0.5 * (1 - MOST), rel=1e-6)
+
+
+def test_no_document_chooses_settings_of_the_memory() -> None:
+    """Each half is scored by the memory as the other half set it: by the halves' own numbers."""
+    side = np.repeat([0, 1], 100)
+    p = np.full(200, 0.1)
+
+    def set_by(part: np.ndarray) -> Scored:
+        return Scored(np.full(200, 0.2 + 0.4 * side[part].mean()), np.zeros(200, np.int64))
+
+    mixed = cross_tuned(set_by, p, ("any",), side)
+    assert mixed[side == 0] == pytest.approx(0.6 * MOST + 0.1 * (1 - MOST), rel=1e-6)
+    assert mixed[side == 1] == pytest.approx(0.2 * MOST + 0.1 * (1 - MOST), rel=1e-6)
 
 
 def test_a_mixture_is_a_predictor(tmp_path: Path) -> None:

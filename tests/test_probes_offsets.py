@@ -75,6 +75,15 @@ def test_early_and_late_layers_do_not_overlap() -> None:
         assert not set(early.layers) & set(late.layers)
 
 
+def test_early_blocks_reach_the_memory_of_a_shallow_model() -> None:
+    """Memories stand in block 1; a third of four blocks ends before it."""
+    placed = {layers: [m.layers for m in maskings(layers)[::2]] for layers in range(1, 9)}
+    assert placed[1] == [(0,), (0,)] and placed[2] == [(0,), (1,)]
+    assert placed[3] == [(0, 1), (2,)] and placed[4] == [(0, 1), (2, 3)]
+    assert placed[5] == [(0, 1), (3, 4)] and placed[8] == [(0, 1), (6, 7)]
+    assert maskings(12)[0].layers == (0, 1, 2, 3) and maskings(12)[2].layers == (8, 9, 10, 11)
+
+
 def test_a_model_that_needs_no_neighbours_loses_nothing() -> None:
     adapter = open_model(silence(llama(), range(3)))
     rows = offsets(adapter, noise_sample()).rows
@@ -85,13 +94,14 @@ def test_a_model_that_needs_no_neighbours_loses_nothing() -> None:
     assert sum(mass[0, name].baseline for name in bucket_names(EDGES)) == pytest.approx(1)
 
 
-def test_a_model_that_lives_on_neighbours_loses() -> None:
+@pytest.mark.parametrize(("layers", "block"), [(3, 0), (4, 1)])
+def test_a_model_that_lives_on_neighbours_loses(layers: int, block: int) -> None:
     """Queries and keys make the token before stand out; masking it costs, masking 3 and 4 not."""
     torch.manual_seed(0)
-    model = silence(llama(layers=3), range(1, 3))
+    model = silence(llama(layers=layers), [n for n in range(layers) if n != block])
     adapter, found = open_model(model), noise_sample()
     tokens = torch.from_numpy(found.token)
-    optimiser = torch.optim.Adam(model.model.layers[0].self_attn.parameters(), lr=0.02)
+    optimiser = torch.optim.Adam(model.model.layers[block].self_attn.parameters(), lr=0.02)
     # The next token is the one before the present one: only attention at offset 1 can tell.
     tokens[:, 2:] = tokens[:, :2].repeat(1, 16)[:, : tokens.shape[1] - 2]
     for _ in range(60):

@@ -10,6 +10,7 @@ from engram_eval.adapters.load import open_model
 from engram_eval.errors import UserError
 from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
 from probes.lens import logit_lens
+from probes.sample import Sample
 from probes.tuned_lens import Translators, halves, least_squares, train_translators, tuned_lens
 
 
@@ -66,15 +67,64 @@ def test_what_is_not_there_is_not_found() -> None:
 def test_rows_are_about_documents_that_were_not_fitted() -> None:
     found = noise_sample()
     fitted, held_out = halves(found)
-    assert (fitted ^ held_out).all()
-    assert not set(found.document[fitted, 0]) & set(found.document[held_out, 0])
+    assert (fitted.windows ^ held_out.windows).all()
+    assert fitted.places.all() and held_out.places.all()
+    assert not set(found.document[fitted.windows, 0]) & set(found.document[held_out.windows, 0])
     rows = tuned_lens(open_model(engram()), found).rows
     whole = [r for r in rows if r.metric == "kl_bits" and not r.slice]
-    assert {r.n for r in whole} == {32 * int(held_out.sum())}
+    assert {r.n for r in whole} == {32 * int(held_out.windows.sum())}
     assert {r.condition for r in whole} == {None, MEMORY_SUBTRACTED}
     assert {r.name for r in rows} == {"tuned_lens"}
     same = tuned_lens(open_model(engram()), found).rows
     assert rows == same
+
+
+def reaching_over() -> Sample:
+    """Make a sample each of whose documents begins within a window and ends in the next one."""
+    found = noise_sample(windows=40)
+    number = np.arange(found.token.size).reshape(found.token.shape)
+    found.document[:] = (number + 20) // found.token.shape[1]
+    return found
+
+
+def test_documents_that_reach_over_windows_are_scored_or_fitted_never_both() -> None:
+    found = reaching_over()
+    arrays = tuned_lens(open_model(llama()), found).arrays
+    scored = np.unique(arrays["document"])
+    fitted, held_out = halves(found)
+    assert arrays["kl_bits"].shape[-1] == len(arrays["document"]) == held_out.places.sum()
+    # By hand: a window that begins in document d reads d up to place 12, and d + 1 from there on;
+    # what is read last of d stays out with the target of d + 1.
+    expected = 0
+    for window in np.flatnonzero(held_out.windows):
+        last = window + 1 == len(found.token)
+        expected += 32 if last or held_out.windows[window + 1] else 12
+    assert held_out.places.sum() == expected < 32 * held_out.windows.sum()
+    read = found.windows(fitted.windows)
+    for labels in (read.inputs, read.targets):
+        assert not set(labels.document[fitted.places]) & set(scored)
+
+
+def test_tokens_of_scored_documents_do_not_train() -> None:
+    """Without attention a stream knows its own token alone: others may be anything."""
+    model, found = llama(), reaching_over()
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+    adapter = open_model(model)
+    scored = np.unique(tuned_lens(adapter, found).arrays["document"])
+    first = train_translators(adapter, found, halves(found)[0])
+    found.token[np.isin(found.document, scored)] = 7
+    again = train_translators(adapter, found, halves(found)[0])
+    torch.testing.assert_close(first.weight, again.weight, rtol=0, atol=0)
+
+
+def test_nothing_of_its_own_in_a_half_is_too_little() -> None:
+    found = noise_sample(windows=2)
+    found.document[0], found.document[1] = 0, 1
+    found.document[:, 1:] = [[1], [0]]
+    with pytest.raises(UserError, match="reach into both halves"):
+        tuned_lens(open_model(llama()), found)
 
 
 def test_the_last_depth_is_the_model() -> None:

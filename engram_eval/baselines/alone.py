@@ -64,7 +64,7 @@ def _mixed(setting: Setting, name: str) -> Built:
         weights = tune(found, p, memory.kinds)
         costs.tuned(weights, found.kind)
         side = np.concatenate([[0], document_side(val)])
-        mixed = cross_tuned(found, p, memory.kinds, side)
+        mixed = cross_tuned(lambda _: found, p, memory.kinds, side)
         bar.advance()
     lm = PredictorLM(Mixture(memory, base, weights), text.tokenizer, text.vocabulary)
     return Built(lm, known_bits(text.vocabulary.inner(val), mixed[1:]), costs.rows())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engram_eval.baselines.around import Memory, TokenMemory, around
 from engram_eval.baselines.built import Built, Setting, document_side, known_bits
@@ -21,7 +22,7 @@ from engram_eval.baselines.knn import (
     states,
 )
 from engram_eval.baselines.memories import PREDICTORS
-from engram_eval.baselines.mixture import cross_tuned, tune
+from engram_eval.baselines.mixture import SetBy, cross_tuned, tune
 from engram_eval.baselines.model_rows import model_row_bits
 from engram_eval.baselines.predictor import Floats, Ints, Scored
 from engram_eval.baselines.rag import build_rag
@@ -48,11 +49,19 @@ class Carrier(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """A memory and what it gives to the validation tokens."""
+    """A memory and what it gives to the validation tokens.
+
+    Attributes:
+        memory: as all of them have set it.
+        found: what it gives to each of them.
+        kinds: its kinds of position.
+        set_by: what it gives as some of them alone set it.
+    """
 
     memory: Memory
     found: Scored
     kinds: tuple[str, ...]
+    set_by: SetBy
 
 
 def ngram(setting: Setting) -> AbstractContextManager[Built]:
@@ -71,7 +80,12 @@ def cache(setting: Setting) -> AbstractContextManager[Built]:
 
 
 def knn(setting: Setting) -> AbstractContextManager[Built]:
-    """kNN-LM around a model."""
+    """kNN-LM around a model.
+
+    Its row ``memory_temperature`` is that of the mixture that answers tasks, which all validation
+    tokens chose, as they did the weight of ``memory_weight``; held-out text is scored half by half
+    at the temperature and weight of the other half.
+    """
 
     def build(carrier: Carrier, costs: Costs) -> Tuned:
         with costs.timed("build"):
@@ -80,10 +94,18 @@ def knn(setting: Setting) -> AbstractContextManager[Built]:
         queries = np.concatenate(list(_states(carrier, carrier.val, setting)))
         with costs.timed("score", len(queries)):
             near = store.search(queries)
-        temperature, p = best_temperature(near, carrier.val, carrier.p)
+        val, kind = carrier.val, np.zeros(len(carrier.val), np.int64)
+
+        def chosen_by(part: NDArray[np.bool_]) -> float:
+            return best_temperature(near.of(part), val[part], carrier.p[part])
+
+        def votes(temperature: float) -> Scored:
+            return Scored(near.p_of(val, temperature), kind)
+
+        temperature = chosen_by(np.ones(len(val), bool))
         costs.settings["memory_temperature"] = temperature
         memory = KnnMemory(store, temperature, carrier.text.vocabulary)
-        return Tuned(memory, Scored(p, np.zeros(len(p), np.int64)), ("any",))
+        return Tuned(memory, votes(temperature), ("any",), lambda part: votes(chosen_by(part)))
 
     return _mixed(setting, build)
 
@@ -109,7 +131,8 @@ def _tokens(setting: Setting, name: str) -> AbstractContextManager[Built]:
         with costs.timed("score", len(stream)):
             found = predictor.score(stream, windows)
         memory = TokenMemory(predictor, text.vocabulary)
-        return Tuned(memory, Scored(found.p[1:], found.kind[1:]), predictor.kinds)
+        scored = Scored(found.p[1:], found.kind[1:])
+        return Tuned(memory, scored, predictor.kinds, lambda _: scored)
 
     return _mixed(setting, build)
 
@@ -148,7 +171,7 @@ def _mixed(setting: Setting, build: Callable[[Carrier, Costs], Tuned]) -> Iterat
         tuned = build(carrier, costs)
         weights = tune(tuned.found, carrier.p, tuned.kinds)
         costs.tuned(weights, tuned.found.kind)
-        mixed = cross_tuned(tuned.found, carrier.p, tuned.kinds, document_side(carrier.val))
+        mixed = cross_tuned(tuned.set_by, carrier.p, tuned.kinds, document_side(carrier.val))
         bar.advance()
     lm = carrier.lm
     with around(lm.model, tuned.memory, weights):

@@ -57,6 +57,10 @@ class Neighbours:
     def __init__(self, squared: Floats, tokens: Ints) -> None:
         self.squared, self.tokens = squared, tokens
 
+    def of(self, queries: NDArray[np.bool_]) -> "Neighbours":
+        """Return those of some queries, a mask (N,)."""
+        return Neighbours(self.squared[queries], self.tokens[queries])
+
     def votes(self, temperature: float) -> Floats:
         """Return each neighbour's share of the vote, (N, k)."""
         weight = np.exp(-(self.squared - self.squared.min(axis=1, keepdims=True)) / temperature)
@@ -99,8 +103,8 @@ class Datastore:
         np.save(folder / "values.npy", self.values)
 
 
-def best_temperature(near: Neighbours, tokens: Ints, p: Floats) -> tuple[float, Floats]:
-    """Return the temperature at which the likeliest mixture is likeliest, and its votes.
+def best_temperature(near: Neighbours, tokens: Ints, p: Floats) -> float:
+    """Return the temperature at which the likeliest mixture is likeliest.
 
     Tried are powers of 2 around the usual distance between neighbours.
 
@@ -110,18 +114,14 @@ def best_temperature(near: Neighbours, tokens: Ints, p: Floats) -> tuple[float, 
         p: what the model itself gives to them, (T,).
     """
     finite = near.squared[np.isfinite(near.squared)]
-    scale = float(np.median(finite)) or 1.0
+    scale = (float(np.median(finite)) if finite.size else 0.0) or 1.0
     kind = np.zeros(len(tokens), np.int64)
-    best: tuple[float, float, Floats] | None = None
-    for power in POWERS:
-        temperature = scale * 2.0**power
+
+    def gain(temperature: float) -> float:
         found = Scored(near.p_of(tokens, temperature), kind)
-        mixed = tune(found, p, ("any",)).mix(found, p)
-        gain = float(np.log(mixed).sum())
-        if best is None or gain > best[0]:
-            best = (gain, temperature, found.p)
-    assert best is not None
-    return best[1], best[2]
+        return float(np.log(tune(found, p, ("any",)).mix(found, p)).sum())
+
+    return max((scale * 2.0**power for power in POWERS), key=gain)
 
 
 class KnnMemory:

@@ -1,13 +1,15 @@
 """Two predictors in one: p = w q + (1 - w) p, one weight for each kind of position.
 
 Weights are the likeliest ones on validation text. Held-out loss is measured on the same text, so
-there each half of the documents is scored by weights that the other half has chosen.
+there each half of the documents is scored by weights, and settings of the memory's own, that the
+other half has chosen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engram_eval.baselines.predictor import SILENT, Floats, Ints, Predicted, Predictor, Scored
 
@@ -16,6 +18,9 @@ MOST = 0.9999
 # Kinds with fewer validation tokens take the weight of all kinds together.
 LEAST_TOKENS = 50
 HALVINGS = 30
+
+SetBy = Callable[[NDArray[np.bool_]], Scored]
+"""Returns what a memory gives to all tokens of a text, (T,), as those of a mask have set it."""
 
 
 class Weights(NamedTuple):
@@ -60,11 +65,11 @@ def _likeliest(q: Floats, p: Floats, kind: Ints, kinds: int) -> Floats:
     return low
 
 
-def cross_tuned(memory: Scored, p: Floats, kinds: Sequence[str], group: Ints) -> Floats:
-    """Mix the probabilities of tokens, (T,), by weights that no token of the same group has chosen.
+def cross_tuned(set_by: SetBy, p: Floats, kinds: Sequence[str], group: Ints) -> Floats:
+    """Mix the probabilities of tokens, (T,), as no token of the same group has chosen.
 
     Args:
-        memory: see ``tune``.
+        set_by: the memory; always the same where it has no settings of its own.
         p: see ``tune``.
         kinds: see ``tune``.
         group: 0 or 1 of each token, (T,).
@@ -72,6 +77,7 @@ def cross_tuned(memory: Scored, p: Floats, kinds: Sequence[str], group: Ints) ->
     mixed = np.array(p)
     for side in (0, 1):
         mine, other = group == side, group != side
+        memory = set_by(other)
         chosen = tune(Scored(memory.p[other], memory.kind[other]), p[other], kinds)
         mixed[mine] = chosen.mix(Scored(memory.p[mine], memory.kind[mine]), p[mine])
     return mixed

@@ -29,9 +29,9 @@ def offsets_block(study: Study, rows: Sequence[MetricRow]) -> Block:
     return Block(
         "offsets",
         "Does the memory spare early attention its neighbours?",
-        "Loss added when the first third of the blocks may not attend to the two tokens before, in "
-        f"nats per token: {by_model(models, near)}. Offloading predicts less for a model with a "
-        "memory.",
+        "Loss added when the first third of the blocks, at least two, may not attend to the two "
+        f"tokens before, in nats per token: {by_model(models, near)}. Offloading predicts less for "
+        "a model with a memory.",
         [_loss_view(losses, look), _mass_view(mass, look)],
         flat_rows(rows),
         legend=models,
