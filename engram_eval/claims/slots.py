@@ -23,7 +23,7 @@ def _mean_gain(relative: str) -> dict[str, float]:
 SLOTS = (
     Claim(
         "slots.more_rows",
-        "The loss falls with every decade of rows",
+        "The loss falls as rows grow, on average over the decades",
         FIGURE,
         "0.0284 nats per decade",
         {"fall per decade": FALL},
