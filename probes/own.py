@@ -1,12 +1,12 @@
 """Probes that lie outside of this package, named by where they are: ``my_probes:token_norms``."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from engram_eval.errors import UserError, unknown
+from engram_eval.own_module import own_module
 from engram_eval.records import file_sha256
 from probes.entry import Probe
 
@@ -49,15 +49,7 @@ def own_source(name: str) -> str:
 
 def _function(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise UserError(
-            f"probe {name!r}: Python finds no module {module}; install it, or name its folder in "
-            "PYTHONPATH"
-        ) from error
+    found = own_module(module, f"probe {name!r}")
     functions = {key: value for key, value in vars(found).items() if inspect.isfunction(value)}
     if attribute not in functions:
         raise unknown(f"function of {module}", attribute, functions)

@@ -1,6 +1,10 @@
 """A module of one's own is read as the model whose weights it has: one of ours, or a Llama."""
 
+import importlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -448,3 +452,67 @@ def test_folders_of_unknown_or_changed_modules_are_refused(tmp_path: Path) -> No
             open_model(tmp_path)
     known_as("small", lambda: PlainModel(Small(as_is, tied=True), parts, "small"))
     assert open_model(tmp_path).vocab_size == 20
+
+
+WRITTEN = """
+import torch
+from torch import nn
+from engram_eval.adapters.plain import Parts, PlainModel, known_as
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wte, self.blocks = nn.Embedding(50, 8), nn.ModuleList()
+        self.blocks.append(Block())
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 50, bias=False)
+
+    def forward(self, ids):
+        x = self.wte(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix, self.mlp = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = x + self.mix(x)
+        return x + self.mlp(x)
+
+
+def make():
+    parts = Parts("wte", "blocks", "norm", "head", taps=TAPS, max_positions=64)
+    return PlainModel(Tiny(), parts, "lab-tiny")
+
+
+TAPS = {"attn_out": "mix", "mlp_out": "mlp"}
+known_as("lab-tiny", make)
+"""
+
+
+def test_a_module_of_the_environment_builds_it_in_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lab_models.py").write_text(WRITTEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("lab_models").make().save_pretrained(tmp_path / "saved")
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    code = (
+        "import sys; from engram_eval.adapters.load import open_model; "
+        f"from engram_eval.errors import UserError\n"
+        f"try: print(open_model({str(tmp_path / 'saved')!r}).n_layers)\n"
+        "except UserError as error: sys.exit(str(error))"
+    )
+    for named, out in (("lab_models", "1"), ("", "a module that ENGRAM_EVAL_MODULES names"),
+                       ("lab_modles", "finds no module lab_modles")):  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": path, "ENGRAM_EVAL_MODULES": named}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert out in done.stdout + done.stderr
+        assert (done.returncode == 0) == (named == "lab_models")

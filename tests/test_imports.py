@@ -21,6 +21,7 @@ PROBES_MAY = {
     "engram_eval.errors",
     "engram_eval.evaluation.questions",
     "engram_eval.models",
+    "engram_eval.own_module",
     "engram_eval.progress",
     "engram_eval.records",
     "engram_eval.stage_config",

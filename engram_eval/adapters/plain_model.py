@@ -8,6 +8,7 @@ opens it knows how to build it (``known_as``): no code is read from a folder. Wh
 when it was saved is kept there, too, so that other code under the same name is found out.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from engram_eval.adapters.parts import Parts, described
 from engram_eval.errors import UserError
 from engram_eval.model_folder import PLAIN
+from engram_eval.own_module import own_module
 
 # As in ``adapters.check``; attention over other lengths, or on another device, rounds otherwise.
 TOLERANCE, ROUNDINGS = 1e-3, 8
@@ -29,6 +31,9 @@ TOLERANCE, ROUNDINGS = 1e-3, 8
 TRIAL = 8
 """Tokens of the text on which a module is tried."""
 WEIGHTS = "model.safetensors"
+
+MODULES = "ENGRAM_EVAL_MODULES"
+"""Environment variable with the names of modules that call ``known_as``, for the command line."""
 
 BUILDERS: dict[str, Callable[[], "PlainModel"]] = {}
 """How this program builds the modules that it knows, by name."""
@@ -184,13 +189,20 @@ def check_known(folder: Path) -> PlainConfig:
         UserError: this program does not know how to build it.
     """
     saved = PlainConfig.from_pretrained(folder)
+    _import_named()
     if saved.known_as not in BUILDERS:
         raise UserError(
             f"{folder}: this program does not know how to build {saved.known_as!r}; known: "
-            f"{', '.join(sorted(BUILDERS)) or 'none'}; known_as(name, build) tells it "
-            "(docs/python.md)"
+            f"{', '.join(sorted(BUILDERS)) or 'none'}; known_as(name, build) tells it, in a module "
+            f"that {MODULES} names for the command line (docs/python.md)"
         )
     return saved
+
+
+def _import_named() -> None:
+    """Import the modules that the user's environment names; every process does it for itself."""
+    for name in os.environ.get(MODULES, "").replace(",", " ").split():
+        own_module(name, MODULES)
 
 
 def load_plain(folder: Path) -> PlainModel:
