@@ -14,6 +14,7 @@ separators are left out: their states say nothing about text. In three lines::
 Twice: on all tokens, and on the last tokens of names, as arXiv:2601.07372 does. A layer's soft
 alignment (eq. 9) is read against two lines: what the layer gives in its own model (``self``, the
 zero), and what two seeds of one architecture give (the null, a pair of its own in every study).
+Below nine blocks it is soft in name alone: the number of the one layer that is most alike.
 """
 
 from collections.abc import Mapping
@@ -131,6 +132,8 @@ def _jackknife(cross: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
 def soft_alignment(similarity: Floats, k: int = 5) -> list[float | None]:
     """Return for each column j the depth of the rows most like it (arXiv:2601.07372 eq. 9).
 
+    With k = 1 that is the most similar row, a hard argmax; see ``neighbours``.
+
     ``a_j = sum(S_ij * i) / sum(S_ij)`` over the k rows i of largest S_ij. Near the last rows a_j
     is bounded by construction. None where no similarity is positive.
     """
@@ -150,7 +153,11 @@ def _soft_alignments(similarities: Floats, k: int) -> list[list[float | None]]:
 
 
 def neighbours(n_layers: int) -> int:
-    """Return k of ``soft_alignment`` for a depth: the paper's 5 at its 30 layers, in proportion."""
+    """Return k of ``soft_alignment`` for a depth: the paper's 5 at its 30 layers, in proportion.
+
+    For fewer than nine layers that is 1: the alignment of a layer is then a whole number, the most
+    similar layer's, and moves by whole layers; only means over layers or seeds lie between.
+    """
     return max(1, round(n_layers / 6))
 
 
@@ -205,7 +212,8 @@ def cka(
 
     Rows, those about names with slice ``static_in: name_end``: ``cka`` for each pair of layers
     (``layer`` of the first, ``other.layer`` of the second). ``aligned_layer``: for a layer of the
-    first model, the mean layer of the second that it resembles; with condition ``of_other`` the
+    first model, the mean layer of the second that it resembles (below nine blocks the one that it
+    resembles most); with condition ``of_other`` the
     reverse (``other.layer`` given, the value is a layer of the first model); with ``self`` and
     ``self_of_other`` the same within the first and within the second model.
     ``aligned_shift_layers``: how much deeper than in its own model the layers' counterparts lie

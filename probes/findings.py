@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from engram_eval.records import MetricRow
 from probes.sample import Floats, Ints, Mask, Slice
+from probes.sharing import shared_error
 
 
 class Findings(NamedTuple):
@@ -32,11 +33,20 @@ def ratio(top: Floats, bottom: Floats, documents: Ints) -> Ratio:
     The standard error linearises the ratio (Cochran 1977, eq. 6.13), so that it equals the
     clustered standard error of the mean where ``bottom`` is 1. A denominator that is not
     positive gives None, as does the error of a single document.
+
+    Args:
+        top: per token, (n,).
+        bottom: per token, (n,).
+        documents: which document each token is from, (n,); or (n, k) where each item depends on
+            several sources, as a pair does on two people (``sharing``).
     """
     below = float(bottom.sum())
     if below <= 0:
         return Ratio(None, None)
     value = float(top.sum()) / below
+    if documents.ndim > 1:
+        shared = shared_error(top - value * bottom, bottom, documents)
+        return Ratio(value, None if shared is None else shared / below)
     sizes = np.bincount(documents - documents.min())
     count = int((sizes > 0).sum())
     if count < 2:
@@ -55,7 +65,7 @@ def ratio_rows(
     Args:
         top: per token, (n,).
         bottom: per token, (n,).
-        documents: which document each token is from, (n,).
+        documents: see ``ratio``.
         slices: which tokens; their labels join ``fields["slice"]``.
         fields: the rest of ``MetricRow``; a ``baseline`` may be per token, (n,), and the split is
             ``val`` where none is given.

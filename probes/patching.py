@@ -27,7 +27,17 @@ from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.findings import Findings, mean_rows, ratio_rows
-from probes.people import Pair, People, Prompts, known, last_logits, preference, prompts, swapped
+from probes.people import (
+    Pair,
+    People,
+    Prompts,
+    known,
+    last_logits,
+    people_of,
+    preference,
+    prompts,
+    swapped,
+)
 from probes.sample import Floats, Slice
 
 NAME = "patching"
@@ -130,7 +140,7 @@ def patching(adapter: Adapter, people: People, report: Reporter | None = None) -
     model that knows none. Rows per layer, site and ``slice`` position: ``restored`` and
     ``flip_rate``, the share of pairs whose preferred answer becomes a's; ``depth_half_layers``:
     the first layer in whose input, at the last token, half of the answers can be flipped.
-    Standard errors are over people.
+    Standard errors are over people: pairs that share one, on either side, vary together.
     """
     right = known(adapter, people.pairs)
     pairs = [pair for pair, fine in zip(people.pairs, right, strict=True) if fine][:PAIRS]
@@ -151,8 +161,7 @@ def _patch_rows(
     pairs: Sequence[Pair], wanted: Sequence[Patch], effects: Floats
 ) -> Iterator[MetricRow]:
     on_a, on_b = effects[:2]
-    person = np.array([pair.person_a for pair in pairs])
-    everyone = np.ones(len(pairs), dtype=bool)
+    two, everyone = people_of(pairs), np.ones(len(pairs), dtype=bool)
     for patch, effect in zip(wanted, effects[2:], strict=True):
         part = [Slice({"position": patch.position}, everyone)]
         fields: dict[str, Any] = {
@@ -163,8 +172,8 @@ def _patch_rows(
             "split": "train",
             "artifact": {"key": "logit_difference"},
         }
-        yield from ratio_rows(effect - on_b, on_a - on_b, person, part, metric="restored", **fields)
-        yield from mean_rows(effect > 0, person, part, metric="flip_rate", **fields)
+        yield from ratio_rows(effect - on_b, on_a - on_b, two, part, metric="restored", **fields)
+        yield from mean_rows(effect > 0, two, part, metric="flip_rate", **fields)
 
 
 def _depth_row(wanted: Sequence[Patch], effects: Floats) -> MetricRow:

@@ -17,7 +17,7 @@ from engram_eval.corpus.entities import ATTRIBUTES, Person, held_out_template, m
 from engram_eval.corpus.lines import answer_is_last
 from engram_eval.corpus.store import Corpus
 from probes.names import corpus_config, is_pocket
-from probes.sample import Mask, Sample
+from probes.sample import Ints, Mask, Sample
 
 # The people who are told of most often, of whom something may have been learnt.
 PEOPLE = 48
@@ -54,6 +54,11 @@ class Pair(NamedTuple):
     person_b: int
     attribute: int
     template: int
+
+
+def people_of(pairs: Sequence[Pair]) -> Ints:
+    """Return the two people of each pair, (P, 2): what errors over pairs are clustered by."""
+    return np.array([(pair.person_a, pair.person_b) for pair in pairs])
 
 
 class People(NamedTuple):

@@ -63,13 +63,14 @@ PROBES: dict[str, Probe] = {
         "single",
         "at which layer and site an answer changes with the name it is about",
         "probes.people:make_prompts",
+        version=2,
     ),
     "surgery": Probe(
         "probes.surgery:surgery",
         "single",
         "what exchanging two names' rows, or writing rows alone, does to answers",
         "probes.people:make_prompts",
-        version=2,
+        version=3,
     ),
     "capacity": Probe(
         "probes.capacity:capacity",

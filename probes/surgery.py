@@ -28,7 +28,17 @@ from engram_eval.records import MetricRow
 from probes.capture import last_stream
 from probes.findings import Findings, mean_rows
 from probes.ngram_rows import rows_read
-from probes.people import Pair, People, Prompts, known, last_logits, preference, prompts, swapped
+from probes.people import (
+    Pair,
+    People,
+    Prompts,
+    known,
+    last_logits,
+    people_of,
+    preference,
+    prompts,
+    swapped,
+)
 from probes.row_writes import NO_ROW, RowWrites, distinct, writable, written
 from probes.sample import Sample, Slice
 from probes.vocabulary import CELLS, kl_bits, pieces
@@ -200,7 +210,9 @@ def surgery(adapter: Adapter, people: People, report: Reporter | None = None) ->
     ``rows_exchanged_reaching`` (and by n-grams that begin in the name) and ``rows_written``:
     ``flip_rate``, the share of prompts whose preferred answer becomes the other one, by ``slice``
     prompts (``same_wording``, ``other_wording``); ``top1_agreement`` and ``kl_bits`` of the
-    predictions before and after on ``other_people`` and on ``text``. Errors are over people.
+    predictions before and after on ``other_people`` and on ``text``. Errors are over people:
+    prompts that share one, on either side, vary together, as do all prompts and all text that one
+    pair's write was tried on.
     """
     right = known(adapter, people.pairs)
     pairs = [pair for pair, fine in zip(people.pairs, right, strict=True) if fine]
@@ -275,8 +287,7 @@ def _write_rows(adapter: Adapter, pairs: list[Pair], people: People) -> list[Met
 
 def _flip_row(condition: str, kind: str, flips: Tensor, pairs: Sequence[Pair]) -> list[MetricRow]:
     everyone = [Slice({"prompts": kind}, np.ones(len(pairs), dtype=bool))]
-    person = np.array([pair.person_a for pair in pairs])
-    return _rows(flips, person, everyone, metric="flip_rate", condition=condition)
+    return _rows(flips, people_of(pairs), everyone, metric="flip_rate", condition=condition)
 
 
 def _locality_rows(
@@ -299,8 +310,10 @@ def _locality_rows(
         if len(others):
             part = Prompts(*(field[others] for field in asked))
             change = change_on_prompts(adapter, part, answers[others], write)
-            found["other_people"].append((change, person[others]))
-        found["text"].append((change_on_text(adapter, tokens, text, write), documents))
+            found["other_people"].append((change, _with_pair(pair, person[others])))
+        # Negative, so that no document is taken for a person.
+        whole_text = _with_pair(pair, -1 - documents)
+        found["text"].append((change_on_text(adapter, tokens, text, write), whole_text))
     rows = []
     for kind, parts in found.items():
         if parts:
@@ -310,6 +323,11 @@ def _locality_rows(
                 values = torch.cat([getattr(change, field) for change, _ in parts])
                 rows += _rows(values, clusters, whole, metric=metric, condition=condition)
     return rows
+
+
+def _with_pair(pair: Pair, sources: Any) -> Any:
+    """Put the two people of a write beside what it was tried on, (n,) -> (n, 3)."""
+    return np.column_stack([np.repeat(people_of([pair]), len(sources), axis=0), sources])
 
 
 def _rows(values: Tensor, clusters: Any, slices: list[Slice], **fields: Any) -> list[MetricRow]:

@@ -144,7 +144,7 @@ def test_soft_alignment_by_hand() -> None:
     assert soft_alignment(np.ones((3, 1)), k=5) == [1.0]
 
 
-@pytest.mark.parametrize(("layers", "k"), [(1, 1), (3, 1), (8, 1), (12, 2), (30, 5)])
+@pytest.mark.parametrize(("layers", "k"), [(1, 1), (8, 1), (9, 2), (12, 2), (30, 5)])
 def test_neighbours_are_the_papers_at_its_depth(layers: int, k: int) -> None:
     assert neighbours(layers) == k
 
