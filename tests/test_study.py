@@ -365,7 +365,7 @@ def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
         loaded_study([str(tmp_path)], ["pocket"], 0, [])
     with pytest.raises(UserError, match="given twice"):
         loaded_study([str(tmp_path)] * 2, ["pocket"], 0, [])
-    with pytest.raises(UserError, match="no model here"):
+    with pytest.raises(UserError, match=r"no config\.json; expected a folder saved by"):
         loaded_study([str(tmp_path), str(tmp_path / "b")], ["pocket"], 0, [])
     (tmp_path / "engram/seed0").mkdir(parents=True)
     for wrong, right in (("engrm/seed0", "engram"), ("engram/sed0", "seed0")):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.load import is_own, load_causal_lm
+from engram_eval.adapters.load import load_causal_lm
 from engram_eval.analysis.stats import Interval, paired_bootstrap
 from engram_eval.bench.products import wait_for
 from engram_eval.config import EvalConfig
@@ -23,6 +23,7 @@ from engram_eval.evaluation.heldout import (
     scored_tokens,
     token_bits,
 )
+from engram_eval.model_folder import OWN, model_type
 from engram_eval.models.configuration_engram import NGRAM_MEMORIES, EngramConfig
 from engram_eval.models.row_format import ROW_FORMATS
 from engram_eval.models.table import RowTable
@@ -94,7 +95,7 @@ def _text(folder: Path, corpus_folder: Path | None) -> tuple[Corpus, int]:
 def _check_saved(folder: Path) -> None:
     if not folder.is_dir():
         return
-    if not is_own(folder):
+    if model_type(folder) != OWN:
         raise UserError(f"{folder}: not a model of ours, whose rows could be quantised")
     kept = EngramConfig.from_pretrained(folder).engram_row_quantization
     if kept != "none":
