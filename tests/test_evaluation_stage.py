@@ -16,7 +16,8 @@ from evaluation_tools import QUIET, VOCAB, small_corpus, tiny_inputs, tiny_llama
 
 from engram_eval.adapters.stage import model_sha256
 from engram_eval.baselines.kneser_ney import KneserNey
-from engram_eval.config import EvalConfig, from_dict, to_dict
+from engram_eval.config import EvalConfig
+from engram_eval.config_json import from_dict, to_dict
 from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError

@@ -16,6 +16,7 @@ PROBES_MAY = {
     "engram_eval.allocator",
     "engram_eval.bench.arms",
     "engram_eval.config",
+    "engram_eval.config_json",
     "engram_eval.corpus",
     "engram_eval.environment",
     "engram_eval.errors",

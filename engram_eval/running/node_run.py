@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engram_eval import environment
 from engram_eval.allocator import give_back_freed_memory
-from engram_eval.config import to_dict
+from engram_eval.config_json import to_dict
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import SCHEMA, MetricRow, StageRecord, write_record

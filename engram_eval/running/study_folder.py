@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.config import StudyConfig, arm_training, to_dict
+from engram_eval.config import StudyConfig, arm_training
+from engram_eval.config_json import to_dict
 from engram_eval.records import (
     TOKENIZERS,
     StageRecord,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from engram_eval.allocator import keep_freed_memory
-from engram_eval.config import TrainConfig, key_dict
+from engram_eval.config import TrainConfig
+from engram_eval.config_json import key_dict
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.costs.ledger import architecture_config, ledger_of
 from engram_eval.environment import compute_device
