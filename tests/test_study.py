@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from engram_eval import node as node_module
 from engram_eval import stages
 from engram_eval.adapters.stage import load
 from engram_eval.api import run
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.errors import UserError
+from engram_eval.locks import refusing_lock
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_record
-from engram_eval.running import node as node_module
 from engram_eval.running import node_run, runner
 from engram_eval.running import study_folder as study_folder_module
-from engram_eval.running.locks import refusing_lock
 from engram_eval.running.runner import run_study
 from engram_eval.studies.loaded import loaded_study
 from engram_eval.studies.registry import find_study, is_changed, study_folder

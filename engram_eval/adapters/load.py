@@ -46,6 +46,20 @@ def open_model(
     return adapter
 
 
+def load_model(name: Path | str, trust_remote_code: bool = False) -> Any:
+    """Load a causal language model in evaluation mode, from safetensors only.
+
+    Args:
+        name: a folder, or as text a hub name.
+        trust_remote_code: run Python files that lie beside the weights. Models that this package
+            has trained never need it.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    return load_causal_lm(name, trust_remote_code).eval()
+
+
 def load_causal_lm(
     source: str | Path, trust_remote_code: bool = False, **keys: Any
 ) -> PreTrainedModel:

@@ -280,7 +280,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.paper:
         return _plan_paper(arguments.json)
     from engram_eval.check import check_names
-    from engram_eval.costs.plan import plan, plan_table
+    from engram_eval.running.plan import plan, plan_table
     from engram_eval.study import solve
 
     study, _ = find(arguments)
