@@ -12,7 +12,7 @@ _FACE = {
     "Study": "engram_eval.config:StudyConfig",
     "corpus_of": "engram_eval.corpus.texts:corpus_of",
     "run": "engram_eval.api:run",
-    "load_model": "engram_eval.api:load_model",
+    "load_model": "engram_eval.adapters.load:load_model",
     "load_run": "engram_eval.api:load_run",
     "open_model": "engram_eval.adapters.load:open_model",
 }

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
@@ -60,22 +60,6 @@ def _reason(folder: Path, label: str) -> str:
     """Say why a stage failed, where it has a record of that; what it waited for may have failed."""
     record = read_record(folder)
     return label if record is None or record.error is None else f"{label} ({record.error})"
-
-
-def load_model(name: Path | str, trust_remote_code: bool = False) -> Any:
-    """Load a causal language model in evaluation mode, from safetensors only.
-
-    Args:
-        name: a folder, or as text a hub name.
-        trust_remote_code: run Python files that lie beside the weights. Models that this package
-            has trained never need it.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    from engram_eval.adapters.load import load_causal_lm
-
-    return load_causal_lm(name, trust_remote_code).eval()
 
 
 def load_run(folder: Path | str) -> "pd.DataFrame":

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from engram_eval.config import CorpusConfig, ModelSpec, StudyConfig, from_dict, to_dict
+from engram_eval.config import CorpusConfig, ModelSpec, StudyConfig
+from engram_eval.config_json import from_dict, to_dict
 
 
 def arm_corpus(study: StudyConfig, model: ModelSpec) -> CorpusConfig:

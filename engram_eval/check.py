@@ -1,15 +1,15 @@
 """Mistakes in a study that would otherwise show only after the expensive part."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.baselines.registry import check_listed, read_listed
-from engram_eval.config import OF_PARTS, StudyConfig, TrainConfig, TuneConfig, arm_training
+from engram_eval.config import StudyConfig, TuneConfig, arm_training
 from engram_eval.errors import UserError, look_up
 from engram_eval.evaluation.settings import check_settings
 from engram_eval.scales import OWN_TEXT, SCALES
 from engram_eval.stages import resolve
+from engram_eval.training.settings import check_training
 from engram_eval.updates.registry import check_people, check_told, check_update
 
 
@@ -34,9 +34,9 @@ def check_study(study: StudyConfig) -> None:
         check_data = resolve("engram_eval.evaluation.loading:check_data")
         asked = study.evaluate
         check_data(asked.tasks, asked.mirror, asked.unsafe_code, asked.include_path)
-    _check_training(study.train)
+    check_training(study.train)
     for model in study.models:
-        _check_training(arm_training(study, model))
+        check_training(arm_training(study, model))
     _check_own_texts(study)
     _check_tuning(study.tune)
     _check_evaluation(study)
@@ -67,32 +67,6 @@ def _check_people(study: StudyConfig) -> None:
         text = arm_corpus(study, model)
         if model.name in told:
             check_people(text, f"the text of {model.name}")
-
-
-def _check_training(train: TrainConfig) -> None:
-    optimizers: Any = resolve("engram_eval.training.optim:OPTIMIZERS")
-    look_up("optimizer", train.optimizer, optimizers)
-    for name in ("lr", *OF_PARTS, "clip_norm"):
-        if getattr(train, name) <= 0:
-            raise UserError(f"train.{name}={getattr(train, name)}: must be above 0")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(train, name) < 1:
-            raise UserError(f"train.{name}={getattr(train, name)}: must be in [0, 1)")
-    for name in ("warmup_fraction", "min_lr_ratio"):
-        if not 0 <= getattr(train, name) <= 1:
-            raise UserError(f"train.{name}={getattr(train, name)}: must be in [0, 1]")
-    for name in ("tokens", "seq_len", "batch_size"):
-        if getattr(train, name) < 1:
-            raise UserError(f"train.{name}={getattr(train, name)}: at least 1 is needed")
-    for name in (
-        *("router_bias_rate", "router_aux_loss_coef", "table_weight_decay", "weight_decay"),
-        *("threads", "skip_bad_batches", "save_every_s"),
-    ):
-        if getattr(train, name) < 0:
-            raise UserError(f"train.{name}={getattr(train, name)}: must not be below 0")
-    for share in train.checkpoints:
-        if not 0 < share <= 1:
-            raise UserError(f"train.checkpoints: {share} is not a share of the tokens in (0, 1]")
 
 
 def _check_own_texts(study: StudyConfig) -> None:

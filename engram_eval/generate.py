@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from engram_eval.api import load_model
+from engram_eval.adapters.load import load_model
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 

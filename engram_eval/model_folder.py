@@ -3,33 +3,70 @@
 import json
 from pathlib import Path
 
-from engram_eval.errors import UserError
+from engram_eval.errors import UserError, nearest
+
+OWN = "engram_moe"
+"""``model_type`` of our models, which need no remote code."""
 
 PLAIN = "plain_module"
 """``model_type`` of a module of somebody's own (``adapters.plain_model``)."""
 
+CONFIG = "config.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse what is no folder, has no configuration, or pickled weights alone.
+    """Refuse what is no folder, has no configuration, or no weights but pickled ones.
 
     Raises:
-        UserError: which of these it is.
+        UserError: which of these it is; a path that does not exist with the nearest that does.
     """
+    if folder.is_file():
+        raise UserError(f"{folder}: a file; expected a model's folder")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: no config.json; expected a folder saved by save_pretrained")
-    if not any(folder.glob("*.safetensors")):
-        pickled = [p.name for suffix in ("bin", "pt", "pth") for p in folder.glob(f"*.{suffix}")]
-        found = f"; {pickled[0]} is pickled, which can run code when read" if pickled else ""
-        raise UserError(f"{folder}: no *.safetensors{found}")
+        raise UserError(f"{folder}: no such folder{_nearest(folder)}")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: no {CONFIG}; expected a folder saved by save_pretrained")
+    tensor_files(folder)
 
 
-def is_plain(folder: Path) -> bool:
-    """Tell whether a folder holds a module of somebody's own."""
+def tensor_files(source: Path) -> list[Path]:
+    """Return the safetensors files of a folder, or the one that is given.
+
+    Raises:
+        UserError: there are none; pickled ones are refused.
+    """
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    found = [path for path in files if path.suffix == ".safetensors"]
+    if not found:
+        pickled = [path.name for path in files if path.suffix in PICKLED]
+        why = f"; {pickled[0]} is pickled, which can run code when read" if pickled else ""
+        raise UserError(f"{source}: no *.safetensors{why}")
+    return found
+
+
+def model_type(folder: Path) -> str | None:
+    """Return which kind a folder says that its model is; None where it does not say.
+
+    Raises:
+        UserError: its ``config.json`` is damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        # What is damaged is told of by whoever opens it.
-        return False
-    return isinstance(found, dict) and found.get("model_type") == PLAIN
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    named = found.get("model_type")
+    return named if isinstance(named, str) else None
+
+
+def _nearest(folder: Path) -> str:
+    """Suggest a name for the first part of a path that does not exist."""
+    while not folder.parent.exists():
+        folder = folder.parent
+    there = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    return nearest(folder.name, [entry.name for entry in there])

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from engram_eval.config import from_dict, to_dict
+from engram_eval.config_json import from_dict, to_dict
 from engram_eval.errors import UserError, nearest
 
 T = TypeVar("T")

@@ -20,7 +20,8 @@ from engram_eval.arm_corpus import told_apart
 from engram_eval.claims.collect import read_early, read_pair
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.verdicts import write_verdicts
-from engram_eval.config import StudyConfig, from_dict, to_dict
+from engram_eval.config import StudyConfig
+from engram_eval.config_json import from_dict, to_dict
 from engram_eval.errors import UserError
 from engram_eval.records import (
     BEFORE_UPDATE,

@@ -36,7 +36,7 @@ class Scale:
         backbone: ``EngramConfig`` keys of the dense twin's frame (width, depth, heads).
         experts: keys that make it a mixture of experts.
         fine_experts: the same with more and narrower experts, 40 or more of them idle, so that
-            ``allocation.allocate`` can share parameters in steps of 2.5 % or less.
+            ``studies.arms.allocation_arm`` can share parameters in steps of 2.5 % or less.
         memory: keys that add an n-gram memory.
         engram_experts: routed experts that the Engram arm keeps (its share rho).
     """

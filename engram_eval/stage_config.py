@@ -4,14 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engram_eval.config import (
-    KEYED_IF_SET,
-    EvalConfig,
-    ProbeConfig,
-    TrainConfig,
-    TuneConfig,
-    UpdateConfig,
-)
+from engram_eval.config import EvalConfig, ProbeConfig, TrainConfig, TuneConfig, UpdateConfig
+from engram_eval.config_json import KEYED_IF_SET
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ class EqualLossStage:
 
 @dataclass(frozen=True)
 class OffloadStage:
-    """Configuration of timing storages of the table; see ``bench.offload_config``."""
+    """Configuration of timing storages of the table; see ``bench.offload``."""
 
     scale: str
     tables: tuple[int, ...]

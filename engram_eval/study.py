@@ -15,7 +15,7 @@ from engram_eval.config import (
     arm_training,
 )
 from engram_eval.errors import UserError
-from engram_eval.running.node import Node
+from engram_eval.node import Node
 from engram_eval.stage_config import (
     BaselineStage,
     EqualLossScores,

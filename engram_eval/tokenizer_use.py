@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engram_eval.corpus.same_tokenizer import same_tokenizer
-from engram_eval.running.node import Node
+from engram_eval.node import Node
 
 
 class Use(NamedTuple):

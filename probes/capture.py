@@ -1,7 +1,4 @@
-"""Stream a model over a sample: activations come batch by batch and are not kept.
-
-``capture_store`` keeps them on disk.
-"""
+"""Stream a model over a sample: activations come batch by batch and are not kept."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

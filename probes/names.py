@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from engram_eval.config import CorpusConfig, from_dict
+from engram_eval.config import CorpusConfig
+from engram_eval.config_json import from_dict
 from engram_eval.corpus.entities import make_people
 from engram_eval.corpus.facts import taught_facts
 from engram_eval.corpus.store import Corpus

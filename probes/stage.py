@@ -27,44 +27,51 @@ from probes.registry import find_probe, is_own
 from probes.sample import Sample, draw_sample
 from probes.sample_stage import read_sample
 
+WRONG_KIND = {
+    "single": "compares two models; it cannot run on one",
+    "pair": "looks at one model; it cannot compare two",
+}
+"""What is said of a probe that is asked to run on the other number of models."""
+
 
 def probe(
     inputs: Mapping[str, Path], config: ProbeStage, seed: int | None, out: Path, report: Reporter
 ) -> list[MetricRow]:
     """Run one probe on one model: ``inputs`` has ``corpus``, ``train`` and may have ``sample``."""
-    keep_freed_memory()
-    entry = find_probe(config.probe)
-    if entry.kind != "single":
-        raise UserError(f"probe {config.probe!r} compares two models; it cannot run on one")
-    if config.other and _step([inputs["train"]]) is None:
-        return []
-    corpus = load_corpus(inputs["corpus"])
-    if _left_out(config.probe, [inputs["train"]], corpus, report):
-        return []
-    adapter = _open(inputs["train"])
-    material = _material(entry, inputs, corpus, config.options)
-    found = resolve_name(entry.function)(adapter, material, report)
-    rows = _as_asked(keep(found, config.probe, out), config.probe)
-    return _named(rows, config.other, _step([inputs["train"]]))
+    return _run("single", ["train"], bool(config.other), inputs, config, out, report)
 
 
 def probe_pair(
     inputs: Mapping[str, Path], config: PairStage, seed: int | None, out: Path, report: Reporter
 ) -> list[MetricRow]:
     """Run one probe on two models: ``inputs`` has ``corpus``, ``a``, ``b``, may have ``sample``."""
+    return _run("pair", ["a", "b"], config.equal_loss, inputs, config, out, report)
+
+
+def _run(
+    kind: str,
+    models: Sequence[str],
+    chosen: bool,
+    inputs: Mapping[str, Path],
+    config: ProbeStage | PairStage,
+    out: Path,
+    report: Reporter,
+) -> list[MetricRow]:
+    """Run a probe on the models of these inputs; ``chosen`` says that one is so for its loss."""
     keep_freed_memory()
     entry = find_probe(config.probe)
-    if entry.kind != "pair":
-        raise UserError(f"probe {config.probe!r} looks at one model; it cannot compare two")
-    step = _step([inputs["a"], inputs["b"]])
-    if config.equal_loss and step is None:
+    if entry.kind != kind:
+        raise UserError(f"probe {config.probe!r} {WRONG_KIND[kind]}")
+    trained = [inputs[name] for name in models]
+    step = _step(trained)
+    if chosen and step is None:
         return []
     corpus = load_corpus(inputs["corpus"])
-    if _left_out(config.probe, [inputs["a"], inputs["b"]], corpus, report):
+    if _left_out(config.probe, trained, corpus, report):
         return []
-    pair = _open(inputs["a"]), _open(inputs["b"])
+    adapters = [_open(one) for one in trained]
     material = _material(entry, inputs, corpus, config.options)
-    found = resolve_name(entry.function)(*pair, material, report)
+    found = resolve_name(entry.function)(*adapters, material, report)
     rows = _as_asked(keep(found, config.probe, out), config.probe)
     return _named(rows, config.other, step)
 

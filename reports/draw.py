@@ -216,11 +216,9 @@ def _curve(target: Canvas, curve: Line) -> None:
     )
 
 
-def heat_map(
-    matrix: Sequence[Sequence[float | None]], xlabel: str, ylabel: str, size: int = PANEL_WIDTH
-) -> Canvas:
+def heat_map(matrix: Sequence[Sequence[float | None]], xlabel: str, ylabel: str) -> Canvas:
     """Draw values between 0 and 1 as cells with their number; row 0 is at the bottom."""
-    result = canvas(size, size, left=44, bottom=44, top=28)
+    result = canvas(PANEL_WIDTH, PANEL_WIDTH, left=44, bottom=44, top=28)
     axes, colors = result.axes, matplotlib.colormaps["viridis"]
     width = max((len(row) for row in matrix), default=0)
     axes.set_xlim(-0.5, width - 0.5)

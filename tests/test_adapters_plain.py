@@ -32,7 +32,7 @@ from engram_eval.evaluation.fast_check import Encoded
 from engram_eval.evaluation.heldout import token_bits
 from engram_eval.evaluation.heldout_stage import evaluate
 from engram_eval.evaluation.stage import fast_lm
-from engram_eval.model_folder import is_plain
+from engram_eval.model_folder import model_type
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.cka import cka
@@ -438,7 +438,8 @@ def test_folders_of_unknown_or_changed_modules_are_refused(tmp_path: Path) -> No
     PlainModel(Small(as_is, tied=True), parts, "small").save_pretrained(tmp_path)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/config.json").write_text('{"model_type": "plain_mod')
-    assert not is_plain(tmp_path / "damaged")
+    with pytest.raises(UserError, match=r"damaged/config\.json: not readable as JSON"):
+        model_type(tmp_path / "damaged")
     for take in (open_model, model_sha256):
         with pytest.raises(UserError, match="how to build 'small'; known: none"):
             take(tmp_path)

@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 
 from engram_eval.analysis.analyze import Pairing, analyze, compare_table
 from engram_eval.analysis.item_scores import Measure, Scores, Table, load_scores, select
-from engram_eval.analysis.stats import holm, paired_bootstrap
+from engram_eval.analysis.stats import bootstrap_ratios, holm
 from engram_eval.errors import UserError
 from engram_eval.evaluation.samples import pool, source_of, sources_of
 from engram_eval.records import (
@@ -278,7 +278,8 @@ def test_items_of_one_source_are_resampled_together():
     )
     (row,) = compare_table(table, [pairing], scores, {})
     salt = np.random.default_rng(int(content_hash(["made", {}]), 16))
-    expected = paired_bootstrap(np.zeros(60), gain, salt, clusters=sources)
+    sums = gain.reshape(12, 5).sum(axis=1, keepdims=True)
+    (expected,) = bootstrap_ratios(sums, np.full_like(sums, 5.0), salt)
     assert (row["ci_low"], row["ci_high"], row["p"]) == pytest.approx(expected[1:])
     assert row["test"] == "paired bootstrap over 12 sources of items" and row["n"] == 60
     apart = dataclasses.replace(table, sources=())

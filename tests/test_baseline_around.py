@@ -394,7 +394,9 @@ def test_passages_are_ranked_by_bm25(tmp_path: Path) -> None:
     scores = bm25(query, TEXTS)
     expected = [TEXTS[place] for place in np.argsort(scores)[::-1]]
     assert passages.best(query, 4) == expected
-    assert Passages.open(tmp_path).best(query, 2) == expected[:2]
+    assert passages.best(query, 2) == expected[:2]
+    lines = (tmp_path / "passages.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == list(TEXTS)
     assert passages.best("unheard", 4) == [] == passages.best("", 4)
 
 

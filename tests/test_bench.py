@@ -45,6 +45,11 @@ def test_training_is_timed_with_every_index(index: str) -> None:
     assert 0 < seconds_per_token(architecture, SIZES.train) < 1
 
 
+def test_a_batch_in_more_pieces_than_are_measured_is_timed() -> None:
+    many = dataclasses.replace(SIZES.train, seq_len=64, batch_size=64, accumulate=64)
+    assert 0 < seconds_per_token({**KINDS["dense"], "vocab_size": 512}, many) < 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_are_the_ledgers_flops(kind: str) -> None:
     config = architecture_config({**KINDS[kind], "vocab_size": 512})

@@ -13,7 +13,7 @@ from engram_eval.claims.collect import NO_LOGARITHM
 from engram_eval.claims.registry import claims_of
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.verdicts import write_verdicts
-from engram_eval.config import to_dict
+from engram_eval.config_json import to_dict
 from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
 from engram_eval.studies.capacity import PEOPLE
 from engram_eval.studies.offload import TABLES

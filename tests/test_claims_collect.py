@@ -14,7 +14,8 @@ from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.table import BRIEF, table
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.cli import main
-from engram_eval.config import OF_PARTS, TrainConfig, to_dict
+from engram_eval.config import OF_PARTS, TrainConfig
+from engram_eval.config_json import to_dict
 from engram_eval.errors import UserError
 from engram_eval.records import (
     PAPER_ROWS,

@@ -14,7 +14,7 @@ from engram_eval.claims.mechanism import MECHANISM
 from engram_eval.claims.registry import CLAIMS
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.verdicts import write_verdicts
-from engram_eval.config import to_dict
+from engram_eval.config_json import to_dict
 from engram_eval.publish import kept_rows
 from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
 from engram_eval.studies.registry import find_study

@@ -98,6 +98,17 @@ def test_folders_and_files_that_are_no_study_are_named(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.json", "empty"]
 
 
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_an_impossible_setting_is_refused_before_anything_runs(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([verb, "smoke", "--set", "train.accumulate=3"]) == 2
+    told = capsys.readouterr().err
+    assert "train.accumulate=3: must divide train.batch_size=16" in told and told.count("\n") == 1
+    assert not list(tmp_path.rglob("corpus*"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"), [([""], "the prompt is empty"), (["hi", "--tokens", "0"], "--tokens 0")]
 )

@@ -4,15 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_eval.config import (
-    CorpusConfig,
-    EntityDials,
-    ModelSpec,
-    StudyConfig,
-    TrainConfig,
-    from_dict,
-    to_dict,
-)
+from engram_eval.config import CorpusConfig, EntityDials, ModelSpec, StudyConfig, TrainConfig
+from engram_eval.config_json import from_dict, to_dict
 from engram_eval.errors import UserError
 from engram_eval.overrides import override
 from engram_eval.scales import SCALES

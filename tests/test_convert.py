@@ -151,6 +151,25 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (target / "tokenizer.json").is_file() and (target / "config.json").is_file()
 
 
+@pytest.mark.parametrize("damaged", ['{"model_type": "engram_mo', "[]", "\udcff"])
+def test_a_damaged_configuration_is_one_line(
+    damaged: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = saved(tmp_path / "hf")
+    (source / "config.json").write_text(damaged, encoding="utf-8", errors="surrogateescape")
+    new = tmp_path / "new"
+    capsys.readouterr()
+    for argv in (
+        *(["convert", str(source), str(new), "--to", to] for to in FORMATS),
+        ["bench", "quantised", str(source), "--quiet"],
+        ["generate", str(source), "x"],
+    ):
+        assert main(argv) == 2
+        told = capsys.readouterr().err
+        assert f"{source / 'config.json'}: " in told and told.count("\n") == 1
+    assert not new.exists()
+
+
 def test_mistakes(tmp_path: Path) -> None:
     source = saved(tmp_path / "hf")
     new = tmp_path / "new"

@@ -20,8 +20,8 @@ from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.corpus.vocabulary import token_ids
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.progress import Reporter
-from engram_eval.running.node import Node
 
 QUIET = Reporter(quiet=True)
 # A decomposed letter, which NFC composes; the end of text spelt out; blanks; letters of four bytes.

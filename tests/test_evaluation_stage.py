@@ -16,13 +16,15 @@ from evaluation_tools import QUIET, VOCAB, small_corpus, tiny_inputs, tiny_llama
 
 from engram_eval.adapters.stage import model_sha256
 from engram_eval.baselines.kneser_ney import KneserNey
-from engram_eval.config import EvalConfig, from_dict, to_dict
+from engram_eval.baselines.stage import evaluate_baseline
+from engram_eval.config import EvalConfig
+from engram_eval.config_json import from_dict, to_dict
 from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation import stage
 from engram_eval.evaluation.items import LOCAL_ORDER, choice_bits, label_local
-from engram_eval.evaluation.stage import evaluate, evaluate_baseline
+from engram_eval.evaluation.stage import evaluate
 from engram_eval.paths import tasks_dir
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_jsonl, row_to_dict

@@ -16,6 +16,7 @@ PROBES_MAY = {
     "engram_eval.allocator",
     "engram_eval.bench.arms",
     "engram_eval.config",
+    "engram_eval.config_json",
     "engram_eval.corpus",
     "engram_eval.environment",
     "engram_eval.errors",
@@ -28,6 +29,26 @@ PROBES_MAY = {
     "engram_eval.analysis.stats",
 }
 REPORTS_MAY = {"engram_eval.errors", "engram_eval.records"}
+LAYERS = (
+    "errors models paths progress quiet stages tensor_cores threads allocator",
+    "config_json records environment locks listing model_folder decompressed",
+    "analysis.stats analysis.contrasts parallel.launched parallel.folders",
+    "config overrides parallel.ranks formats",
+    "corpus arm_corpus costs scales stage_config",
+    "adapters node variants",
+    "evaluation study tokenizer_use generate tracing variant_table",
+    "baselines training",
+    "studies updates parallel bench",
+    "claims check",
+    "analysis running publish",
+    "api verbs",
+    "cli",
+    "__main__",
+)
+"""What is in ``engram_eval``, lowest first: a module imports of its package and of earlier lines.
+
+A module may stand lower than its package. What is found by name, as stages are, is no import."""
+LEVELS = {f"engram_eval.{name}": n for n, line in enumerate(LAYERS) for name in line.split()}
 
 
 def imported(path: Path) -> set[str]:
@@ -60,6 +81,32 @@ def test_imports_run_one_way(path: Path) -> None:
     else:
         assert not ours(path, "probes", "tasks", "torch", "transformers", "scipy")
         assert all(within(name, REPORTS_MAY) for name in ours(path, "engram_eval"))
+
+
+def layer(name: str) -> str:
+    """Return the entry of ``LEVELS`` that a module, or a name in it, belongs to."""
+    parts = name.split(".")
+    found = [known for n in (3, 2) if (known := ".".join(parts[:n])) in LEVELS]
+    assert found, f"{name}: give it a place in LAYERS"
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.is_relative_to(ROOT / "engram_eval")],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_lower_layers_import_nothing_of_higher_ones(path: Path) -> None:
+    names = imported(path)
+    # Of `from engram_eval.analysis import stats` the module counts, not what it lies in.
+    used = {name for name in names if not any(n.startswith(f"{name}.") for n in names)}
+    used = {layer(name) for name in used if name.startswith("engram_eval.")}
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if module == "engram_eval.__init__":
+        assert not used
+        return
+    own = layer(module)
+    assert not {name for name in used - {own} if LEVELS[name] >= LEVELS[own]}
 
 
 @pytest.mark.parametrize(

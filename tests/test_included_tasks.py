@@ -9,7 +9,8 @@ import pytest
 from evaluation_tools import QUIET, PlantedLM
 
 from engram_eval.cli import main
-from engram_eval.config import StudyConfig, to_dict
+from engram_eval.config import StudyConfig
+from engram_eval.config_json import to_dict
 from engram_eval.errors import UserError
 from engram_eval.evaluation import table
 from engram_eval.evaluation.included import included_sha256

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_eval.corpus.longest_match import longest_match
-from engram_eval.corpus.ngrams import NGramModel, next_value, ranked
+from engram_eval.corpus.ngrams import NGramModel, ranked
 from engram_eval.errors import UserError
 from tests.slow_ngrams import SlowNGrams, history
 
@@ -87,22 +87,10 @@ def test_hand_worked_case() -> None:
     assert 2 ** -model.surprisal_bits([1, 2], 2)[1] == pytest.approx(bigram)
 
 
-def test_static_in_and_out_look_at_this_and_the_next_token() -> None:
+def test_what_completes_a_known_pattern_costs_little() -> None:
     model = NGramModel.count([1, 2, 3, 0] * 9, 5, 5)
-    tokens = [0, 1, 2, 4]
-    bits = model.surprisal_bits(tokens, 3)
-    assert np.array_equal(model.static_in(tokens), bits)
-    assert np.array_equal(model.static_out(tokens)[:-1], bits[1:])
-    assert np.isnan(model.static_out(tokens)[-1])
-    assert bits[2] < 1 < bits[3]
-    starts = [0, 0, 2, 2]
-    assert np.array_equal(
-        model.static_in(tokens, 2, starts), model.surprisal_bits(tokens, 2, starts)
-    )
-    assert np.array_equal(
-        model.static_out(tokens, 2, starts)[:-1], model.surprisal_bits(tokens, 2, starts)[1:]
-    )
-    assert next_value(np.array([])).shape == (0,)
+    _, _, completes, breaks = model.surprisal_bits([0, 1, 2, 4], 3)
+    assert completes < 1 < breaks
 
 
 def test_saved_counts_are_the_same(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from engram_eval.cli import main
-from engram_eval.costs.allocation import allocate
 from engram_eval.costs.paper import PAPER_MODELS, SEQ_LEN, paper_plan, paper_table
+from engram_eval.costs.solver import match
+from engram_eval.studies.arms import experts_kept
 
 D, LAYERS, SPARSE = 2560, 30, 29
 EXPERT = 3 * D * 1536
@@ -76,9 +77,11 @@ def test_flops_are_twice_the_active_weights_and_attention(rows: dict[str, dict])
 def test_the_solver_finds_the_papers_engram_from_its_moe() -> None:
     moe, engram = (PAPER_MODELS[name].architecture for name in ("MoE-27B", "Engram-27B"))
     memory = {key: value for key, value in engram.items() if key.startswith("engram_")}
-    found = allocate(moe, 0.743, {**memory, "engram_rows": [1, 1]}, SEQ_LEN)
-    assert found.architecture["n_routed_experts"] == 55
-    assert found.architecture["engram_rows"][0] == pytest.approx(2_262_400, rel=0.01)
+    kept = experts_kept(moe, 0.743)
+    wish = {**moe, **memory, "engram_rows": [1, 1], "n_routed_experts": kept}
+    found = match(moe, wish, SEQ_LEN)
+    assert found["n_routed_experts"] == kept == 55
+    assert found["engram_rows"][0] == pytest.approx(2_262_400, rel=0.01)
 
 
 def test_every_assumption_is_named_and_shown(

@@ -6,8 +6,8 @@ import pytest
 
 from engram_eval.cli import main
 from engram_eval.config import StudyConfig
-from engram_eval.costs import plan as module
-from engram_eval.costs.plan import plan, plan_table
+from engram_eval.running import plan as module
+from engram_eval.running.plan import plan, plan_table
 from engram_eval.running.stage_seconds import PROBES, TYPICAL, other_seconds, usual_pace
 from engram_eval.stages import STAGES
 from engram_eval.studies.registry import find_study

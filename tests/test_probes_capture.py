@@ -1,8 +1,7 @@
-"""What is stored is what one pass over everything would give, and costs little more."""
+"""What is streamed is what one pass over everything would give, and says which tokens it is of."""
 
-from pathlib import Path
+from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from probes_fixture import engram, llama, noise_sample
@@ -10,7 +9,7 @@ from probes_fixture import engram, llama, noise_sample
 from engram_eval.adapters.base import Tap
 from engram_eval.adapters.load import open_model
 from engram_eval.errors import UserError
-from probes.capture_store import capture, load_capture
+from probes.capture import batches
 
 SITES = (
     *("resid_pre", "memory_index", "memory_rows", "memory_gate", "memory_out", "attn_out"),
@@ -19,59 +18,33 @@ SITES = (
 TAPS = [Tap(site, 1) for site in SITES]
 
 
-@pytest.mark.parametrize("tokens_per_shard", [64, 192, 100_000])
-def test_streaming_equals_batch(tokens_per_shard: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens_per_batch", [1, 192, 100_000])
+def test_streaming_equals_one_pass(tokens_per_batch: int) -> None:
     adapter, found = open_model(engram()), noise_sample()
-    stored = capture(adapter, found, TAPS, tmp_path, tokens_per_shard)
+    parts = list(batches(adapter, found, TAPS, True, tokens_per_batch))
     with torch.no_grad(), adapter.record(TAPS) as whole:
-        adapter.run(torch.from_numpy(found.token[:, :-1]))
+        logits = adapter.logits(torch.from_numpy(found.token[:, :-1]))
     n = found.inputs.token.size
     for tap in TAPS:
-        rows = stored.rows(tap)
-        assert len(rows) == n
+        rows = torch.cat([part.taps[tap] for part in parts])
         torch.testing.assert_close(rows, whole[tap].reshape(n, -1), rtol=1e-4, atol=1e-4)
-    assert max(len(part) for part in stored.stream(TAPS[0])) <= max(64, tokens_per_shard)
-    assert stored.rows(Tap("memory_index", 1)).dtype == torch.int64
-    assert stored.rows(Tap("memory_index", 1)).shape == (n, 4)
-    assert stored.rows(Tap("router_index", 1)).shape == (n, 2)
+    scores = torch.cat([part.logits for part in parts if part.logits is not None])
+    torch.testing.assert_close(scores, logits.flatten(0, 1), rtol=1e-4, atol=1e-4)
+    assert parts[0].part.start == 0 and parts[-1].part.stop == n
+    assert all(left.part.stop == right.part.start for left, right in pairwise(parts))
+    most = max(tokens_per_batch, found.shape[1])
+    assert all(len(part.targets) == part.part.stop - part.part.start <= most for part in parts)
+    assert torch.cat([part.targets for part in parts]).tolist() == found.targets.token.tolist()
+    assert parts[0].taps[Tap("memory_index", 1)].dtype == torch.int64
 
 
-def test_the_index_says_what_each_row_is(tmp_path: Path) -> None:
-    found = noise_sample()
-    stored = capture(open_model(llama()), found, [Tap("resid_pre", 0)], tmp_path)
-    assert stored.labels.keys() == {*found.inputs._fields, "target"}
-    for name, values in found.inputs._asdict().items():
-        np.testing.assert_array_equal(stored.labels[name], values)
-    np.testing.assert_array_equal(stored.labels["target"], found.targets.token)
-    # The embedding of the token that the index names.
-    weight = open_model(llama()).embedding.weight
-    torch.testing.assert_close(stored.rows(Tap("resid_pre", 0)), weight[stored.labels["token"]])
-
-
-def test_half_precision_leaves_numbers_of_rows_whole(tmp_path: Path) -> None:
-    adapter, found = open_model(engram()), noise_sample()
-    taps = [Tap("memory_index", 1), Tap("memory_out", 1)]
-    stored = capture(adapter, found, taps, tmp_path, dtype=torch.float16)
-    assert stored.rows(taps[0]).dtype == torch.int64
-    assert stored.rows(taps[1]).dtype == torch.float16
-
-
-def test_a_second_capture_replaces_the_first(tmp_path: Path) -> None:
+def test_a_row_belongs_to_the_token_that_was_read() -> None:
     adapter, found = open_model(llama()), noise_sample()
-    capture(adapter, found, [Tap("resid_pre", 0)], tmp_path, tokens_per_shard=64)
-    again = capture(adapter, found, [Tap("resid_post", 1)], tmp_path)
-    assert load_capture(tmp_path).taps == again.taps == (Tap("resid_post", 1),)
-    assert len(list(tmp_path.glob("shard-*"))) == len(again.shards) == 1
+    (part,) = batches(adapter, found, [Tap("resid_pre", 0)])
+    expected = adapter.embedding.get_parameter("weight")[torch.from_numpy(found.inputs.token)]
+    torch.testing.assert_close(part.taps[Tap("resid_pre", 0)], expected)
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished capture"):
-        load_capture(tmp_path)
-    adapter, found = open_model(llama()), noise_sample()
+def test_what_is_not_there() -> None:
     with pytest.raises(UserError, match="no memory_out at layer 1"):
-        capture(adapter, found, [Tap("memory_out", 1)], tmp_path)
-    with pytest.raises(UserError, match="no finished capture"):
-        load_capture(tmp_path)
-    stored = capture(adapter, found, [Tap("resid_pre", 0)], tmp_path)
-    with pytest.raises(UserError, match=r"mlp_out\.2 was not captured; there are: resid_pre\.0"):
-        stored.rows(Tap("mlp_out", 2))
+        next(batches(open_model(llama()), noise_sample(), [Tap("memory_out", 1)]))

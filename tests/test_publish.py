@@ -12,7 +12,8 @@ from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.table import markdown
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.cli import main
-from engram_eval.config import StudyConfig, from_dict, to_dict
+from engram_eval.config import StudyConfig
+from engram_eval.config_json import from_dict, to_dict
 from engram_eval.errors import UserError
 from engram_eval.publish import (
     MOST_BYTES,

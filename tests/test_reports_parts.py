@@ -11,9 +11,10 @@ from reports.draw import HOLLOW, Dot, Line, dots, lines, styles
 from reports.load import Comparison, load_study
 from reports.numbers import fixed, quoted, seed_numbers
 from reports.query import widest
+from reports.runs import read_run
 from reports.sections.benchmarks import against
 from reports.sections.columns import _alike, seed_cells, seeds_cell, seeds_note
-from reports.sections.training import read_run, thinned
+from reports.sections.training import thinned
 from reports.seeds import bundled
 from reports.theme import Look, stand_in
 

@@ -38,69 +38,74 @@ def test_copied_items_in_clusters_do_not_shrink_the_stderr():
     assert stats.clustered_stderr(copies, clusters) == pytest.approx(scipy_stats.sem(values))
 
 
+def bootstrap(values, source, weights=None, resamples=10_000):
+    """Bootstrap the mean of some values, or their sum over that of the weights."""
+    bottoms = np.ones_like(values) if weights is None else weights
+    (found,) = stats.bootstrap_ratios(values[:, None], bottoms[:, None], source, resamples)
+    return found
+
+
 def test_bootstrap_interval_equals_scipy():
-    a, b = rng(1).normal(size=80), rng(2).normal(0.4, size=80)
-    ours = stats.paired_bootstrap(a, b, rng(3), resamples=20_000, level=0.9)
+    values = rng(2).normal(0.4, size=80) - rng(1).normal(size=80)
+    ours = bootstrap(values, rng(3), resamples=20_000)
     truth = scipy_stats.bootstrap(
-        (b - a,), np.mean, n_resamples=20_000, confidence_level=0.9, method="percentile",
+        (values,), np.mean, n_resamples=20_000, confidence_level=0.95, method="percentile",
         rng=rng(4),
     ).confidence_interval  # fmt: skip
-    assert ours.value == pytest.approx((b - a).mean())
+    assert ours.value == pytest.approx(values.mean())
     assert ours.low == pytest.approx(truth.low, abs=0.015)
     assert ours.high == pytest.approx(truth.high, abs=0.015)
 
 
-def test_bootstrap_of_three_items_equals_all_27_draws():
-    a, b, w = np.zeros(3), np.array([1.0, 2.0, 6.0]), np.array([1.0, 1.0, 2.0])
+def test_bootstrap_of_four_items_equals_all_256_draws():
+    values, w = np.array([1.0, 2.0, 9.0, 3.0]), np.array([1.0, 1.0, 2.0, 1.0])
     draws = [
-        b[list(pick)].sum() / w[list(pick)].sum() for pick in itertools.product(range(3), repeat=3)
+        values[list(pick)].sum() / w[list(pick)].sum()
+        for pick in itertools.product(range(4), repeat=4)
     ]
-    ours = stats.paired_bootstrap(a, b, rng(), weights=w, resamples=60_000, level=0.6)
-    assert ours.value == pytest.approx(9 / 4)
-    assert ours.low == pytest.approx(np.quantile(draws, 0.2, method="inverted_cdf"), abs=0.01)
-    assert ours.high == pytest.approx(np.quantile(draws, 0.8, method="inverted_cdf"), abs=0.01)
+    ours = bootstrap(values, rng(), weights=w, resamples=60_000)
+    assert ours.value == pytest.approx(15 / 5)
+    assert min(draws) < ours.low and ours.high < max(draws)
+    assert ours.low == pytest.approx(np.quantile(draws, 0.025, method="inverted_cdf"), abs=0.01)
+    assert ours.high == pytest.approx(np.quantile(draws, 0.975, method="inverted_cdf"), abs=0.01)
+
+
+def test_columns_see_the_same_draws():
+    values = rng(1).normal(size=(40, 2))
+    together = stats.bootstrap_ratios(values, np.ones_like(values), rng(3), 500)
+    apart = [bootstrap(column, rng(3), resamples=500) for column in values.T]
+    assert np.array(together) == pytest.approx(np.array(apart), rel=1e-12)
 
 
 def test_bootstrap_chunks_do_not_change_the_draws(monkeypatch):
-    a, b = rng(1).normal(size=50), rng(2).normal(size=50)
-    whole = stats.paired_bootstrap(a, b, rng(3), resamples=500)
+    values = rng(1).normal(size=50)
+    whole = bootstrap(values, rng(3), resamples=500)
     monkeypatch.setattr(stats, "_CHUNK_CELLS", 1000)
-    assert stats.paired_bootstrap(a, b, rng(3), resamples=500) == whole
-
-
-def test_bootstrap_over_clusters_is_wider_for_copied_items():
-    a, b = np.zeros(200), np.repeat(rng(5).normal(size=10), 20)
-    clusters = np.repeat(np.arange(10), 20).tolist()
-    items = stats.paired_bootstrap(a, b, rng(6), resamples=2000)
-    grouped = stats.paired_bootstrap(a, b, rng(6), clusters=clusters, resamples=2000)
-    assert grouped.value == pytest.approx(items.value)
-    assert grouped.high - grouped.low > 3 * (items.high - items.low)
+    assert bootstrap(values, rng(3), resamples=500) == whole
 
 
 def test_bootstrap_covers_the_truth_as_often_as_it_says():
     hits = 0
     for trial in range(200):
-        noise = rng(trial).normal(0.3, size=60)
-        found = stats.paired_bootstrap(np.zeros(60), noise, rng(trial), resamples=400, level=0.9)
+        found = bootstrap(rng(trial).normal(0.3, size=60), rng(trial), resamples=400)
         hits += found.low <= 0.3 <= found.high
-    assert 0.83 <= hits / 200 <= 0.96
+    assert 0.90 <= hits / 200 <= 0.985
 
 
 def test_of_few_documents_the_bootstrap_errs_more_often_than_it_says():
     """By the normal limit of its draws: Student's t beyond 1.96 x sqrt(17 / 18), in 7.4 %."""
     source, missed = rng(0), 0
     for _ in range(1000):
-        noise = source.normal(size=18)
-        found = stats.paired_bootstrap(np.zeros(18), noise, source, resamples=400)
+        found = bootstrap(source.normal(size=18), source, resamples=400)
         missed += not found.low <= 0 <= found.high
     assert 0.06 <= missed / 1000 <= 0.10
 
 
-@given(st.lists(st.tuples(FINITE, FINITE), min_size=2, max_size=20), st.integers(0, 99))
-def test_swapping_the_models_flips_the_bootstrap(pairs, seed):
-    a, b = np.array(pairs).T
-    forth = stats.paired_bootstrap(a, b, rng(seed), resamples=99)
-    back = stats.paired_bootstrap(b, a, rng(seed), resamples=99)
+@given(st.lists(FINITE, min_size=2, max_size=20), st.integers(0, 99))
+def test_swapping_the_models_flips_the_bootstrap(differences, seed):
+    values = np.array(differences)
+    forth = bootstrap(values, rng(seed), resamples=99)
+    back = bootstrap(-values, rng(seed), resamples=99)
     assert back.value == pytest.approx(-forth.value)
     assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low))
     assert back.p == forth.p and 0 < forth.p <= 1
@@ -108,7 +113,7 @@ def test_swapping_the_models_flips_the_bootstrap(pairs, seed):
 
 @pytest.mark.parametrize("n", [3, 5, 8])
 def test_few_units_cannot_be_surer_than_their_signs(n):
-    found = stats.paired_bootstrap(np.zeros(n), 1 + rng().random(n), rng(), resamples=2000)
+    found = bootstrap(1 + rng().random(n), rng(), resamples=2000)
     assert found.low > 0
     assert found.p == pytest.approx(scipy_stats.binomtest(n, n).pvalue)
 
@@ -146,10 +151,7 @@ def test_centred_maps_chance_to_zero_and_one_to_one(chance):
         lambda: stats.clustered_stderr([1.0, math.nan], ["x", "y"]),
         lambda: stats.clustered_stderr([1, 2], ["x"]),
         lambda: stats.clustered_stderr([1, 2], ["x", "x"]),
-        lambda: stats.paired_bootstrap([1.0, 2.0], [1.0], rng()),
-        lambda: stats.paired_bootstrap([1.0, 2.0], [1.0, 1.0], rng(), weights=[1.0, 0.0]),
-        lambda: stats.paired_bootstrap([1.0, 2.0], [1.0, 1.0], rng(), clusters=["x"]),
-        lambda: stats.paired_bootstrap([1.0], [1.0], rng()),
+        lambda: stats.bootstrap_ratios(np.ones((1, 1)), np.ones((1, 1)), rng()),
         lambda: stats.mcnemar([0.5], [1]),
         lambda: stats.centred(0.5, 1.0),
     ],

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from engram_eval.cli import main
-from engram_eval.config import TrainConfig, to_dict
+from engram_eval.config import TrainConfig
+from engram_eval.config_json import to_dict
 from engram_eval.errors import UserError
 from engram_eval.records import SCHEMA, StageRecord, write_json, write_jsonl, write_record
 from engram_eval.running.status import status, status_table

@@ -97,6 +97,9 @@ def test_an_arms_settings_are_checked_before_anything_runs() -> None:
         ("threads", -1, "must not be below 0"),
         ("save_every_s", -1.0, "must not be below 0"),
         ("skip_bad_batches", -1, "must not be below 0"),
+        ("checkpoints", [0.5, 1.5], "1.5 is not a share"),
+        ("accumulate", 0, "must divide train.batch_size=16"),
+        ("accumulate", 3, "must divide train.batch_size=16"),
     ],
 )
 def test_impossible_training_is_refused_before_anything_runs(

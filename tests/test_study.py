@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from engram_eval import node as node_module
 from engram_eval import stages
 from engram_eval.adapters.stage import load
 from engram_eval.api import run
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.errors import UserError
+from engram_eval.locks import refusing_lock
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, read_record
-from engram_eval.running import node as node_module
 from engram_eval.running import node_run, runner
 from engram_eval.running import study_folder as study_folder_module
-from engram_eval.running.locks import refusing_lock
 from engram_eval.running.runner import run_study
 from engram_eval.studies.loaded import loaded_study
 from engram_eval.studies.registry import find_study, is_changed, study_folder
@@ -365,7 +365,7 @@ def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
         loaded_study([str(tmp_path)], ["pocket"], 0, [])
     with pytest.raises(UserError, match="given twice"):
         loaded_study([str(tmp_path)] * 2, ["pocket"], 0, [])
-    with pytest.raises(UserError, match="no model here"):
+    with pytest.raises(UserError, match=r"no config\.json; expected a folder saved by"):
         loaded_study([str(tmp_path), str(tmp_path / "b")], ["pocket"], 0, [])
     (tmp_path / "engram/seed0").mkdir(parents=True)
     for wrong, right in (("engrm/seed0", "engram"), ("engram/sed0", "seed0")):

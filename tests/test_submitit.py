@@ -13,10 +13,10 @@ from engram_eval import stages
 from engram_eval.cli import main
 from engram_eval.config import EvalConfig
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import read_record
 from engram_eval.running import submitit_jobs
-from engram_eval.running.node import Node
 from engram_eval.running.submitit_jobs import read_parameters, run_as_jobs
 from engram_eval.running.workers import Plan, run_nodes
 
@@ -54,7 +54,7 @@ def job_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(stages, "STAGES", dict(stages.STAGES))
-    for module in ("engram_eval.running.node", "engram_eval.running.node_run"):
+    for module in ("engram_eval.node", "engram_eval.running.node_run"):
         monkeypatch.setattr(sys.modules[module], "STAGES", stages.STAGES)
     monkeypatch.delitem(sys.modules, "job_stages", raising=False)
     __import__("job_stages")

@@ -9,7 +9,8 @@ import pytest
 import training_tools as tools
 
 from engram_eval.check import check_study
-from engram_eval.config import TUNED, TrainConfig, TuneConfig, key_dict
+from engram_eval.config import TUNED, TrainConfig, TuneConfig
+from engram_eval.config_json import key_dict
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.stage_config import TuneStage

@@ -11,7 +11,7 @@ from test_variants import architecture, loud, text
 from training_tools import ARCHITECTURES, SETTINGS, make_corpus
 from transformers import AutoModelForCausalLM
 
-from engram_eval.api import load_model
+from engram_eval.adapters.load import load_model
 from engram_eval.corpus.store import load_corpus
 from engram_eval.models.register import register
 from engram_eval.progress import Reporter

@@ -13,10 +13,10 @@ import pytest
 from engram_eval import stages
 from engram_eval.config import EvalConfig
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import read_record
 from engram_eval.running import workers as runner_module
-from engram_eval.running.node import Node
 from engram_eval.running.workers import TRAININGS_PER_GPU, run_nodes
 
 SLOW_STAGES = """

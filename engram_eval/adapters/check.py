@@ -14,13 +14,16 @@ TOLERANCE = 1e-3
 # What bfloat16 and float16 need: a sum of four parts in another order is rounded so many times.
 ROUNDINGS = 4
 
+LENGTH = 12
+"""Tokens of each of the two texts that a model is checked on."""
+
 ADDED = ("memory_out", "attn_out", "mlp_out")
 INSIDE_MEMORY = ("memory_rows", "memory_gate")
 
 Same = Callable[[Tensor, Tensor, str], None]
 
 
-def self_check(adapter: Adapter, length: int = 12) -> None:
+def self_check(adapter: Adapter) -> None:
     """Compare what the adapter says about a model with what the model does.
 
     1. ``unembedding(final_norm(last resid_post))`` is the logits.
@@ -37,7 +40,7 @@ def self_check(adapter: Adapter, length: int = 12) -> None:
         UserError: the first of these that does not hold.
     """
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(adapter.vocab_size, (2, length), generator=generator)
+    tokens = torch.randint(adapter.vocab_size, (2, LENGTH), generator=generator)
     tokens = tokens.to(adapter.device)
     same: Same = partial(_same, max(TOLERANCE, ROUNDINGS * torch.finfo(adapter.dtype).eps))
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """Open a model for analysis: from a folder, from the hub, or already in memory."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from engram_eval.adapters.plain_model import load_plain
 from engram_eval.adapters.registry import adapt
 from engram_eval.adapters.wrapped import unwrapped
 from engram_eval.errors import UserError
-from engram_eval.model_folder import check_model_folder, is_plain
-
-OWN_TYPE = "engram_moe"
+from engram_eval.model_folder import OWN, PLAIN, check_model_folder, model_type
 
 
 def open_model(
@@ -49,6 +46,20 @@ def open_model(
     return adapter
 
 
+def load_model(name: Path | str, trust_remote_code: bool = False) -> Any:
+    """Load a causal language model in evaluation mode, from safetensors only.
+
+    Args:
+        name: a folder, or as text a hub name.
+        trust_remote_code: run Python files that lie beside the weights. Models that this package
+            has trained never need it.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    return load_causal_lm(name, trust_remote_code).eval()
+
+
 def load_causal_lm(
     source: str | Path, trust_remote_code: bool = False, **keys: Any
 ) -> PreTrainedModel:
@@ -66,7 +77,7 @@ def load_causal_lm(
     named = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
     if named or folder.is_dir():
         check_model_folder(folder)
-    if is_plain(folder):
+    if model_type(folder) == PLAIN:
         return load_plain(folder)
     try:
         loader, options = _loader(source, folder, trust_remote_code)
@@ -94,7 +105,7 @@ def _loader(
     source: str | Path, folder: Path, trust_remote_code: bool
 ) -> tuple[Any, dict[str, Any]]:
     """Return the class that loads a model, and what else it must be told."""
-    if is_own(folder):
+    if model_type(folder) == OWN:
         from engram_eval.models.modeling_engram import EngramForCausalLM
         from engram_eval.models.register import register
 
@@ -110,9 +121,3 @@ def _loader(
             "key_mapping": {r"^model\.language_model\.": "model."},
         }
     return AutoModelForCausalLM, options
-
-
-def is_own(folder: Path) -> bool:
-    """Tell whether a folder holds one of our models, which need no remote code."""
-    path = folder / "config.json"
-    return path.exists() and json.loads(path.read_text()).get("model_type") == OWN_TYPE

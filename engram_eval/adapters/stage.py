@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from engram_eval.errors import UserError, nearest
-from engram_eval.model_folder import is_plain
+from engram_eval.errors import UserError
+from engram_eval.model_folder import PLAIN, check_model_folder, model_type
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, content_hash, known_sha256
 from engram_eval.stage_config import LoadStage
@@ -18,29 +18,15 @@ def model_sha256(folder: Path) -> str:
     """Hash what a model's folder computes with: configuration, weights, tokenizer, code.
 
     Raises:
-        UserError: the folder holds no model with safetensors, or one that only a program which
-            knows its code can open.
+        UserError: the folder holds no model with safetensors, a damaged one, or one that only a
+            program which knows its code can open.
     """
-    weights = sorted(folder.glob("*.safetensors"))
-    if folder.is_file():
-        raise UserError(f"{folder}: a file; expected a model's folder")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder{_nearest(folder)}")
-    if not (folder / "config.json").is_file() or not weights:
-        raise UserError(f"{folder}: no model here; expected config.json and *.safetensors")
-    if is_plain(folder):
+    check_model_folder(folder)
+    if model_type(folder) == PLAIN:
         # Told before anything runs; what it takes is imported only here.
         resolve("engram_eval.adapters.plain_model:check_known")(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix in _DEFINING)
     return content_hash({path.name: known_sha256(path) for path in files})
-
-
-def _nearest(folder: Path) -> str:
-    """Suggest a name for the first part of a path that does not exist."""
-    while not folder.parent.exists():
-        folder = folder.parent
-    there = folder.parent.iterdir() if folder.parent.is_dir() else ()
-    return nearest(folder.name, [entry.name for entry in there])
 
 
 def load(

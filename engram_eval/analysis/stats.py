@@ -19,6 +19,9 @@ from engram_eval.errors import UserError
 
 Array = npt.NDArray[np.float64]
 
+LEVEL = 0.95
+"""Coverage of all intervals."""
+
 # Bounds the resampling matrix to 64 MB however many items there are.
 _CHUNK_CELLS = 8_000_000
 
@@ -68,54 +71,16 @@ def _cluster_sums(values: Array, clusters: Sequence[object]) -> Array:
     return np.bincount(codes, weights=values, minlength=len(index)).astype(np.float64)
 
 
-def paired_bootstrap(
-    a: npt.ArrayLike,
-    b: npt.ArrayLike,
-    rng: np.random.Generator,
-    weights: npt.ArrayLike | None = None,
-    clusters: Sequence[object] | None = None,
-    resamples: int = 10_000,
-    level: float = 0.95,
-) -> Interval:
-    """Bootstrap the difference ``sum(b - a) / sum(weights)`` over items scored by both models.
-
-    With accuracies and no weights this is the difference of means; with bits and the bytes as
-    weights it is the difference in bits per byte.
-
-    Args:
-        a: per-item scores of the first model, shape (n,).
-        b: the same items by the second model, shape (n,).
-        rng: source of the resampling.
-        weights: the denominators, positive; None means 1 each.
-        clusters: labels of items that are drawn together; None draws single items.
-        resamples: bootstrap draws.
-        level: coverage of the interval.
-
-    Raises:
-        UserError: if lengths differ or there are fewer than two units to resample.
-    """
-    first, second = _vector(a, "paired_bootstrap"), _vector(b, "paired_bootstrap")
-    bottom = np.ones_like(first) if weights is None else _vector(weights, "paired_bootstrap")
-    if not first.size == second.size == bottom.size or (bottom <= 0).any():
-        raise UserError("paired_bootstrap: unequal lengths, or weights that are not positive")
-    top = second - first
-    if clusters is not None:
-        if len(clusters) != first.size:
-            raise UserError(f"paired_bootstrap: {first.size} items, {len(clusters)} clusters")
-        top, bottom = _cluster_sums(top, clusters), _cluster_sums(bottom, clusters)
-    return bootstrap_ratios(top[:, None], bottom[:, None], rng, resamples, level)[0]
-
-
 def bootstrap_ratios(
     tops: Array,
     bottoms: Array,
     rng: np.random.Generator,
     resamples: int = 10_000,
-    level: float = 0.95,
 ) -> list[Interval]:
     """Bootstrap ``sum(top) / sum(bottom)`` of several quantities over the same units.
 
-    All columns see the same draws, which costs hardly more than one. Percentile intervals; p is
+    With differences in bits above and bytes below this is the difference in bits per byte. All
+    columns see the same draws, which costs hardly more than one. Percentile intervals; p is
     twice the smaller tail at zero, with one added to both counts (Davison & Hinkley 1997,
     eq. 4.11), so never 0; nor is it below 2^(1 - n), which is what n equal signs are worth: a
     bootstrap of few units that all say the same would take them for certain.
@@ -125,7 +90,6 @@ def bootstrap_ratios(
         bottoms: denominators of the same shape, positive.
         rng: source of the resampling.
         resamples: bootstrap draws.
-        level: coverage of the intervals.
 
     Raises:
         UserError: if there are fewer than two units.
@@ -133,7 +97,7 @@ def bootstrap_ratios(
     if len(tops) < 2:
         raise UserError("bootstrap: one unit; at least 2 are needed")
     draws = _ratio_draws(tops, bottoms, resamples, rng)
-    lows, highs = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    lows, highs = np.quantile(draws, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], axis=0)
     tails = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
     p = np.clip(2 * (tails + 1) / (resamples + 1), 2.0 ** (1 - len(tops)), 1.0)
     values = tops.sum(axis=0) / bottoms.sum(axis=0)

@@ -1,7 +1,6 @@
 """Retrieval: the training documents in passages, ranked by BM25 (Robertson and Zaragoza 2009)."""
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ class Passages:
 
     @classmethod
     def build(cls, documents: Iterable[str], folder: Path) -> "Passages":
-        """Cut and index documents, equal passages once, and write both into ``folder``.
+        """Cut and index documents, equal passages once; what ``folder`` then holds is a cost.
 
         Raises:
             UserError: no words in the documents, or bm25s is not installed.
@@ -77,13 +76,6 @@ class Passages:
         index.save(str(folder / "bm25"))
         write_jsonl(folder / "passages.jsonl", ({"text": text} for text in texts))
         return cls(texts, index)
-
-    @classmethod
-    def open(cls, folder: Path) -> "Passages":
-        """Open what ``build`` wrote."""
-        lines = (folder / "passages.jsonl").read_text(encoding="utf-8").splitlines()
-        index = bm25_library().BM25.load(str(folder / "bm25"))
-        return cls([json.loads(line)["text"] for line in lines], index)
 
     def best(self, query: str, k: int) -> list[str]:
         """Return the k best passages for the last ``QUERY_WORDS`` words of a query, best first.

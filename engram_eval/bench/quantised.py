@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.load import is_own, load_causal_lm
-from engram_eval.analysis.stats import Interval, paired_bootstrap
+from engram_eval.adapters.load import load_causal_lm
+from engram_eval.analysis.stats import bootstrap_ratios
 from engram_eval.bench.products import wait_for
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
@@ -23,6 +23,7 @@ from engram_eval.evaluation.heldout import (
     scored_tokens,
     token_bits,
 )
+from engram_eval.model_folder import OWN, model_type
 from engram_eval.models.configuration_engram import NGRAM_MEMORIES, EngramConfig
 from engram_eval.models.row_format import ROW_FORMATS
 from engram_eval.models.table import RowTable
@@ -94,7 +95,7 @@ def _text(folder: Path, corpus_folder: Path | None) -> tuple[Corpus, int]:
 def _check_saved(folder: Path) -> None:
     if not folder.is_dir():
         return
-    if not is_own(folder):
+    if model_type(folder) != OWN:
         raise UserError(f"{folder}: not a model of ours, whose rows could be quantised")
     kept = EngramConfig.from_pretrained(folder).engram_row_quantization
     if kept != "none":
@@ -143,13 +144,13 @@ def _sizes(model: PreTrainedModel) -> dict[str, Any]:
 
 def _loss(plain: Documents, other: Documents) -> dict[str, float | None]:
     """Return bits per byte, and the difference to the plain rows, over documents."""
-    told = plain.bytes > 0
     found: dict[str, float | None] = {"bits_per_byte": float(other.bits.sum() / other.bytes.sum())}
     if other is plain:
         return found | dict.fromkeys(("difference", "ci_low", "ci_high"))
+    told = plain.bytes > 0
+    more, weights = (other.bits - plain.bits)[told], plain.bytes[told]
     draws = np.random.default_rng(0)
-    weights = plain.bytes[told]
-    interval: Interval = paired_bootstrap(plain.bits[told], other.bits[told], draws, weights)
+    (interval,) = bootstrap_ratios(more[:, None], weights[:, None], draws)
     return found | {
         "difference": interval.value,
         "ci_low": interval.low,

@@ -35,7 +35,8 @@ def seconds_per_token(architecture: Mapping[str, Any], train: TrainConfig) -> fl
     device = compute_device()
     few = max(1, MEASURED_TOKENS // train.seq_len)
     sequences = min(train.batch_size, few) if device.type == "cpu" else train.batch_size
-    settings = dataclasses.replace(train, batch_size=sequences)
+    pieces = train.accumulate if sequences == train.batch_size else 1
+    settings = dataclasses.replace(train, batch_size=sequences, accumulate=pieces)
     config = architecture_config({**architecture, "engram_compression": False})
     generator = torch.Generator().manual_seed(0)
     length = sequences * train.seq_len + 1

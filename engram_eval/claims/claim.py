@@ -133,6 +133,7 @@ class Declare:
         score: Score = HELDOUT,
         smallest_effect: float | None = None,
         prediction: Prediction = "greater",
+        axis: Mapping[str, float] | None = None,
         positive: tuple[str, ...] = (),
         unless_positive: str = "",
     ) -> Claim:
@@ -148,8 +149,9 @@ class Declare:
             score,
             prediction,
             self.test,
-            positive=positive,
-            unless_positive=unless_positive,
+            axis,
+            positive,
+            unless_positive,
         )
 
 

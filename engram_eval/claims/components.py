@@ -1,134 +1,121 @@
 """Claims of ``components``: what each part of the memory is worth, the budget held."""
 
-from engram_eval.claims.claim import Claim, less_than
+from engram_eval.claims.claim import Declare, less_than
 
 FIGURE = "arXiv:2601.07372 Fig. 5"
 SMALLEST = 0.005
 """Bits per byte: the largest published effect of a part, 0.0065 nats of 1.768, is 0.4 %."""
 
+_claim = Declare("components.", SMALLEST)
 
 COMPONENTS = (
-    Claim(
-        "components.compression",
+    _claim(
+        "compression",
         "Compressing the tokens' ids helps",
         FIGURE,
         "1.7735 nats without, 1.7678 with",
         less_than("engram", "no_compression"),
-        SMALLEST,
     ),
-    Claim(
-        "components.compression_idle",
+    _claim(
+        "compression_idle",
         "Compressing the tokens' ids makes no difference",
         "arXiv:2608.30320 (Qwen3.8-Flash-Next)",
         "no consistent gain",
         less_than("engram", "no_compression"),
-        SMALLEST,
         prediction="equal",
     ),
-    Claim(
-        "components.gate",
+    _claim(
+        "gate",
         "The gate helps",
         FIGURE,
         "1.7724 nats without, 1.7678 with",
         less_than("engram", "no_gate"),
-        SMALLEST,
     ),
-    Claim(
-        "components.gate_idle",
+    _claim(
+        "gate_idle",
         "The gate makes no difference",
         "karpathy/nanochat log, January 2026",
         "no help in a 12-layer model",
         less_than("engram", "no_gate"),
-        SMALLEST,
         prediction="equal",
     ),
-    Claim(
-        "components.signed_sqrt",
+    _claim(
+        "signed_sqrt",
         "A gate of the signed square root makes no difference",
         "deepseek-ai/Engram demo",
         "in DeepSeek's code, in no paper",
         less_than("signed_sqrt", "engram"),
-        SMALLEST,
         prediction="equal",
     ),
-    Claim(
-        "components.convolution",
+    _claim(
+        "convolution",
         "The short convolution makes no difference",
         FIGURE,
         "1.7683 nats without, 1.7678 with",
         less_than("engram", "no_conv"),
-        SMALLEST,
         prediction="equal",
     ),
-    Claim(
-        "components.fourgrams",
+    _claim(
+        "fourgrams",
         "At a fixed budget 4-grams do harm",
         FIGURE,
         "1.7695 nats with, 1.7678 without",
         less_than("engram", "engram_234"),
-        SMALLEST,
     ),
-    Claim(
-        "components.trigrams",
+    _claim(
+        "trigrams",
         "Trigrams make no difference beside bigrams",
         "karpathy/nanochat log, January 2026",
         "no gain from trigrams",
         less_than("engram", "engram_2"),
-        SMALLEST,
         prediction="equal",
     ),
-    Claim(
-        "components.document_ends",
+    _claim(
+        "document_ends",
         "N-grams that reach over the ends of documents make no difference",
         "deepseek-ai/Engram demo",
         "the demo does not reset them",
         less_than("engram", "running_on"),
-        SMALLEST,
         prediction="equal",
     ),
-    Claim(
-        "components.table_rate",
+    _claim(
+        "table_rate",
         "The table wants a higher learning rate than the backbone's",
         "arXiv:2601.07372 App. A",
         "five times the backbone's, without an ablation",
         less_than("engram", "table_rate_1x"),
-        SMALLEST,
     ),
-    Claim(
-        "components.table_decay",
+    _claim(
+        "table_decay",
         "The table wants no weight decay",
         "arXiv:2601.07372 App. A",
         "none, without an ablation",
         less_than("engram", "table_decay"),
-        SMALLEST,
     ),
-    Claim(
-        "components.heads",
+    _claim(
+        "heads",
         "Several hash heads beat one of equal width",
         "arXiv:2601.07372 section 2",
         "8 heads, without an ablation",
         less_than("engram", "one_head"),
-        SMALLEST,
     ),
-    Claim(
-        "components.initial_rows",
+    _claim(
+        "initial_rows",
         "How large the rows begin makes no difference",
         "this suite's control",
         "not published",
         less_than("engram", "loud_rows"),
-        SMALLEST,
         prediction="equal",
     ),
-    Claim(
-        "components.streams",
+    _claim(
+        "streams",
         "The memory gains with several residual streams too",
         "arXiv:2601.07372 Table 1",
         "1.622 against 1.634 nats, both with four streams",
         less_than("engram_mhc", "moe_mhc"),
-        SMALLEST,
     ),
-    Claim(
-        "components.streams_add",
+    _claim(
+        "streams_add",
         "With several residual streams the memory gains more than with one",
         "arXiv:2601.07372 section 2.4",
         "a key for each stream, without an ablation of the number of streams",
@@ -140,6 +127,5 @@ COMPONENTS = (
                 "engram": 1.0,
             }
         },
-        SMALLEST,
     ),
 )

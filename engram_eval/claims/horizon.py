@@ -8,11 +8,13 @@ import math
 from collections.abc import Mapping
 
 from engram_eval.analysis.contrasts import slope_weights
-from engram_eval.claims.claim import Claim, Rows, Score, less_than
+from engram_eval.claims.claim import Declare, Rows, Score, less_than
 from engram_eval.studies.horizon import TOKENS, WIDTHS
 
 RELATIVE = Score(((1.0, Rows()),), log=True, unit="relative gap per doubling")
 PER_DOUBLING = Score(((1.0, Rows()),), unit="bit/byte per doubling")
+
+_claim = Declare("horizon.", 0.01, "paired")
 
 
 def _shrinking_gap(axis: Mapping[str, float]) -> dict[str, float]:
@@ -26,54 +28,46 @@ OVER_TOKENS = {"minus the slope over tokens": _shrinking_gap(TOKENS)}
 OVER_WIDTH = {"minus the slope over width": _shrinking_gap(dict(WIDTHS))}
 
 HORIZON = (
-    Claim(
-        "horizon.gap_at_16x",
+    _claim(
+        "gap_at_16x",
         "Engram still leads the MoE after sixteen times the tokens",
         "arXiv:2601.07372 Table 1",
         "0.012 nats after 262 B tokens",
         less_than("engram_16x", "moe_16x"),
-        0.01,
-        test="paired",
     ),
-    Claim(
-        "horizon.vanishes_with_tokens",
+    _claim(
+        "vanishes_with_tokens",
         "The gap between Engram and the MoE shrinks as tokens grow",
         "arXiv:2609.35578 (FactorEngram)",
         "gone at 1 B parameters and 120 B tokens: perplexity 15.57 against 15.60",
         OVER_TOKENS,
-        0.005,
         PER_DOUBLING,
-        test="paired",
+        0.005,
     ),
-    Claim(
-        "horizon.relative_gap_vanishes",
+    _claim(
+        "relative_gap_vanishes",
         "The gap shrinks even as a share of the loss",
         "karpathy/nanochat log, January 2026",
         "a slight gain that vanishes at depth 25",
         OVER_TOKENS,
-        0.0025,
         RELATIVE,
-        test="paired",
+        0.0025,
     ),
-    Claim(
-        "horizon.vanishes_with_size",
+    _claim(
+        "vanishes_with_size",
         "The gap between Engram and the MoE shrinks as models get wider",
         "arXiv:2609.35578 (FactorEngram)",
         "perplexity 22.29 against 23.19 at 340 M, equal at 1 B",
         OVER_WIDTH,
-        0.01,
         PER_DOUBLING,
-        test="paired",
     ),
-    Claim(
-        "horizon.persists_with_size",
+    _claim(
+        "persists_with_size",
         "The gap, as a share of the loss, stays as it is when models get wider",
         "arXiv:2601.07372 Fig. 3",
         "0.0137 nats at 2e20 and 0.0153 at 6e20 training FLOPs",
         OVER_WIDTH,
-        0.01,
         RELATIVE,
         prediction="equal",
-        test="paired",
     ),
 )

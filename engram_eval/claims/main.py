@@ -3,6 +3,7 @@
 from engram_eval.claims.claim import (
     MEAN_OF_TASKS,
     Claim,
+    Declare,
     Rows,
     Score,
     heldout,
@@ -19,9 +20,11 @@ RELATIVE = 0.02
 
 ENGRAM = less_than("engram", "moe")
 
+_claim = Declare("main.", OVERALL)
+
 
 def _domain(name: str, domain: str, sentence: str, published: str, source: str = PAPER) -> Claim:
-    return Claim(f"main.{name}", sentence, source, published, ENGRAM, DOMAIN, heldout(domain))
+    return _claim(name, sentence, source, published, ENGRAM, heldout(domain), DOMAIN)
 
 
 def _relative_gains(more: str, less: str) -> Score:
@@ -36,31 +39,29 @@ def _relative_gains(more: str, less: str) -> Score:
 def _tasks(domain: str, sentence: str, published: str, source: str = PAPER) -> Claim:
     score = Score(((1.0, Rows(MEAN_OF_TASKS, "acc", {"domain": domain})),), unit="accuracy")
     contrasts = more_than("engram", "moe")
-    return Claim(f"main.tasks_{domain}", sentence, source, published, contrasts, 0.02, score)
+    return _claim(f"tasks_{domain}", sentence, source, published, contrasts, score, 0.02)
 
 
 def _benchmark(name: str, task: str, domain: str, sentence: str, published: str) -> Claim:
     """Return a claim on the bits per byte of the right answers to public questions."""
     score = Score(((1.0, Rows(task, slice={"domain": domain})),))
-    return Claim(f"main.{name}", sentence, PAPER, published, ENGRAM, DOMAIN, score)
+    return _claim(name, sentence, PAPER, published, ENGRAM, score, DOMAIN)
 
 
 MAIN = (
-    Claim(
-        "main.baseline",
+    _claim(
+        "baseline",
         "The mixture of experts beats its dense twin of equal FLOPs: the baseline is established",
         PAPER,
         "validation loss 1.634 against 1.768 nats",
         less_than("moe", "dense"),
-        OVERALL,
     ),
-    Claim(
-        "main.loss",
+    _claim(
+        "loss",
         "At equal parameters and FLOPs, Engram predicts held-out text better than the MoE",
         PAPER,
         "validation loss 1.622 against 1.634 nats",
         ENGRAM,
-        OVERALL,
     ),
     _domain("knowledge", "facts", "Engram gains in knowledge", "MMLU 60.4 against 57.4"),
     _domain(
@@ -78,49 +79,46 @@ MAIN = (
         "RULER multi-query needles 97.0 against 84.2",
         CONTEXT,
     ),
-    Claim(
-        "main.reasoning_as_much",
+    _claim(
+        "reasoning_as_much",
         "Mathematics gains more than knowledge does",
         "arXiv:2601.07372 abstract, not its Table 1",
         "of reasoning: BBH +5.0 points; of mathematics the other way round: GSM8K +2.2 and MATH "
         "+2.4 against MMLU +3.0",
         ENGRAM,
-        RELATIVE,
         _relative_gains("math", "facts"),
+        RELATIVE,
     ),
-    Claim(
-        "main.code_as_much",
+    _claim(
+        "code_as_much",
         "Code gains as much as knowledge does",
         PAPER,
         "HumanEval +3.0 against MMLU +3.0 points (+3.4 in the abstract)",
         ENGRAM,
-        RELATIVE,
         _relative_gains("code", "facts"),
+        RELATIVE,
         prediction="equal",
     ),
-    Claim(
-        "main.dense_engram",
+    _claim(
+        "dense_engram",
         "A memory added to a dense model lowers its loss",
         "deepseek-ai/Engram issue 20",
         "lower loss at 1.3 B with extra parameters, benchmarks hardly better",
         less_than("dense_engram", "dense"),
-        OVERALL,
     ),
-    Claim(
-        "main.extra",
+    _claim(
+        "extra",
         "A memory on top of all experts lowers the loss",
         "arXiv:2608.30320 (Qwen3.8-Flash-Next)",
         "1.541 against 1.585 nats with a table of 50 times the rows",
         less_than("engram_extra", "moe"),
-        OVERALL,
     ),
-    Claim(
-        "main.experts_spared",
+    _claim(
+        "experts_spared",
         "Keeping the experts that make room for the memory makes no difference",
         "arXiv:2601.07372 section 3",
         "72 experts reduced to 55 at equal parameters",
         less_than("engram_extra", "engram"),
-        OVERALL,
         prediction="equal",
     ),
     _tasks("knowledge", "Engram answers more questions of knowledge", "MMLU +3.0 points"),

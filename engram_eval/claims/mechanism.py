@@ -15,7 +15,7 @@ the lens' and CKA's stand in reports that were published before.
 import dataclasses
 from collections.abc import Mapping
 
-from engram_eval.claims.claim import ALL_TEXT, Claim, Rows, Score, less_than, more_than
+from engram_eval.claims.claim import ALL_TEXT, Claim, Declare, Rows, Score, less_than, more_than
 from engram_eval.claims.mechanism_gates import GATES
 
 LENS = "arXiv:2601.07372 Fig. 4a"
@@ -25,6 +25,9 @@ ARGUED = "argued in arXiv:2601.07372 section 6"
 SUITE = "this suite's control"
 NONE = "not published"
 MEMORY_BLOCK = 1
+
+_claim = Declare("mechanism.", 0.1)
+_of_one_model = Declare("mechanism.", 0.05, "paired")
 
 
 def _row(name: str, metric: str, unit: str, **fields: object) -> Score:
@@ -99,32 +102,29 @@ def _beside_experts(probe: str) -> Score:
 
 
 LENSES = (
-    Claim(
-        "mechanism.early_lens",
+    _claim(
+        "early_lens",
         "After the first third of the blocks Engram is nearer to its final prediction",
         LENS,
         "KL 0.3 to 1.0 lower in layers 1 to 17 of 30",
         less_than("engram", "moe"),
-        0.1,
         EARLY,
     ),
-    Claim(
-        "mechanism.early_lens_needs_early_memory",
+    _claim(
+        "early_lens_needs_early_memory",
         "It is the early place: a late memory does not bring early blocks nearer",
         SUITE,
         NONE,
         less_than("engram", "engram_late"),
-        0.1,
         EARLY,
     ),
     *(
-        Claim(
-            f"mechanism.early_lens_beyond_{control}",
+        _claim(
+            f"early_lens_beyond_{control}",
             f"After the first third of the blocks Engram is nearer to its prediction than {what}",
             SUITE,
             NONE,
             less_than("engram", control),
-            0.1,
             EARLY,
         )
         for control, what in (
@@ -132,56 +132,55 @@ LENSES = (
             ("bigram", "a plain bigram table makes it"),
         )
     ),
-    Claim(
-        "mechanism.half_way_earlier",
+    _claim(
+        "half_way_earlier",
         "Engram has covered half of the way to its prediction in fewer blocks",
         LENS,
         "layer 5 of Engram is like layer 12 of the MoE",
         less_than("engram", "moe"),
-        0.25,
         HALF,
+        0.25,
     ),
-    Claim(
-        "mechanism.lens_after_memory",
+    _claim(
+        "lens_after_memory",
         "Right after the memory's block Engram is nearer to its final prediction",
         LENS,
         "KL 8.92 against 9.34 in layer 1 of 30",
         less_than("engram", "moe"),
-        0.1,
         THERE,
     ),
 )
 
 SIMILARITY = (
-    Claim(
-        "mechanism.cka_deeper",
+    _claim(
+        "cka_deeper",
         "Engram's layers have their like deeper in the MoE than another seed of the MoE has",
         f"{CKA} (without the null)",
         "layer 5 of Engram is like layer 12 of the MoE, of 30",
         more_than("engram", "moe"),
-        0.25,
         _shift("moe"),
+        0.25,
     ),
-    Claim(
-        "mechanism.cka_deeper_names",
+    _claim(
+        "cka_deeper_names",
         "On names too Engram's layers have their like deeper in the MoE than another MoE's have",
         f"{CKA} (without the null)",
         "layer 5 of Engram is like layer 12 of the MoE, of 30",
         more_than("engram", "moe"),
-        0.25,
         _shift("moe", {"static_in": "name_end"}),
+        0.25,
     ),
-    Claim(
-        "mechanism.cka_other_way",
+    _claim(
+        "cka_other_way",
         "The other way round the MoE's layers lie less deep in Engram than another Engram's do",
         SUITE,
         "not published; a shift in depth shows both ways, a plateau does not",
         more_than("engram", "moe"),
-        0.25,
         _shift("engram"),
+        0.25,
     ),
-    Claim(
-        "mechanism.cka_beyond_controls",
+    _claim(
+        "cka_beyond_controls",
         "The shift in the MoE exceeds that of rows never trained and of a plain bigram table",
         SUITE,
         NONE,
@@ -189,32 +188,30 @@ SIMILARITY = (
             f"engram - {control}": {"engram": 1.0, control: -1.0}
             for control in ("frozen_rows", "bigram")
         },
-        0.25,
         _shift("moe"),
+        0.25,
     ),
 )
 
 READ_OUT = (
-    Claim(
-        "mechanism.ngram_decodable",
+    _claim(
+        "ngram_decodable",
         "Right after the memory, which 3-gram has ended is read out better than in the MoE",
         ARGUED,
         NONE,
         less_than("engram", "moe"),
-        0.1,
         _code_length("ngram_ended"),
     ),
-    Claim(
-        "mechanism.ngram_decodable_beyond_control",
+    _claim(
+        "ngram_decodable_beyond_control",
         "Beyond a control task on the token alone, the 3-gram is read out better than in the MoE",
         SUITE,
         NONE,
         more_than("engram", "moe"),
-        0.1,
         _beyond_control("ngram_ended"),
     ),
-    Claim(
-        "mechanism.ngram_decodable_beyond_controls",
+    _claim(
+        "ngram_decodable_beyond_controls",
         "The 3-gram is read out better than with rows never trained or with a plain bigram table",
         SUITE,
         NONE,
@@ -222,115 +219,103 @@ READ_OUT = (
             f"{control} - engram": {control: 1.0, "engram": -1.0}
             for control in ("frozen_rows", "bigram")
         },
-        0.1,
         _code_length("ngram_ended"),
     ),
-    Claim(
-        "mechanism.entity_decodable",
+    _claim(
+        "entity_decodable",
         "Right after the memory, who was just named is read out better than in the MoE",
         "arXiv:2601.07372 Table 3",
         "a name is put together over some six layers without a memory",
         less_than("engram", "moe"),
-        0.1,
         _code_length("entity"),
     ),
-    Claim(
-        "mechanism.next_kind_decodable",
+    _claim(
+        "next_kind_decodable",
         "Right after the memory, the kind of the next token is read out better than in the MoE",
         ARGUED,
         NONE,
         less_than("engram", "moe"),
-        0.05,
         _code_length("next_token_kind"),
+        0.05,
     ),
-    Claim(
-        "mechanism.decodable_earlier",
+    _claim(
+        "decodable_earlier",
         "The kinds of the tokens before and after are read out in full in earlier blocks",
         ARGUED,
         "layer 5 of Engram is like layer 12 of the MoE, of 30",
         less_than("engram", "moe"),
-        0.25,
         DECODABLE,
+        0.25,
     ),
 )
 
 DIRECT = (
-    Claim(
-        "mechanism.facts_rely_on_memory",
+    _of_one_model(
+        "facts_rely_on_memory",
         "Without the memory, facts are lost more than looking up in the context",
         KNOCKOUT,
         "TriviaQA keeps 29 %, reading 81 to 93 %",
         {"recall - facts": {"engram": 1.0}},
-        0.05,
         _retained("recall", "facts"),
-        test="paired",
     ),
-    Claim(
-        "mechanism.facts_more_than_math",
+    _of_one_model(
+        "facts_more_than_math",
         "Without the memory, facts are lost more than mathematics",
         f"{KNOCKOUT} (doubted: MATH keeps 36 % only)",
         "TriviaQA keeps 29 %, MATH 36 %",
         {"math - facts": {"engram": 1.0}},
-        0.05,
         _retained("math", "facts"),
-        test="paired",
     ),
-    Claim(
-        "mechanism.memory_beside_experts",
+    _of_one_model(
+        "memory_beside_experts",
         "More is lost without the memory than without as many parameters of experts",
         SUITE,
         NONE,
         {"experts_removed - memory_zeroed": {"engram": 1.0}},
-        0.05,
         _beside_experts("knockout"),
-        test="paired",
     ),
-    Claim(
-        "mechanism.tasks_beside_experts",
+    _of_one_model(
+        "tasks_beside_experts",
         "Tasks lose more without the memory than without as many parameters of experts",
         SUITE,
         NONE,
         {"experts_removed - memory_zeroed": {"engram": 1.0}},
-        0.05,
         _beside_experts("task_knockout"),
-        test="paired",
     ),
-    Claim(
-        "mechanism.knowledge_tasks_rely_on_memory",
+    _of_one_model(
+        "knowledge_tasks_rely_on_memory",
         "Without the memory, tasks on knowledge lose more than tasks on the context",
         KNOCKOUT,
         "TriviaQA keeps 29 %, reading 81 to 93 %",
         {"context - knowledge": {"engram": 1.0}},
-        0.05,
         _retained("context", "knowledge", "task_knockout"),
-        test="paired",
     ),
-    Claim(
-        "mechanism.near_masked",
+    _claim(
+        "near_masked",
         "Early layers that may not attend to the two tokens before cost Engram less than the MoE",
         ARGUED,
         "not published; beyond what masking the two tokens before these costs",
         less_than("engram", "moe"),
-        0.02,
         NEAR_MASKED,
+        0.02,
     ),
-    Claim(
-        "mechanism.attention_freed",
+    _claim(
+        "attention_freed",
         "In the memory's block less attention goes to the two tokens before than in the MoE",
         "argued in arXiv:2601.07372 abstract",
         "attention is freed for the global context",
         less_than("engram", "moe"),
-        0.02,
         NEXT_DOOR,
+        0.02,
     ),
     *(
-        Claim(
-            f"mechanism.worth_{name}",
+        _claim(
+            f"worth_{name}",
             f"Engram's loss is below that of a MoE with {name.replace('_', ' more ')}",
             ARGUED,
             "layer 5 of Engram is like layer 12 of the MoE, of 30",
             less_than("engram", f"moe_plus{count}"),
-            0.01,
+            smallest_effect=0.01,
         )
         for count, name in ((1, "one_block"), (2, "two_blocks"), (4, "four_blocks"))
     ),

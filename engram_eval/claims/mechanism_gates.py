@@ -11,7 +11,7 @@ others. All five seeds decide, as in the study's other claims.
 The figure shows picked tokens, their gates read off its colours.
 """
 
-from engram_eval.claims.claim import Claim, Rows, Score
+from engram_eval.claims.claim import Claim, Declare, Rows, Score
 
 SOURCE = "arXiv:2601.07372 Fig. 7"
 MEMORY_BLOCK = 1
@@ -19,19 +19,19 @@ SMALLEST = 0.05
 GATE = Rows("gates", "gate_mean", site="memory_gate", layer=MEMORY_BLOCK)
 LAST = GATE._replace(slice={"name": "last"})
 
+_claim = Declare("mechanism.", SMALLEST, "paired")
+
 
 def _opens(name: str, sentence: str, published: str, there: Rows, elsewhere: Rows) -> Claim:
     """Claim that Engram's mean gate is wider open in one place than elsewhere."""
     (label,), (other,) = there.slice.values(), elsewhere.slice.values()
-    return Claim(
-        f"mechanism.{name}",
+    return _claim(
+        name,
         sentence,
         SOURCE,
         published,
         {f"{label} - {other}": {"engram": 1.0}},
-        SMALLEST,
         Score(((1.0, there), (-1.0, elsewhere)), unit="of the gate, 0 to 1"),
-        test="paired",
     )
 
 

@@ -13,7 +13,7 @@ Where a memory stands beside a model, each seed's own contrast is tested (``pair
 training with and without, and an n-gram model smooths away most of what seeds differ by.
 """
 
-from engram_eval.claims.claim import Claim, Declare, Rows, Score, less_than, more_than
+from engram_eval.claims.claim import Declare, Rows, Score, less_than, more_than
 from engram_eval.records import BEFORE_UPDATE
 
 SMALLEST = 0.01
@@ -45,6 +45,8 @@ TEXT = Rows("update", "bits_per_byte")
 SIDE_COST = Score(((1.0, TEXT), (-1.0, TEXT._replace(condition=BEFORE_UPDATE))))
 
 
+_claim = Declare("memory-systems.", SMALLEST)
+_beside = Declare("memory-systems.", SMALLEST, "paired")
 _update = Declare("memory-systems.update_", SMALLEST_SHARE, "paired")
 
 
@@ -152,44 +154,36 @@ UPDATES = (
 )
 
 MEMORY_SYSTEMS = (
-    Claim(
-        "memory-systems.ngram_helps",
+    _beside(
+        "ngram_helps",
         "An n-gram model mixed into the MoE's predictions lowers its loss",
         "arXiv:2401.17377 (infini-gram)",
         "interpolation lowers perplexity",
         less_than("moe+ngram", "moe"),
-        SMALLEST,
-        test="paired",
     ),
-    Claim(
-        "memory-systems.inside_beats_beside",
+    _beside(
+        "inside_beats_beside",
         "The memory inside does better than an n-gram model beside the MoE",
         OURS,
         NONE,
         less_than("engram", "moe+ngram"),
-        SMALLEST,
-        test="paired",
     ),
-    Claim(
-        "memory-systems.more_than_ngrams",
+    _beside(
+        "more_than_ngrams",
         "With an n-gram model beside both, Engram still leads the MoE",
         OURS,
         NONE,
         less_than("engram+ngram", "moe+ngram"),
-        SMALLEST,
-        test="paired",
     ),
-    Claim(
-        "memory-systems.ngram_still_helps",
+    _beside(
+        "ngram_still_helps",
         "An n-gram model beside it lowers Engram's loss too: the memory has not taken it all up",
         OURS,
         NONE,
         less_than("engram+ngram", "engram"),
-        SMALLEST,
-        test="paired",
     ),
-    Claim(
-        "memory-systems.cache",
+    _beside(
+        "cache",
         "A cache of the document helps Engram as much as it helps the MoE",
         "arXiv:2601.07372 section 6",
         "the memory frees attention for the context",
@@ -201,48 +195,39 @@ MEMORY_SYSTEMS = (
                 "engram+cache": 1.0,
             }
         },
-        SMALLEST,
         prediction="equal",
-        test="paired",
     ),
-    Claim(
-        "memory-systems.product_key",
+    _claim(
+        "product_key",
         "At equal cost, hashed n-grams beat a memory of learned product keys",
         "arXiv:2412.09764",
         "product keys match a mixture of experts; Engram is not compared",
         less_than("engram", "product_key"),
-        SMALLEST,
     ),
-    Claim(
-        "memory-systems.knn",
+    _beside(
+        "knn",
         "Looking up what followed similar states of the model lowers the MoE's loss",
         "arXiv:1911.00172 (kNN-LM)",
         "perplexity 18.65 to 16.12 on WikiText-103",
         less_than("moe+knn", "moe"),
-        SMALLEST,
-        test="paired",
     ),
-    Claim(
-        "memory-systems.inside_beats_knn",
+    _beside(
+        "inside_beats_knn",
         "The memory inside does better than a search over the MoE's states",
         OURS,
         NONE,
         less_than("engram", "moe+knn"),
-        SMALLEST,
-        test="paired",
     ),
-    Claim(
-        "memory-systems.inside_beats_retrieval",
+    _beside(
+        "inside_beats_retrieval",
         "The memory inside does better than the best passages before the MoE's prompt",
         OURS,
         NONE,
         less_than("engram", "moe+rag"),
-        SMALLEST,
-        test="paired",
     ),
     *(
-        Claim(
-            f"memory-systems.{kind}",
+        _claim(
+            kind,
             f"{where} the memory gains more than under full attention",
             "arXiv:2601.07372 section 6.2",
             "local patterns in memory leave attention to what is far away",
@@ -254,20 +239,18 @@ MEMORY_SYSTEMS = (
                     "engram": 1.0,
                 }
             },
-            SMALLEST,
         )
         for kind, where in (
             ("window", "Under attention to a window"),
             ("sparse", "Under attention to chosen blocks"),
         )
     ),
-    Claim(
-        "memory-systems.memory_for_attention",
+    _claim(
+        "memory_for_attention",
         "With the memory a quarter of the window does as well as full attention without it",
         OURS,
         NONE,
         less_than("engram_window", "moe"),
-        SMALLEST,
     ),
     *UPDATES,
 )

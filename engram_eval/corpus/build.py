@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from engram_eval.config import CorpusConfig, to_dict
+from engram_eval.config import CorpusConfig
+from engram_eval.config_json import to_dict
 from engram_eval.corpus.document import BOUNDARY, SPLITS, Document
 from engram_eval.corpus.given_tokenizer import given_tokenizer
 from engram_eval.corpus.ngrams import NGramModel

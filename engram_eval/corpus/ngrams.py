@@ -187,32 +187,9 @@ class NGramModel:
             p = np.where(known, (count + distinct * p) / np.maximum(total + distinct, 1), p)
         return -np.log2(p)
 
-    def static_in(
-        self, tokens: ArrayLike, order: int = 3, history_start: ArrayLike | None = None
-    ) -> Floats:
-        """Return how surprising x_t is after its predecessors, in bits, (T,).
-
-        Low: at position t a pattern of the training text has just been completed.
-        """
-        return self.surprisal_bits(tokens, order, history_start)
-
-    def static_out(
-        self, tokens: ArrayLike, order: int = 3, history_start: ArrayLike | None = None
-    ) -> Floats:
-        """Return how surprising x_{t+1} is, in bits, (T,); NaN at the last position.
-
-        Low: what position t has to predict follows from the tokens at hand.
-        """
-        return next_value(self.surprisal_bits(tokens, order, history_start))
-
     def _check_order(self, order: int) -> None:
         if not 1 <= order <= self.max_order:
             raise UserError(f"n-gram order {order}; counted are 1 to {self.max_order}")
-
-
-def next_value(values: Floats) -> Floats:
-    """Shift values of x_{t+1} to position t; NaN at the last, where there is none."""
-    return np.append(values[1:], np.nan)[: len(values)]
 
 
 def ranked(values: Ints) -> tuple[Ints, Ints, Ints]:

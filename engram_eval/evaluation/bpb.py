@@ -13,8 +13,7 @@ Templates are Jinja over the base's document.
 """
 
 import functools
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from datasets import Dataset
 from lm_eval.utils import apply_template
 
 from engram_eval.errors import UserError
+from engram_eval.evaluation.long_context import in_turns
 
 
 class Gold(NamedTuple):
@@ -68,7 +68,7 @@ def load_gold(
     """
     tasks = _base_tasks(base, shots, mirror, tuple(include_path))
     wording = Wording(prompt, before, answer, delimiter)
-    rows = _in_turn(
+    rows = in_turns(
         [{"subtask": name, "index": i} for i in range(len(docs))]
         for name, (_, docs) in tasks.items()
     )
@@ -87,7 +87,7 @@ def load_gold(
             "slices": [{"subtask": name} if len(tasks) > 1 else None for name, _ in pairs],
         }
 
-    return {"test": Dataset.from_list(list(rows)).with_transform(fill)}
+    return {"test": Dataset.from_list(rows).with_transform(fill)}
 
 
 def _base_tasks(
@@ -103,12 +103,6 @@ def _base_tasks(
     manager = SuiteTaskManager([base], Sources(mirror=opened, run_code=False, include=include))
     tasks = load_one(manager, TaskRequest(base, shots))["tasks"]
     return {name: (tasks[name], documents(tasks[name])) for name in sorted(tasks)}
-
-
-def _in_turn(parts: Iterable[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """Yield the first of each part, then the second of each, and so on."""
-    for row in itertools.zip_longest(*parts):
-        yield from (entry for entry in row if entry is not None)
 
 
 def gold_of(task: Any, docs: Any, index: int, wording: Wording) -> Gold:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engram_eval.adapters.load import load_model
 from engram_eval.allocator import keep_freed_memory
-from engram_eval.api import load_model
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device

@@ -29,7 +29,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engram_eval.config import from_dict
+from engram_eval.config_json import from_dict
 from engram_eval.errors import UserError, nearest
 
 SHIPPED = "mirror_specs"

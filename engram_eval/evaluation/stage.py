@@ -1,4 +1,4 @@
-"""The evaluation stages: a trained model, or a baseline, on the tasks and on held-out text."""
+"""The evaluation stages: a trained model on the tasks and on held-out text."""
 
 import dataclasses
 import functools
@@ -13,15 +13,11 @@ import numpy.typing as npt
 from lm_eval.api.model import LM
 from transformers import AutoTokenizer
 
+from engram_eval.adapters.load import load_model
 from engram_eval.adapters.stage import model_sha256
 from engram_eval.allocator import keep_freed_memory
-from engram_eval.api import load_model
-from engram_eval.baselines.built import Setting
-from engram_eval.baselines.registry import build_baseline
 from engram_eval.config import EvalConfig
-from engram_eval.corpus.excerpt import excerpt
-from engram_eval.corpus.same_tokenizer import same_tokenizer
-from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
+from engram_eval.corpus.store import load_corpus
 from engram_eval.environment import compute_device, device
 from engram_eval.evaluation.fast_lm import FastLM
 from engram_eval.evaluation.heldout import token_bits
@@ -38,9 +34,8 @@ from engram_eval.evaluation.shared_lm import SharedLM, own_folder, shared_cost
 from engram_eval.parallel.launched import launched
 from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
-from engram_eval.records import EQUAL_LOSS, EQUAL_LOSS_FACTS, MetricRow, file_sha256
-from engram_eval.stage_config import BaselineStage, EqualLossScores
-from engram_eval.stages import STAGES
+from engram_eval.records import EQUAL_LOSS, EQUAL_LOSS_FACTS, MetricRow
+from engram_eval.stage_config import EqualLossScores
 
 Floats = npt.NDArray[np.float64]
 
@@ -77,7 +72,7 @@ def evaluate(
     """
     check_settings(config)
     keep_freed_memory()
-    loaded = _tasks(config, inputs)
+    loaded = asked_tasks(config, inputs)
     model = inputs["train"] / "model"
     scored = config.heldout and "corpus" in inputs
     # Before the tasks, so that a tokenizer that cannot be used is told of at once.
@@ -96,54 +91,12 @@ def evaluate(
         if ranks is None:
             who = identity(model=model_sha256(model), batch_size=config.batch_size, device=device())
             cache = ResultCache(out.parent / FOLDER, who)
-            return _score(lm, cost, loaded, text, config, out, report, cache)
+            return score(lm, cost, loaded, text, config, out, report, cache)
         unit = batch * config.seq_len
         mine = stack.enter_context(own_folder(out, ranks))
         shared = functools.partial(shared_cost, cost, unit=unit, ranks=ranks, end_id=end_id)
         # What one process found in a cache while another did not, the other would wait for.
-        return _score(lm, shared, loaded, text, config, mine, report, None)
-
-
-def evaluate_baseline(
-    inputs: Mapping[str, Path],
-    config: BaselineStage,
-    seed: int | None,
-    out: Path,
-    report: Reporter,
-) -> list[MetricRow]:
-    """Score a baseline on the same items and the same held-out text; see ``evaluate``.
-
-    Args:
-        inputs: as for ``evaluate``; with ``train``, the baseline is put around that model.
-        config: which baseline, and how it is scored.
-        seed: of the model's training run.
-        out: the folder to fill; what the baseline keeps on disk lies in ``memory``.
-        report: where progress goes.
-    """
-    check_settings(config.evaluate)
-    keep_freed_memory()
-    loaded = _tasks(config.evaluate, inputs)
-    corpus = load_corpus(inputs["corpus"])
-    model = inputs["train"] / "model" if "train" in inputs else None
-    evaluate = _baseline_scores(config.evaluate, corpus, model)
-    setting = Setting(excerpt(corpus, config.read_tokens), evaluate, out / "memory", report, model)
-    cache = ResultCache(out.parent / FOLDER, _baseline_identity(config, setting))
-    with build_baseline(config.name, setting) as built:
-        lm, cost = built.lm, built.token_bits
-        text = text_for(corpus, evaluate, corpus.folder / "tokenizer")
-        scored = text if evaluate.heldout else None
-        rows = _score(lm, cost, loaded, scored, evaluate, out, report, cache)
-    return rows + built.rows
-
-
-def _baseline_scores(config: EvalConfig, corpus: Corpus, model: Path | None) -> EvalConfig:
-    """Leave held-out text out where a model has another tokenizer than the corpus.
-
-    A memory is mixed in token by token, with weights tuned on the corpus's tokens.
-    """
-    if model is None or same_tokenizer(model, corpus.folder / "tokenizer"):
-        return config
-    return dataclasses.replace(config, heldout=False)
+        return score(lm, shared, loaded, text, config, mine, report, None)
 
 
 def evaluate_equal_loss(
@@ -171,26 +124,12 @@ def evaluate_equal_loss(
     return [dataclasses.replace(row, **marks) for row in rows]
 
 
-def _baseline_identity(config: BaselineStage, setting: Setting) -> str:
-    """Hash what a baseline's answers depend on: text, model, and how both are scored."""
-    manner = {
-        name: value
-        for name, value in dataclasses.asdict(config.evaluate).items()
-        if name in ("batch_size", "seq_len", "heldout", "heldout_sequences")
-    }
-    return identity(
-        baseline=config.name,
-        version=STAGES["baseline"].version,
-        corpus=file_sha256(setting.corpus.folder / MANIFEST),
-        read_tokens=config.read_tokens,
-        model=model_sha256(setting.model) if setting.model else None,
-        manner=manner,
-        device=device(),
-    )
+def asked_tasks(config: EvalConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Load the tasks as ``score`` takes them; of none where held-out text says enough.
 
-
-def _tasks(config: EvalConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Load the tasks; none at all are asked for where held-out text says enough."""
+    Raises:
+        UserError: an unknown task, or one whose data are not there.
+    """
     if not config.tasks:
         return {"tasks": {}, "pooled": {}}
     mirror = Path(config.mirror) if config.mirror else None
@@ -233,7 +172,7 @@ def fast_lm(model: Any, tokenizer: Any, batch_size: int, ranks: Ranks | None = N
         )
 
 
-def _score(
+def score(
     lm: LM | Callable[[], LM],
     cost: Callable[[npt.NDArray[np.int64]], Floats],
     loaded: Mapping[str, Any],
@@ -243,7 +182,21 @@ def _score(
     report: Reporter,
     cache: ResultCache | None,
 ) -> list[MetricRow]:
-    """Run the tasks, then the held-out text; ``cost`` gives the bits of each of its tokens."""
+    """Run the tasks, then the held-out text, and return the rows of both.
+
+    Args:
+        lm: for lm-eval, or what opens it when it is first needed.
+        cost: gives the bits of each token of held-out text.
+        loaded: as ``asked_tasks`` gives them.
+        text: held-out text; None where it is not scored.
+        config: how many items of each task.
+        out: the folder to fill.
+        report: where progress goes.
+        cache: answers that are known; None where nobody may look.
+
+    Raises:
+        UserError: a task none of whose metrics is kept.
+    """
     samples = run_tasks(lm, loaded, out, report, config.limit, cache)
     first = {name: loaded["tasks"][tasks[0]] for name, tasks in benchmarks(loaded).items()}
     rows: list[MetricRow] = []

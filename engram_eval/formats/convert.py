@@ -21,18 +21,16 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from engram_eval.adapters.load import is_own
 from engram_eval.errors import UserError, unknown
 from engram_eval.formats.official_names import Output, Shapes, to_official, to_ours, with_new_tables
+from engram_eval.model_folder import CONFIG, OWN, PICKLED, model_type, tensor_files
 from engram_eval.models import modeling_engram
 from engram_eval.models.compression import compress_vocabulary
 from engram_eval.models.configuration_engram import EngramConfig
 from engram_eval.models.hashing import draw_multipliers
 from engram_eval.models.row_format import ROW_FORMATS
 
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 CODE = Path(modeling_engram.__file__)
 MULTIPLIERS = "hash.multipliers"
 COMPRESSED = "token_history.compressed_ids"
@@ -100,14 +98,16 @@ def convert(source: Path, target: Path, to: str) -> None:
 
     Raises:
         UserError: an unknown format, no safetensors, no Engram memory, a target that exists, or
-            rows that are quantised already.
+            rows that are quantised already, or a damaged configuration.
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     if target.exists():
         raise UserError(f"{target}: exists already; choose another name")
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder")
     _check_rows(source, to)
-    tensors = Tensors(_files(source))
+    tensors = Tensors(tensor_files(source))
     outputs = FORMATS[to](tensors.shapes)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
@@ -125,8 +125,8 @@ def convert(source: Path, target: Path, to: str) -> None:
 
 def _check_rows(source: Path, to: str) -> None:
     """Refuse rows that are quantised already, and to quantise what cannot say so."""
-    ours = source.is_dir() and is_own(source)
-    if not ours and to in ROW_FORMATS and source.exists():
+    ours = model_type(source) == OWN
+    if not ours and to in ROW_FORMATS:
         raise UserError(f"{source}: {to} rows need a folder of one of our models, with config.json")
     kept = EngramConfig.from_pretrained(source).engram_row_quantization if ours else "none"
     if kept != "none":
@@ -153,23 +153,6 @@ def _renew_code(folder: Path) -> None:
     if (folder / CODE.name).exists():
         for path in (CODE, *map(Path, get_relative_import_files(CODE))):
             shutil.copyfile(path, folder / path.name)
-
-
-def _files(source: Path) -> list[Path]:
-    """Return the files with tensors.
-
-    Raises:
-        UserError: there are none; pickled ones are refused.
-    """
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    found = [path for path in files if path.suffix == ".safetensors"]
-    if not found:
-        pickled = [path.name for path in files if path.suffix in PICKLED]
-        why = f"; {pickled[0]} is pickled, which can run code when read" if pickled else ""
-        raise UserError(f"{source}: no *.safetensors{why}")
-    return found
 
 
 def _write_folder(
@@ -224,7 +207,7 @@ def _constants(folder: Path, outputs: Sequence[Output]) -> dict[str, Tensor]:
         for layer in _layers(names)
         if f"model.layers.{layer}.engram.{MULTIPLIERS}" not in names
     ]
-    if not is_own(folder) or (not missing and f"model.{COMPRESSED}" in names):
+    if model_type(folder) != OWN or (not missing and f"model.{COMPRESSED}" in names):
         return {}
     config = EngramConfig.from_pretrained(folder)
     compressed = _compressed_ids(folder, config)

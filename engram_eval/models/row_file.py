@@ -43,18 +43,9 @@ def mapped_tensor(path: Path, name: str) -> torch.Tensor | None:
     return whole[first:last].view(DTYPES[entry["dtype"]]).view(entry["shape"])
 
 
-def scratch_tensor(
-    rows: int, width: int, dtype: torch.dtype = torch.float32, folder: str | None = None
-) -> torch.Tensor:
-    """Return (rows, width) zeros in a mapped file that goes when the tensor does.
-
-    Args:
-        rows: how many.
-        width: numbers in each.
-        dtype: of the numbers.
-        folder: where the file lies; the system's folder for temporary files by default.
-    """
-    handle, path = tempfile.mkstemp(prefix="rows-", dir=folder)
+def scratch_tensor(rows: int, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return (rows, width) zeros in a mapped temporary file that goes when the tensor does."""
+    handle, path = tempfile.mkstemp(prefix="rows-")
     os.close(handle)
     try:
         flat = torch.from_file(path, shared=True, size=rows * width, dtype=dtype)

@@ -7,10 +7,10 @@ from pathlib import Path
 from engram_eval.check import check_study
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.parallel.launched import alone
 from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
-from engram_eval.running.node import Node
 from engram_eval.running.node_run import run_node
 from engram_eval.running.runner import run_study, selected
 from engram_eval.stages import STAGES, resolve

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engram_eval.config import EvalConfig, ProbeConfig, StudyConfig
-from engram_eval.running.node import Node
+from engram_eval.node import Node
 from engram_eval.scales import SCALES
 from engram_eval.stages import TRAININGS
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError
+from engram_eval.locks import is_locked
 from engram_eval.records import read_json, read_record
-from engram_eval.running.locks import is_locked
 from engram_eval.training.progress_file import read_progress
 
 SHOWN = {

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.config import StudyConfig, arm_training, to_dict
+from engram_eval.config import StudyConfig, arm_training
+from engram_eval.config_json import to_dict
+from engram_eval.node import NAMING, Node
 from engram_eval.records import (
     TOKENIZERS,
     StageRecord,
@@ -19,7 +21,6 @@ from engram_eval.records import (
     write_json,
     write_jsonl,
 )
-from engram_eval.running.node import NAMING, Node
 from engram_eval.stage_config import LoadStage, TrainStage
 from engram_eval.stages import STAGES, resolve
 from engram_eval.tokenizer_use import tokenizer_use

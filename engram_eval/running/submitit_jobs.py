@@ -11,9 +11,9 @@ from typing import Any
 
 from engram_eval.environment import gpus, take_gpu
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.overrides import read_assignment
 from engram_eval.progress import Board, Reporter
-from engram_eval.running.node import Node
 from engram_eval.running.node_run import run_node
 from engram_eval.running.workers import FOUNDATIONS, TRAININGS, TRAININGS_PER_GPU, Plan
 

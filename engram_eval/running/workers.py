@@ -17,8 +17,8 @@ from typing import Any
 from engram_eval.allocator import kept_out_of_collections
 from engram_eval.environment import gpu_is_lost, gpus, take_gpu
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.progress import Board, RemoteReporter, Reporter
-from engram_eval.running.node import Node
 from engram_eval.running.node_run import run_node
 from engram_eval.stages import TRAININGS
 

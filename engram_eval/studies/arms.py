@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from engram_eval.config import ModelSpec, ProbeConfig, StudyConfig
-from engram_eval.costs.allocation import experts_kept
+from engram_eval.costs.ledger import architecture_config, moe_layers
+from engram_eval.errors import UserError
 from engram_eval.scales import Scale
 from engram_eval.variants import find_variant
 
@@ -38,6 +39,28 @@ def arm(
     label = label or name
     matched = match if variant.matched and label != match else None
     return ModelSpec(label, variant.architecture(scale), seeds, matched, dict(train or {}))
+
+
+def experts_kept(moe: Mapping[str, Any], rho: float) -> int:
+    """Return the routed experts per layer that hold ``rho`` of the idle ones.
+
+    ``rho`` is the routed experts' part of the sparse parameters, those that a token does not touch
+    (arXiv:2601.07372 eq. 7): 1 is the mixture of experts alone. Experts are whole, so it moves in
+    steps of one over the idle ones.
+
+    Raises:
+        UserError: ``rho`` is no share, or no layer of ``moe`` has idle experts.
+    """
+    if not 0 <= rho <= 1:
+        raise UserError(f"rho={rho}: must be between 0 (all in the table) and 1 (all in experts)")
+    config = architecture_config(moe)
+    idle = config.n_routed_experts - config.num_experts_per_tok
+    if not moe_layers(config) or idle < 1:
+        raise UserError(
+            f"n_routed_experts={config.n_routed_experts}, num_experts_per_tok="
+            f"{config.num_experts_per_tok}: no expert is idle, so there is nothing to allocate"
+        )
+    return config.num_experts_per_tok + round(rho * idle)
 
 
 def allocation_arm(rho: float, scale: Scale, seeds: tuple[int, ...] = TWO_SEEDS) -> ModelSpec:

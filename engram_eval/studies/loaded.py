@@ -7,14 +7,8 @@ from typing import NamedTuple
 
 from engram_eval.adapters.stage import model_sha256
 from engram_eval.baselines.registry import AROUND, BASELINES
-from engram_eval.config import (
-    CorpusConfig,
-    EvalConfig,
-    ModelSpec,
-    ProbeConfig,
-    StudyConfig,
-    from_dict,
-)
+from engram_eval.config import CorpusConfig, EvalConfig, ModelSpec, ProbeConfig, StudyConfig
+from engram_eval.config_json import from_dict
 from engram_eval.errors import UserError
 from engram_eval.records import read_record
 

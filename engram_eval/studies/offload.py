@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from engram_eval.bench.offload_config import OffloadConfig
-from engram_eval.config import StudyConfig
+from engram_eval.config import OffloadConfig, StudyConfig
 from engram_eval.scales import Scale
 from engram_eval.studies.arms import no_probes
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engram_eval.arm_corpus import told_apart
-from engram_eval.config import TUNED, StudyConfig, UpdateConfig, from_dict, to_dict
+from engram_eval.config import TUNED, StudyConfig, UpdateConfig
+from engram_eval.config_json import from_dict, to_dict
 from engram_eval.errors import UserError, unknown
 from engram_eval.overrides import override
 from engram_eval.records import content_hash

@@ -1,11 +1,13 @@
 """The last numbers of a training run, read from its logs by others while it goes on."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from engram_eval.config import TrainConfig
+from engram_eval.training.steps import n_steps
 
 TAIL_BYTES = 65_536
 
@@ -23,8 +25,9 @@ def read_progress(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | N
     last, timing = (_last_line(folder / name) for name in ("train.jsonl", "timing.jsonl"))
     if last is None or "train" not in config:
         return None
-    settings = config["train"]
-    steps = math.ceil(settings["tokens"] / (settings["seq_len"] * settings["batch_size"]))
+    # No more than these: the folder may be of another version.
+    sizes = {name: config["train"][name] for name in ("tokens", "seq_len", "batch_size")}
+    steps = n_steps(TrainConfig(**sizes))
     return {**last, "tokens_per_s": (timing or {}).get("tokens_per_s"), "steps": steps}
 
 

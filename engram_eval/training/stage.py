@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from engram_eval.allocator import keep_freed_memory
-from engram_eval.config import TrainConfig, key_dict
+from engram_eval.config import TrainConfig
+from engram_eval.config_json import key_dict
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.costs.ledger import architecture_config, ledger_of
 from engram_eval.environment import compute_device
@@ -42,6 +43,7 @@ from engram_eval.training.checkpoint import delete_resume_points
 from engram_eval.training.data import Batches
 from engram_eval.training.folder import write_model_folder
 from engram_eval.training.loop import Run, TrainingError, train_model
+from engram_eval.training.settings import check_training
 from engram_eval.training.steps import checkpoint_steps, n_steps
 from engram_eval.training.watch import (
     GATE_QUANTILES,
@@ -90,9 +92,9 @@ def train(
         raise UserError("training needs a seed")
     if "tune" in inputs:
         config = replace(config, train=tuned(config.train, inputs["tune"]))
-    corpus, settings = load_corpus(inputs["corpus"]), config.train
-    steps = n_steps(settings)
-    _check_pieces(settings)
+    settings = config.train
+    check_training(settings)
+    corpus, steps = load_corpus(inputs["corpus"]), n_steps(settings)
     shape = settings.seq_len, settings.batch_size, seed
     batches = Batches(corpus.tokens("train"), *shape, docs=corpus.docs("train"))
     keep_freed_memory()
@@ -126,12 +128,6 @@ def parallel_ranks(out: Path) -> Iterator[Ranks | None]:
             yield ranks
     else:
         yield None
-
-
-def _check_pieces(settings: TrainConfig) -> None:
-    size, pieces = settings.batch_size, settings.accumulate
-    if pieces < 1 or size % pieces:
-        raise UserError(f"train.accumulate={pieces}: must divide train.batch_size={size}")
 
 
 def tuned(settings: TrainConfig, folder: Path) -> TrainConfig:

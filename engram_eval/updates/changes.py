@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from engram_eval.config import CorpusConfig, UpdateConfig, from_dict
+from engram_eval.config import CorpusConfig, UpdateConfig
+from engram_eval.config_json import from_dict
 from engram_eval.corpus.entities import (
     ATTRIBUTES,
     Person,

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engram_eval.api import load_model
+from engram_eval.adapters.load import load_model
 from engram_eval.baselines.predictor import Floats, Ints
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError

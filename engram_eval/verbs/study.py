@@ -256,7 +256,7 @@ def find_loaded(arguments: argparse.Namespace) -> Any:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from engram_eval.config import to_dict
+    from engram_eval.config_json import to_dict
     from engram_eval.records import content_hash
 
     study = find_loaded(arguments)
@@ -280,7 +280,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.paper:
         return _plan_paper(arguments.json)
     from engram_eval.check import check_names
-    from engram_eval.costs.plan import plan, plan_table
+    from engram_eval.running.plan import plan, plan_table
     from engram_eval.study import solve
 
     study, _ = find(arguments)

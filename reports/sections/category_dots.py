@@ -30,7 +30,7 @@ def category_dots(
     return dots(names, found, xlabel, width)
 
 
-def by_model(models: Sequence[str], rows: Sequence[MetricRow], digits: int = 2) -> str:
+def by_model(models: Sequence[str], rows: Sequence[MetricRow]) -> str:
     """Quote every seed of every model: ``moe 0.31 and 0.29; engram 0.12``."""
     found = {model: values(pick(rows, model=model)) for model in models}
-    return each(found, partial(fixed, digits=digits), "; ")
+    return each(found, partial(fixed, digits=2), "; ")

@@ -1,17 +1,15 @@
 """Training curves against tokens, FLOPs, seconds and parameters; experts, rows and gates."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 from reports.blocks import Block, Cell, Column, Section, Table, View, flat_rows, panel
-from reports.decode import Problem, decode, read_lines
 from reports.draw import Canvas, Line, lines
-from reports.load import Model, Stage, Study
+from reports.load import Stage, Study
 from reports.numbers import MANY, count, duration, each, fixed, percent
-from reports.query import ordered, pick, value_of, values
+from reports.query import ordered, pick, values
+from reports.runs import Run, read_run
 from reports.sections.columns import seeds_cell, seeds_note
 from reports.sections.tuning import tuning_tables
 from reports.seeds import bundled, drawn_seeds
@@ -24,44 +22,6 @@ _TRAIN_FLOPS = 3
 # Of a training's many steps, so many are drawn: one every four units of a wide picture.
 DRAWN = 160
 WIDE = 720
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line of ``train.jsonl``."""
-
-    step: int
-    tokens: int
-    loss_nats: float
-    lr: float | None = None
-    grad_norm: float | None = None
-    router_load_max: float | None = None
-    rows_touched: float | None = None
-    gate_mean: float | None = None
-    collision_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One line of ``timing.jsonl``: what one step took."""
-
-    step: int
-    seconds: float
-
-
-class Run(NamedTuple):
-    """The recorded course of one training.
-
-    Attributes:
-        seconds: spent in steps, by the step up to which they are counted.
-        validation: loss in nats per token, by step.
-    """
-
-    model: Model
-    seed: int | None
-    steps: Sequence[Step]
-    seconds: Mapping[int, float]
-    validation: Mapping[int, float]
 
 
 def section(study: Study) -> Section:
@@ -99,28 +59,6 @@ def _lead(study: Study) -> str:
 
 def _why(stage: Stage) -> str:
     return f" ({stage.error})" if stage.error else ""
-
-
-def read_run(study: Study, stage: Stage) -> Run | None:
-    """Read the steps of a training, finished or not; None where there are none."""
-    model = next((m for m in study.models if m.name == stage.model), None)
-    if model is None:
-        return None
-    ignored: list[Problem] = [] if not stage.finished else study.problems
-    folder = study.path_of(stage)
-    steps = list(read_lines(folder / "train.jsonl", partial(decode, Step), ignored, stage.finished))
-    times = list(
-        read_lines(folder / "timing.jsonl", partial(decode, Timing), ignored, needed=False)
-    )
-    validation = pick(
-        study.rows, name="train", split="val", metric="loss_nats", model=model.name, seed=stage.seed
-    )
-    found = {r.step: value_of(r) for r in validation if r.step is not None and not r.slice}
-    if not steps and not found:
-        return None
-    passed = accumulate(t.seconds for t in times)
-    seconds = dict(zip((t.step for t in times), passed, strict=True))
-    return Run(model, stage.seed, steps, seconds, found)
 
 
 class Axis(NamedTuple):

@@ -8,6 +8,7 @@ from engram_eval.running.stage_seconds import other_seconds
 from engram_eval.running.study_folder import study_ledger
 from engram_eval.stages import resolve
 from engram_eval.study import graph
+from engram_eval.training.settings import check_training
 from engram_eval.training.steps import checkpoint_steps, n_steps
 
 TRAINING_FLOPS_PER_FORWARD_FLOP = 3
@@ -44,12 +45,14 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int | None = None) -> 
         ranks: also count what each of so many processes needs, in ``ranks``.
 
     Raises:
-        UserError: processes that cannot share the batch.
+        UserError: settings that no training can have, or processes that cannot share the batch.
     """
+    training = {model.name: arm_training(study, model) for model in study.models}
+    for train in training.values():
+        check_training(train)
     ledger = study_ledger(study)
     footprint = resolve("engram_eval.costs.footprint:training_footprint")
     by = products()
-    training = {model.name: arm_training(study, model) for model in study.models}
     for name, row in ledger.items():
         train = training[name]
         row["training_flops"] = (

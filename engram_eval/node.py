@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engram_eval.config import key_dict
+from engram_eval.config_json import key_dict
 from engram_eval.records import content_hash, read_record
 from engram_eval.stage_config import (
     EqualLossScores,
