@@ -31,7 +31,7 @@ PROBES_MAY = {
 REPORTS_MAY = {"engram_eval.errors", "engram_eval.records"}
 LAYERS = (
     "errors models paths progress quiet stages tensor_cores threads allocator",
-    "config_json records environment locks listing model_folder decompressed",
+    "config_json records environment locks listing model_folder decompressed own_module",
     "analysis.stats analysis.contrasts parallel.launched parallel.folders",
     "config overrides parallel.ranks formats",
     "corpus arm_corpus costs scales stage_config",
