@@ -28,15 +28,17 @@ Edit ``router_index`` and ``router_weights`` to send tokens elsewhere.
 Plain torch hooks do the work, and the model is as before when a context ends.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from engram_eval.adapters.hooks import Change, Edit, Place, hooked, of_a_copy, skip
+from engram_eval.adapters.tokens import open_tokenizer
 from engram_eval.errors import UserError, unknown
 
 SITES = (
@@ -107,6 +109,7 @@ class Adapter:
         memory_ends_block: whether a memory's one vector is added behind all else in its block, to
             every stream but the first.
         shows_attention: whether attention takes masks and returns weights as in transformers.
+        source: folder or hub name that it was opened from; "" for a model that was loaded already.
     """
 
     model: nn.Module
@@ -125,6 +128,32 @@ class Adapter:
     needs_all_blocks: str = ""
     memory_ends_block: bool = False
     shows_attention: bool = True
+    source: str = ""
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, one of transformers, that lies beside the weights.
+
+        Raises:
+            UserError: there is none, it is code, or the model was opened as an object.
+        """
+        return open_tokenizer(self.source)
+
+    def encode(self, text: str) -> Tensor:
+        """Return the token ids of a text, (1, T), with what its tokenizer puts around texts.
+
+        Raises:
+            UserError: no text, or no tokenizer (see there).
+        """
+        if not isinstance(text, str) or not text:
+            raise UserError(f"expected a text, got {text!r:.60}")
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return torch.tensor([ids], device=self.device)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """Return what token ids (T,), or (1, T), spell."""
+        flat = torch.as_tensor(tokens).reshape(-1).tolist()
+        return str(self.tokenizer.decode(flat))
 
     @property
     def d_model(self) -> int:
