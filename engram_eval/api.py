@@ -1,6 +1,8 @@
 """The Python face: run a study, load a model, load what a run has measured."""
 
 import dataclasses
+import multiprocessing
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +38,11 @@ def run(
 
     Raises:
         RuntimeError: a stage failed; the message names it and says why.
+        UserError: an impossible study; or several workers, asked for without that guard.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A worker imports a script without that guard; the process that started it says so.
+        sys.exit(1)
     from engram_eval.running.runner import run_study
     from engram_eval.studies.registry import find_study, is_changed, on_own_text, study_folder
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap, widened
+from engram_eval.adapters.tokens import reads
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from probes.sample import Sample
@@ -87,8 +88,30 @@ def last_stream(adapter: Adapter, tokens: Tensor) -> Tensor:
     return found[end]
 
 
+def check_kinds(adapter: Adapter, sample: Sample) -> None:
+    """Refuse what is no opened model, no sample, or a sample in another model's tokens.
+
+    What a probe measures would be of tokens that the model does not have. Nothing can be said where
+    the model was opened as an object, or the sample was made before samples knew their tokenizer.
+
+    Raises:
+        UserError: which of the three it is.
+    """
+    if not isinstance(adapter, Adapter):
+        raise UserError(f"expected an opened model (open_model), got {type(adapter).__name__}")
+    if not isinstance(sample, Sample):
+        raise UserError(f"expected a sample (draw_sample, sample_of), got {type(sample).__name__}")
+    if sample.tokenizer is not None and not reads(adapter.source, sample.tokenizer):
+        raise UserError(
+            f"the sample has the {len(sample.texts)} tokens of tokenizer "
+            f"{sample.tokenizer.tokens[:12]}, {adapter.source} has another tokenizer: a token of "
+            "one is no token of the other"
+        )
+
+
 def check_fit(adapter: Adapter, sample: Sample) -> None:
-    """Refuse a sample that the model was not made for."""
+    """Refuse a sample that the model was not made for, as ``check_kinds`` and by its numbers."""
+    check_kinds(adapter, sample)
     length, highest = sample.shape[1], int(sample.token.max())
     if length > adapter.max_positions:
         raise UserError(

@@ -28,7 +28,7 @@ from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import batches
+from probes.capture import batches, check_kinds
 from probes.findings import Findings
 from probes.hsic import hsic_between
 from probes.sample import Floats, Mask, Sample
@@ -223,6 +223,8 @@ def cka(
     Raises:
         UserError: hardly any token.
     """
+    for adapter in (first, second):
+        check_kinds(adapter, sample)
     found = similarity(first, second, sample, compared_tokens(sample), report)
     if "" not in found:
         raise UserError("cka: the sample has hardly any token; raise probe.tokens")

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from engram_eval.adapters.base import Adapter, Edit, Tap
+from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.hooks import Edit
 from probes.capture import Batch, batches, last_stream
 from probes.sample import Sample
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from engram_eval.adapters.base import Adapter, Tap, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import Batch, batches
+from probes.capture import Batch, batches, check_kinds
 from probes.findings import Findings, bucket_names, mean_rows
 from probes.sample import Floats, Ints, Sample, Slice
 from probes.settling import prediction_depth
@@ -48,6 +48,7 @@ def depth(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> F
     offset (condition ``stream_replaced``); ``settled_layer`` by ``slice`` difficulty and static
     third. Standard errors are over documents.
     """
+    check_kinds(adapter, sample)
     found = read_depth(adapter, sample, report)
     rows = [
         *_added_rows(sample, found),

@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import batches
+from probes.capture import batches, check_kinds
 from probes.findings import Findings, mean_rows
 from probes.patterns import Patterns
 from probes.sample import Floats, Ints, Mask, Slice
@@ -112,6 +112,7 @@ def gates(adapter: Adapter, patterns: Patterns, report: Reporter | None = None) 
     ``gate<layer>``, the numbers of the rows read as ``index<layer>``, and which token it was.
     """
     sample, rows = patterns.sample, []
+    check_kinds(adapter, sample)
     arrays: dict[str, npt.NDArray[Any]] = {}
     slices = [
         *sample.slices("static_in"),

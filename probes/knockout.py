@@ -21,7 +21,7 @@ import torch
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import batches
+from probes.capture import batches, check_kinds
 from probes.cuts import Knockout, Means, cut_parameters, knockouts, memory_means, run_cut
 from probes.findings import Findings, mean_rows, ratio_rows
 from probes.sample import Floats, Sample, Slice
@@ -78,6 +78,7 @@ def knockout(adapter: Adapter, sample: Sample, report: Reporter | None = None) -
     errors are over documents. Parts of single blocks are cut on half of the text (see ``n``); the
     array ``loss_nats`` is NaN where a part was not cut.
     """
+    check_kinds(adapter, sample)
     cuts = knockouts(adapter)
     table = losses(adapter, sample, cuts, report, STRIDE)
     intact = table[0]

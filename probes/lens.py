@@ -27,7 +27,7 @@ from torch import Tensor
 from engram_eval.adapters.base import Adapter, Tap, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
-from probes.capture import Batch, batches
+from probes.capture import Batch, batches, check_kinds
 from probes.findings import Findings, mean_rows
 from probes.sample import Floats, Ints, Mask, Sample, Slice
 from probes.settling import early_weights, fall_bounds, prediction_depth
@@ -227,6 +227,7 @@ def logit_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None)
     Rows: the fields of ``Divergence`` per view, and the curve's numbers of ``curve_rows``, all
     with errors or intervals over documents; those inside blocks on half of the text (see ``n``).
     """
+    check_kinds(adapter, sample)
     wanted = views(adapter)
     values = measure(adapter, sample, wanted, lambda _, x: adapter.normed(x), report)
     return lens_findings(NAME, adapter, sample, wanted, values)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from engram_eval.adapters.base import Adapter, Tap, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import batches, last_stream
+from probes.capture import batches, check_kinds, last_stream
 from probes.findings import Findings, bucket_names, mean_rows
 from probes.sample import Floats, Sample
 from probes.vocabulary import token_losses
@@ -152,6 +152,7 @@ def offsets(adapter: Adapter, sample: Sample, report: Reporter | None = None) ->
     ``loss_increase_nats`` per masking, domain and static third. Standard errors are over documents.
     No rows for a family whose attention is not found by name, or takes no masks.
     """
+    check_kinds(adapter, sample)
     found = (attention_of(adapter, layer) for layer in range(adapter.n_layers))
     if not adapter.shows_attention or any(attention is None for attention in found):
         return Findings([], {})

@@ -26,6 +26,7 @@ from torch import Tensor
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
+from probes.capture import check_kinds
 from probes.findings import Findings, mean_rows, ratio_rows
 from probes.people import (
     Pair,
@@ -142,6 +143,7 @@ def patching(adapter: Adapter, people: People, report: Reporter | None = None) -
     the first layer in whose input, at the last token, half of the answers can be flipped.
     Standard errors are over people: pairs that share one, on either side, vary together.
     """
+    check_kinds(adapter, people.sample)
     right = known(adapter, people.pairs)
     pairs = [pair for pair, fine in zip(people.pairs, right, strict=True) if fine][:PAIRS]
     if not pairs:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import batches
+from probes.capture import batches, check_kinds
 from probes.findings import Findings, mean_rows
 from probes.sample import Floats, Ints, Sample
 
@@ -72,6 +72,7 @@ def router(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> 
     domain and static third; ``router_load_max``, the fullest expert's load over the mean;
     ``mutual_information_bits`` of expert and domain; the array ``load`` (experts, domains).
     """
+    check_kinds(adapter, sample)
     layers = routed_layers(adapter)
     if not layers:
         return Findings([], {})

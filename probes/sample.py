@@ -16,13 +16,14 @@ the corpus's generator knows.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.longest_match import longest_match
+from engram_eval.corpus.same_tokenizer import Identity, tokenizer_identity
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from probes.exercises import Exercise
@@ -79,6 +80,7 @@ class Sample:
         exercises: what linear probes are asked, beside what the windows alone give.
         seed: drew the windows; draws splits and control tasks.
         end_id: the token that ends documents.
+        tokenizer: by what the one is recognised whose tokens these are; None where it is not known.
     """
 
     token: Ints
@@ -94,6 +96,7 @@ class Sample:
     seed: int
     exercises: tuple[Exercise, ...] = ()
     end_id: int = 0
+    tokenizer: Identity | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -195,10 +198,15 @@ def _read(corpus: Corpus, starts: Ints, length: int, seed: int) -> Sample:
         seed=seed,
         exercises=tuple(exercises),
         end_id=corpus.end_id,
+        tokenizer=tokenizer_identity(corpus.folder / "tokenizer"),
     )
 
 
 def token_texts(corpus: Corpus) -> tuple[str, ...]:
     """Return what each token id spells; an incomplete UTF-8 sequence gives U+FFFD."""
-    tokenizer = corpus.tokenizer()
+    return spelt(corpus.tokenizer())
+
+
+def spelt(tokenizer: Any) -> tuple[str, ...]:
+    """Return what each token id of a tokenizer of transformers spells, (V,)."""
     return tuple(tokenizer.batch_decode([[token] for token in range(len(tokenizer))]))

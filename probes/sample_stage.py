@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from engram_eval.config import ProbeConfig
+from engram_eval.corpus.same_tokenizer import Identity
 from engram_eval.corpus.store import load_corpus
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow, write_atomic, write_json
@@ -69,9 +70,12 @@ def read_sample(folder: Path) -> Sample:
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     arrays = load_file(folder / ARRAYS)
     exercises = tuple(_exercise(name, arrays) for name in facts.pop("exercises"))
+    # Samples of earlier versions do not know it.
+    known = facts.pop("tokenizer", None)
+    tokenizer = None if known is None else Identity(*known)
     lists = {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
     own = {key: array for key, array in arrays.items() if "/" not in key}
-    return Sample(**own, **{**facts, **lists}, exercises=exercises)
+    return Sample(**own, **{**facts, **lists}, exercises=exercises, tokenizer=tokenizer)
 
 
 def _exercise(name: str, arrays: Mapping[str, np.ndarray]) -> Exercise:

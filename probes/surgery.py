@@ -25,7 +25,7 @@ from torch import Tensor
 from engram_eval.adapters.base import Adapter, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import last_stream
+from probes.capture import check_kinds, last_stream
 from probes.findings import Findings, mean_rows
 from probes.ngram_rows import rows_read
 from probes.people import (
@@ -214,6 +214,7 @@ def surgery(adapter: Adapter, people: People, report: Reporter | None = None) ->
     prompts that share one, on either side, vary together, as do all prompts and all text that one
     pair's write was tried on.
     """
+    check_kinds(adapter, people.sample)
     right = known(adapter, people.pairs)
     pairs = [pair for pair, fine in zip(people.pairs, right, strict=True) if fine]
     if not pairs or not writable(adapter):

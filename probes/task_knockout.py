@@ -24,7 +24,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Edit, Tap
+from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.hooks import Edit
 from engram_eval.corpus.store import Corpus
 from engram_eval.evaluation.questions import Questions, read_questions
 from engram_eval.progress import Reporter

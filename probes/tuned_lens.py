@@ -26,7 +26,7 @@ from torch import Tensor
 from engram_eval.adapters.base import Adapter
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
-from probes.capture import batches
+from probes.capture import batches, check_kinds
 from probes.findings import Findings
 from probes.lens import View, lens_findings, lens_taps, measure, views
 from probes.sample import Mask, Sample
@@ -78,6 +78,7 @@ def tuned_lens(adapter: Adapter, sample: Sample, report: Reporter | None = None)
     Raises:
         UserError: fewer than two documents.
     """
+    check_kinds(adapter, sample)
     fitted, held_out = halves(sample)
     translators = train_translators(adapter, sample, fitted, report)
     wanted = [v for v in views(adapter) if v.site in ("resid_pre", "resid_post")]

@@ -27,8 +27,9 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from engram_eval.adapters.base import SITES, Place, Tap
+from engram_eval.adapters.base import SITES, Tap
 from engram_eval.adapters.check import self_check
+from engram_eval.adapters.hooks import Place
 from engram_eval.adapters.load import open_model
 from engram_eval.adapters.registry import ADAPTERS
 from engram_eval.errors import UserError

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engram_eval.adapters import plain_model
-from engram_eval.adapters.base import Adapter, Form, Reads, Tap
+from engram_eval.adapters.base import Adapter, Reads, Tap
+from engram_eval.adapters.hooks import Form
 from engram_eval.adapters.load import open_model
 from engram_eval.adapters.plain import At, Parts, PlainModel, known_as
 from engram_eval.adapters.stage import model_sha256

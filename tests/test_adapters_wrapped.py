@@ -40,9 +40,11 @@ def test_parts_compiled_in_place_are_named() -> None:
             open_model(model)
 
 
-def test_other_modules_are_refused() -> None:
-    with pytest.raises(UserError, match=r"^Linear cannot be opened; allowed: [^\n]*$"):
-        open_model(nn.Linear(2, 2))
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), None, {"model": 1}])
+def test_other_things_are_refused(given: object) -> None:
+    name = type(given).__name__
+    with pytest.raises(UserError, match=rf"^{name} cannot be opened; allowed: [^\n]*$"):
+        open_model(given)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "olmoe", "gemma2", "qwen4_exp", "engram_moe"])

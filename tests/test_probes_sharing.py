@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from probes_fixture import noise_sample
+from probes_fixture import llama, noise_sample
 
+from engram_eval.adapters.load import open_model
 from engram_eval.analysis.stats import clustered_stderr
 from probes.findings import ratio
 from probes.patching import Patch, patching
@@ -38,14 +39,15 @@ def test_patching_errors_are_the_spread_over_redrawn_people(
     rng = np.random.default_rng(0)
     monkeypatch.setattr("probes.patching.known", lambda _, pairs: np.ones(len(pairs), bool))
     monkeypatch.setattr("probes.patching.patches", lambda _: [Patch("resid_pre", 0, "last")])
-    text = noise_sample(2)
+    # All that asks it is replaced.
+    adapter, text = open_model(llama()), noise_sample(2)
     found: dict[str, list[tuple[float, float]]] = {"restored": [], "flip_rate": []}
     for _ in range(DRAWS):
         pairs = drawn(rng, 96)
         effect, one = latent(rng, pairs, sides), np.ones(96)
         effects = np.stack([one, -one, effect])
         monkeypatch.setattr("probes.patching.patch_effects", lambda *_, e=effects: e)
-        for row in patching(None, People(tuple(pairs), {}, text)).rows:
+        for row in patching(adapter, People(tuple(pairs), {}, text)).rows:
             if row.metric in found:
                 found[row.metric].append((row.value, row.stderr))
     for numbers in found.values():

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -242,3 +243,18 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+def test_a_script_without_a_guard_is_told_in_one_line(tmp_path: Path) -> None:
+    script = 'from engram_eval import run\nrun("smoke", "out", workers=2, quiet=True)\n'
+    (tmp_path / "unguarded.py").write_text(script)
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "unguarded.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("engram_eval.errors.UserError: a worker process ended with exit code 1")
+    assert '`if __name__ == "__main__":`' in told

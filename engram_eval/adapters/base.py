@@ -28,15 +28,17 @@ Edit ``router_index`` and ``router_weights`` to send tokens elsewhere.
 Plain torch hooks do the work, and the model is as before when a context ends.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from engram_eval.adapters.hooks import Change, Edit, Place, hooked, of_a_copy, skip
+from engram_eval.adapters.tokens import open_tokenizer
 from engram_eval.errors import UserError, unknown
 
 SITES = (
@@ -58,52 +60,12 @@ READ_ONLY = {
 }
 """Sites whose tensors nothing reads after them, and what to do instead."""
 
-Edit = Callable[[Tensor], Tensor]
-
 
 class Tap(NamedTuple):
     """The address of a tensor: site and 0-based layer."""
 
     site: str
     layer: int
-
-
-class Form(NamedTuple):
-    """How a family's own shape becomes the common one, and back."""
-
-    common: Callable[[Tensor], Tensor]
-    own: Callable[[Tensor], Tensor]
-
-
-def streams_at(axis: int, streams: int) -> Form:
-    """Return the form of a residual whose streams have an axis of their own, (B, T, D) beside it.
-
-    Args:
-        axis: of the streams.
-        streams: how many.
-    """
-    return Form(
-        lambda own: own.movedim(axis, -2).flatten(-2),
-        lambda common: common.unflatten(-1, (streams, -1)).movedim(-2, axis),
-    )
-
-
-class Place(NamedTuple):
-    """Where a tap sits in the module tree: what enters or what leaves a module.
-
-    Attributes:
-        item: which one, where a module takes or returns several tensors.
-        form: where the tensor has another shape there than the table above says.
-        name: of what enters, where it is not given by its place but by name.
-        among_others: whether it leaves as one of several, the others of which cannot be made up.
-    """
-
-    module: nn.Module
-    side: Literal["input", "output"]
-    item: int = 0
-    form: Form | None = None
-    name: str = "hidden_states"
-    among_others: bool = False
 
 
 class Reads(NamedTuple):
@@ -147,6 +109,7 @@ class Adapter:
         memory_ends_block: whether a memory's one vector is added behind all else in its block, to
             every stream but the first.
         shows_attention: whether attention takes masks and returns weights as in transformers.
+        source: folder or hub name that it was opened from; "" for a model that was loaded already.
     """
 
     model: nn.Module
@@ -165,6 +128,32 @@ class Adapter:
     needs_all_blocks: str = ""
     memory_ends_block: bool = False
     shows_attention: bool = True
+    source: str = ""
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, one of transformers, that lies beside the weights.
+
+        Raises:
+            UserError: there is none, it is code, or the model was opened as an object.
+        """
+        return open_tokenizer(self.source)
+
+    def encode(self, text: str) -> Tensor:
+        """Return the token ids of a text, (1, T), with what its tokenizer puts around texts.
+
+        Raises:
+            UserError: no text, or no tokenizer (see there).
+        """
+        if not isinstance(text, str) or not text:
+            raise UserError(f"expected a text, got {text!r:.60}")
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return torch.tensor([ids], device=self.device)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """Return what token ids (T,), or (1, T), spell."""
+        flat = torch.as_tensor(tokens).reshape(-1).tolist()
+        return str(self.tokenizer.decode(flat))
 
     @property
     def d_model(self) -> int:
@@ -197,12 +186,22 @@ class Adapter:
         return weight
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Run the model on token ids (B, T) and return logits (B, T, V), ``widened``."""
+        """Run the model on token ids (B, T) and return logits (B, T, V), ``widened``.
+
+        Raises:
+            UserError: no such ids.
+        """
+        check_ids(tokens, self.vocab_size)
         logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
         return widened(logits)
 
     def run(self, tokens: Tensor) -> None:
-        """Run the model on token ids (B, T) for its hooks' sake; no logits are built."""
+        """Run the model on token ids (B, T) for its hooks' sake; no logits are built.
+
+        Raises:
+            UserError: no such ids.
+        """
+        check_ids(tokens, self.vocab_size)
         self.backbone(input_ids=tokens, use_cache=False)
 
     def normed(self, residual: Tensor) -> Tensor:
@@ -232,18 +231,20 @@ class Adapter:
         return found
 
     @contextmanager
-    def edit(self, site: str, layer: int, function: Edit) -> Iterator[None]:
+    def edit(self, site: str, layer: int, function: Change) -> Iterator[None]:
         """Replace the tensor at a tap by ``function`` of it, as long as the block runs.
 
-        What ``function`` returns is brought to the type that the model has there.
+        What ``function`` returns is brought to the type that the model has there. It is given a
+        copy, which it may also change in place; then it returns None.
 
         Raises:
-            UserError: no such tap, or one that can only be read.
+            UserError: no such tap, or one that can only be read; when the model runs, a function
+                that returns something else.
         """
         place = self.place(site, layer)
         if site in READ_ONLY:
             raise UserError(f"{site} can be read, not edited: {READ_ONLY[site]}")
-        with _hooked(place, function):
+        with hooked(place, of_a_copy(function, site)):
             yield
 
     @contextmanager
@@ -284,7 +285,7 @@ class Adapter:
             yield
 
     def _skip(self, layer: int) -> AbstractContextManager[None]:
-        return _skip(self.place("resid_pre", layer), self.place("resid_post", layer))
+        return skip(self.place("resid_pre", layer), self.place("resid_post", layer))
 
     @contextmanager
     def record(self, taps: Iterable[Tap]) -> Iterator[dict[Tap, Tensor]]:
@@ -292,8 +293,27 @@ class Adapter:
         found: dict[Tap, Tensor] = {}
         with ExitStack() as stack:
             for tap in taps:
-                stack.enter_context(_hooked(self.place(*tap), _keep(found, tap)))
+                stack.enter_context(hooked(self.place(*tap), _keep(found, tap)))
             yield found
+
+
+def check_ids(tokens: Tensor, vocab_size: int) -> None:
+    """Refuse what is no batch of token ids.
+
+    Raises:
+        UserError: no tensor (B, T) of whole numbers, or an id that the model does not have.
+    """
+    kind = f"a tensor {tuple(tokens.shape)} of {tokens.dtype}" if isinstance(tokens, Tensor) else ""
+    if not kind or tokens.dim() != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise UserError(
+            f"expected token ids, a tensor (B, T) of whole numbers, got {kind or repr(tokens):.60}"
+        )
+    low, high = (int(end) for end in tokens.aminmax()) if tokens.numel() else (0, 0)
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise UserError(
+            f"token id {wrong}: the model has {vocab_size} tokens, 0 to {vocab_size - 1}"
+        )
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -311,70 +331,3 @@ def _keep(found: dict[Tap, Tensor], tap: Tap) -> Edit:
         return tensor
 
     return keep
-
-
-@contextmanager
-def _skip(read: Place, written: Place) -> Iterator[None]:
-    """Let a block hand on what it is given; it runs for the sake of what else it returns."""
-    block = read.module
-    run, item = block.forward, written.item
-
-    def hand_on(*args: Any, **kwargs: Any) -> Any:
-        given = args[read.item] if len(args) > read.item else kwargs[read.name]
-        if not written.among_others:
-            return given
-        output = run(*args, **kwargs)
-        return (*output[:item], given, *output[item + 1 :])
-
-    block.forward = hand_on
-    try:
-        yield
-    finally:
-        # Removes the instance's attribute, so that the class's method shows again.
-        del block.forward
-
-
-@contextmanager
-def _hooked(place: Place, function: Edit) -> Iterator[None]:
-    handle = _hook(place, function)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _hook(place: Place, function: Edit) -> RemovableHandle:
-    """Register ``function`` on the tensor that enters or leaves a module at a place."""
-    item, edit = place.item, _in_form(_typed(function), place.form)
-
-    def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return edit(output)
-        return (*output[:item], edit(output[item]), *output[item + 1 :])
-
-    def on_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if len(args) > item:
-            return (*args[:item], edit(args[item]), *args[item + 1 :]), kwargs
-        return args, {**kwargs, place.name: edit(kwargs[place.name])}
-
-    if place.side == "output":
-        return place.module.register_forward_hook(on_output)
-    return place.module.register_forward_pre_hook(on_input, with_kwargs=True)
-
-
-def _typed(function: Edit) -> Edit:
-    """Bring what ``function`` returns to the type that it was given."""
-    return lambda tensor: function(tensor).to(tensor.dtype)
-
-
-def _in_form(function: Edit, form: Form | None) -> Edit:
-    """Let ``function`` see the common shape; what it leaves alone is not even copied."""
-    if form is None:
-        return function
-
-    def edit(own: Tensor) -> Tensor:
-        common = form.common(own)
-        edited = function(common)
-        return own if edited is common else form.own(edited)
-
-    return edit

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engram_eval.adapters.base import Adapter, Edit, Reads, Tap
+from engram_eval.adapters.base import Adapter, Reads, Tap
+from engram_eval.adapters.hooks import Edit
 from engram_eval.errors import UserError
 
 # Relative to the largest value of what is compared; float32 rounding stays far below.

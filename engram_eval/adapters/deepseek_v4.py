@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.base import Adapter, streams_at
+from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.hf import hf_adapter
+from engram_eval.adapters.hooks import streams_at
 
 RESIDUAL = ("resid_pre", "resid_post")
 

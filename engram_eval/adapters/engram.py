@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.base import Adapter, Place, Reads, Tap
+from engram_eval.adapters.base import Adapter, Reads, Tap
 from engram_eval.adapters.hf import hf_adapter, router_taps
+from engram_eval.adapters.hooks import Place
 from engram_eval.models.layout import table_layouts
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.base import Adapter, Form, Place, Reads, Tap, streams_at
+from engram_eval.adapters.base import Adapter, Reads, Tap
 from engram_eval.adapters.hf import hf_adapter
+from engram_eval.adapters.hooks import Form, Place, streams_at
 
 ROWS_ARGUMENT = 2
 """Of a block's arguments, the one with its layer's rows."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.base import Adapter, Place, Tap
+from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.hooks import Place
 from engram_eval.errors import UserError
 
 

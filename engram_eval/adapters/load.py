@@ -1,5 +1,6 @@
 """Open a model for analysis: from a folder, from the hub, or already in memory."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,11 @@ def open_model(
         UserError: nothing there, no safetensors, weights missing, a wrapper that cannot be opened,
             or a failed self-check.
     """
-    if isinstance(source, str | Path):
-        model = load_causal_lm(source, trust_remote_code)
-    else:
-        model = unwrapped(source)
+    named = isinstance(source, str | Path)
+    model = load_causal_lm(source, trust_remote_code) if named else unwrapped(source)
     model.to(device)
     model.eval()
-    adapter = adapt(model)
+    adapter = replace(adapt(model), source=str(source) if named else "")
     self_check(adapter)
     return adapter
 

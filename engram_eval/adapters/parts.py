@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from engram_eval.adapters.base import Form, Reads
+from engram_eval.adapters.base import Reads
+from engram_eval.adapters.hooks import Form
 
 
 class At(NamedTuple):

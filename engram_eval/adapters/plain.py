@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engram_eval.adapters.base import SITES, Adapter, Place, Tap
+from engram_eval.adapters.base import SITES, Adapter, Tap
+from engram_eval.adapters.hooks import Place
 from engram_eval.adapters.look_back import look_back
 from engram_eval.adapters.parts import At, Parts
 from engram_eval.adapters.plain_model import PlainModel, known_as

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.base import Adapter, Place, Reads, Tap
+from engram_eval.adapters.base import Adapter, Reads, Tap
 from engram_eval.adapters.hf import Layout, hf_adapter
+from engram_eval.adapters.hooks import Place
 from engram_eval.errors import UserError
 
 LAYOUT = Layout(norm="hyper_connection_mixer", attn=("self_attn", "linear_attn"))

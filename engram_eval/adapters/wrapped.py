@@ -25,7 +25,8 @@ def unwrapped(model: Any) -> PreTrainedModel:
             model = _with_adapters(model)
         else:
             break
-    _refuse_compiled(model)
+    if isinstance(model, nn.Module):
+        _refuse_compiled(model)
     if not isinstance(model, PreTrainedModel):
         raise UserError(
             f"{type(model).__name__} cannot be opened; allowed: a folder, a hub name, or a causal "

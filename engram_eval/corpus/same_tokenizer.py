@@ -26,13 +26,18 @@ def same_tokenizer(first: Path, second: Path) -> bool:
     One that names no end of text has that of the other; a folder without any tokenizer is taken to
     read the other's tokens, because there are no others that it could be given.
     """
-    if not (_has_one(first) and _has_one(second)):
+    if not (has_tokenizer(first) and has_tokenizer(second)):
         return True
-    a, b = tokenizer_identity(first), tokenizer_identity(second)
+    return alike(tokenizer_identity(first), tokenizer_identity(second))
+
+
+def alike(a: Identity, b: Identity) -> bool:
+    """Tell whether two are the same; one that names no end of text has that of the other."""
     return a.tokens == b.tokens and (a.end == b.end or None in (a.end, b.end))
 
 
-def _has_one(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder holds a tokenizer of any kind."""
     return any(path for pattern in VOCABULARIES for path in folder.glob(pattern))
 
 
@@ -73,6 +78,14 @@ def _converted(folder: Path) -> Identity:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: its tokenizer cannot be opened: {reason}") from error
+    return opened_identity(tokenizer)
+
+
+def opened_identity(tokenizer: Any) -> Identity:
+    """Identify a tokenizer of transformers as it is in memory.
+
+    Some of its classes make another one of a file than what the file says.
+    """
     if not tokenizer.is_fast:
         name = content_hash([type(tokenizer).__name__, len(tokenizer)])
         return Identity(name, tokenizer.eos_token)

@@ -23,16 +23,26 @@ def corpus_of(texts: Texts, val: Texts | None = None, folder: Path | str = "runs
     Raises:
         UserError: no texts, or something that is none.
     """
-    records = list(_records("texts", texts, None if val is None else "train"))
+    found = list(records("texts", texts, None if val is None else "train"))
     if val is not None:
-        records += _records("val", val, "val")
-    path = Path(folder) / f"{content_hash(records)}.jsonl"
+        found += records("val", val, "val")
+    path = Path(folder) / f"{content_hash(found)}.jsonl"
     if not path.exists():
-        write_atomic(path, "".join(f"{json.dumps(record)}\n" for record in records))
+        write_atomic(path, "".join(f"{json.dumps(record)}\n" for record in found))
     return path
 
 
-def _records(name: str, texts: Texts, split: str | None) -> Iterator[dict[str, str]]:
+def records(name: str, texts: Texts, split: str | None = None) -> Iterator[dict[str, str]]:
+    """Yield each text with its domain, and its split if there is one.
+
+    Args:
+        name: what the texts are called in an error.
+        texts: documents; in a mapping, by domain.
+        split: theirs.
+
+    Raises:
+        UserError: no texts, or something that is none.
+    """
     by_domain = texts if isinstance(texts, Mapping) else {DOMAIN: texts}
     count = 0
     for domain, documents in by_domain.items():

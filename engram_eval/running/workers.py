@@ -31,6 +31,11 @@ TRAININGS_PER_GPU = 2
 Seconds = Callable[[Node], float]
 """About how long a stage takes; only ratios count."""
 
+NOT_BEGUN = (
+    "a worker process ended with exit code {} before it began. Each imports the script that starts "
+    'it: what that does belongs under `if __name__ == "__main__":`, in a file; or workers=1'
+)
+
 Launcher = Callable[["Plan", Path, Reporter], None]
 """Runs everything that a plan allows; failures are noted in the plan."""
 
@@ -207,8 +212,11 @@ class _Worker:
 
     def __init__(self, context: Any, events: Any, number: int, store: Path) -> None:
         self.tasks: Any = context.Queue()
+        self.begun: Any = context.Event()
         self.process: BaseProcess = context.Process(
-            target=_work, args=(self.tasks, events, number, store, os.getpid()), daemon=True
+            target=_work,
+            args=(self.tasks, events, self.begun, number, store, os.getpid()),
+            daemon=True,
         )
         self.number = number
         self.node: Node | None = None
@@ -270,17 +278,25 @@ def _excluded(crew: Sequence[_Worker], number: int, devices: int) -> Sequence[st
 
 
 def _bury(plan: Plan, crew: list[_Worker], hire: Callable[..., _Worker], board: Board) -> None:
-    """Replace processes that died (out of memory, a signal); their nodes have failed."""
+    """Replace processes that died (out of memory, a signal); their nodes have failed.
+
+    Raises:
+        UserError: one that could not even begin, as its successors could not.
+    """
     for number, worker in enumerate(crew):
         if worker.process.is_alive():
             continue
+        code = worker.process.exitcode or 0
+        if code > 0 and not worker.begun.is_set():
+            raise UserError(NOT_BEGUN.format(code))
         if worker.node is not None and worker.node.key in plan.running:
             node = plan.finish(worker.node.key, "died")
             board.say(f"{node.label} failed: its process ended with {worker.process.exitcode}")
         crew[number] = hire(number=number)
 
 
-def _work(tasks: Any, events: Any, number: int, store: Path, parent: int) -> None:
+def _work(tasks: Any, events: Any, begun: Any, number: int, store: Path, parent: int) -> None:
+    begun.set()
     # A terminal's Ctrl-C reaches every process; only the parent decides who saves and leaves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
