@@ -12,7 +12,7 @@ from typing import Any
 
 from engram_eval.errors import UserError, unknown
 from engram_eval.parallel.launched import launched
-from engram_eval.verbs.verb import Verb
+from engram_eval.verbs.verb import MANY, Verb, names_of
 
 STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
 
@@ -42,13 +42,11 @@ def _change_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", help="smoke, tiny, quick (default), small or wiki")
     parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
     parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
-    parser.add_argument(
-        "--arms", nargs="+", default=[], metavar="NAME", help="only these of its models"
-    )
-    parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
+    parser.add_argument("--arms", **MANY, metavar="NAME", help="only these of its models")
+    parser.add_argument("--corpus", **MANY, metavar="PATH", help="your own text")
     parser.add_argument("--tokenizer", metavar="WHERE", help=TOKENIZER_HELP)
     parser.add_argument("--tune", action="store_true", help="choose each arm's rates by short runs")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides")
+    parser.add_argument("--set", **MANY, metavar="KEY=VALUE", help="overrides")
     parser.add_argument(
         "--skip-bad-batches", type=int, metavar="N", help="leave out up to N that give no number"
     )
@@ -64,9 +62,7 @@ def _process_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher", choices=("processes", "submitit"), default="processes", help="who runs stages"
     )
-    parser.add_argument(
-        "--job", nargs="+", default=[], metavar="KEY=VALUE", help="submitit: timeout_min=60 ..."
-    )
+    parser.add_argument("--job", **MANY, metavar="KEY=VALUE", help="submitit: timeout_min=60 ...")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -84,8 +80,7 @@ def _launcher(arguments: argparse.Namespace) -> Any:
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         *("--include-path", "--include_path"),
-        nargs="+",
-        default=[],
+        **MANY,
         metavar="DIR",
         help="folders of your own tasks (lm-eval's YAML), then asked by name",
     )
@@ -222,22 +217,26 @@ def _run_study(
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folders of trained models")
     parser.add_argument(
-        "--tasks", default="pocket", help="suites and tasks (task@shots), joined by commas"
+        "--tasks",
+        action="extend",
+        type=names_of,
+        metavar="A,B",
+        help="suites and tasks (task@shots), joined by commas (default: pocket)",
     )
     parser.add_argument(
         "--with",
+        action="extend",
         dest="beside",
-        default="",
+        type=names_of,
+        default=[],
         metavar="A,B",
         help="memories beside the models, alone and around each: ngram, infini, cache, knn, rag",
     )
     parser.add_argument(
-        "--corpus", nargs="+", default=[], metavar="PATH", help="their text, if not the models' own"
+        "--corpus", **MANY, metavar="PATH", help="their text, if not the models' own"
     )
     parser.add_argument("--limit", type=int, default=0, help="most items of a task (0: all)")
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[], metavar="N", help="of the context suite"
-    )
+    parser.add_argument("--lengths", type=int, **MANY, metavar="N", help="of the context suite")
     parser.add_argument("--out", type=Path, help="folder to fill (default: runs/compare-<hash>)")
     _data_arguments(parser)
     _process_arguments(parser)
@@ -247,10 +246,13 @@ def find_loaded(arguments: argparse.Namespace) -> Any:
     """Resolve what ``compare`` is given to the study that it runs."""
     from engram_eval.studies.loaded import loaded_study
 
-    tasks = [name for name in arguments.tasks.split(",") if name]
-    beside = [name for name in arguments.beside.split(",") if name]
     study = loaded_study(
-        arguments.models, tasks, arguments.limit, beside, arguments.corpus, arguments.lengths
+        arguments.models,
+        ["pocket"] if arguments.tasks is None else arguments.tasks,
+        arguments.limit,
+        arguments.beside,
+        arguments.corpus,
+        arguments.lengths,
     )
     return _with_data(study, arguments)
 

@@ -2,7 +2,15 @@
 
 import argparse
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+MANY: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
+"""An option of several words, each time that it is given."""
+
+
+def names_of(text: str) -> list[str]:
+    """Return the names that commas join in one word of the command line."""
+    return [name for name in text.split(",") if name]
 
 
 class Verb(NamedTuple):
