@@ -443,6 +443,23 @@ def test_links_of_seeds_that_are_gone_go_too(
     assert (out / "models/moe/seed0").exists()
 
 
+def test_a_folder_of_another_study_is_left_as_it_is(
+    brief: StudyConfig, calls: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "smoke"
+    run_study(brief, out, QUIET)
+    there = {path: path.read_bytes() for path in out.glob("*.json*")}
+    for other in ({"name": "main"}, {"scale": "tiny"}):
+        with pytest.raises(UserError) as error:
+            run_study(dataclasses.replace(brief, **other), out, QUIET)
+        assert "holds the study 'brief' at scale smoke, not" in str(error.value)
+        assert f"another --out, or `engram-eval run {out}`" in str(error.value)
+    assert there == {path: path.read_bytes() for path in out.glob("*.json*")}
+    assert run_study(dataclasses.replace(brief, baselines=()), out, QUIET) == []
+    (out / "study.json").write_text("{")
+    assert run_study(brief, out, QUIET) == []
+
+
 def test_an_interrupted_study_says_what_is_there(
     brief: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import TOKENIZERS, read_json
 from engram_eval.running.stage_seconds import of_flops
-from engram_eval.running.study_folder import study_ledger, write_study_folder
+from engram_eval.running.study_folder import check_folder, study_ledger, write_study_folder
 from engram_eval.running.workers import Launcher, run_nodes
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
 from engram_eval.study import graph, solve
@@ -40,7 +40,11 @@ def run_study(
 
     Returns:
         The stages that failed or could not run; empty if all is well.
+
+    Raises:
+        UserError: a mistake in the study, or a folder that holds another one.
     """
+    check_folder(study, out)
     study, nodes = _prepared(study, out, stages, report)
     store = out.parent / "store"
     wanted = _with_inputs([n for n in nodes if n.stage in stages and selected(n, only)])
