@@ -1,12 +1,14 @@
 """Mistakes in a study that would otherwise show only after the expensive part."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.baselines.registry import check_listed, read_listed
 from engram_eval.config import StudyConfig, TuneConfig, arm_training
 from engram_eval.errors import UserError, look_up
 from engram_eval.evaluation.settings import check_settings
+from engram_eval.model_folder import check_text_model
 from engram_eval.scales import OWN_TEXT, SCALES
 from engram_eval.stages import resolve
 from engram_eval.training.settings import check_training
@@ -17,8 +19,9 @@ def check_study(study: StudyConfig) -> None:
     """Check names and numbers before anything runs.
 
     Raises:
-        UserError: no models, seeds that are missing or repeated, an unknown task, baseline or
-            probe, a task whose data the mirror lacks, an impossible number, or nothing to score.
+        UserError: no models, seeds that are missing or repeated, a folder of a model that lacks
+            it or its tokenizer, an unknown task, baseline or probe, a task whose data the mirror
+            lacks, an impossible number, or nothing to score.
     """
     if not study.models and not study.offload.repeats:
         raise UserError("the study has no models")
@@ -27,6 +30,8 @@ def check_study(study: StudyConfig) -> None:
             raise UserError(
                 f"models.{model.name}.seeds={list(model.seeds)}: at least one is needed, each once"
             )
+        if model.path:
+            check_text_model(Path(model.path))
     check_names(study)
     if study.scale in OWN_TEXT and not study.corpus.paths and not all(m.path for m in study.models):
         raise UserError(f"scale {study.scale} trains on your own text: give --corpus PATH")

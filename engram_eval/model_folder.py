@@ -14,6 +14,12 @@ PLAIN = "plain_module"
 CONFIG = "config.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
+TOKENIZERS = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json"),
+    *("*.model", "*.tiktoken"),
+)
+"""What transformers can open a tokenizer from, one of these at least."""
+
 
 def check_model_folder(folder: Path) -> None:
     """Refuse what is no folder, has no configuration, or no weights but pickled ones.
@@ -28,6 +34,20 @@ def check_model_folder(folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG}; expected a folder saved by save_pretrained")
     tensor_files(folder)
+
+
+def check_text_model(folder: Path) -> None:
+    """Refuse what ``check_model_folder`` does, and a folder without a tokenizer.
+
+    Raises:
+        UserError: which of these it is.
+    """
+    check_model_folder(folder)
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+        raise UserError(
+            f"{folder}: no tokenizer; expected {TOKENIZERS[0]} beside the weights, as "
+            "tokenizer.save_pretrained(folder) writes it"
+        )
 
 
 def tensor_files(source: Path) -> list[Path]:

@@ -115,7 +115,7 @@ def test_an_impossible_setting_is_refused_before_anything_runs(
 def test_a_prompt_and_its_numbers_are_checked(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).touch()
     assert main(["generate", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
