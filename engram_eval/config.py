@@ -293,6 +293,8 @@ class StudyConfig:
     """A whole study: corpus x models x seeds x tasks x probes. Saved as ``study.json``.
 
     Attributes:
+        scale: how large it is: one of ``scales.SCALES`` where its sizes are that scale's, else a
+            label of any text.
         question: what the study asks, in one sentence; the report opens with it.
         baselines: what is scored beside the models: names of ``baselines.registry``, alone or
             around a model (``moe+knn``).

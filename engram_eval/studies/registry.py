@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engram_eval.arm_corpus import told_apart
 from engram_eval.config import TUNED, StudyConfig, UpdateConfig
@@ -103,7 +103,8 @@ def find_study(
 
     Args:
         name: ``main``, ``quick``, ``my_study.toml``, or a folder with a ``study.json``.
-        scale: a key of ``SCALES``; default ``quick``.
+        scale: a key of ``SCALES``; default ``quick``. Of a file that names no scale, its sizes are
+            those of what the file leaves out; the scale that a file names is a label of any text.
         assignments: ``key=value`` overrides; those of a scale's own keys hold before a shipped
             study derives others from them, as ``horizon`` its arms' tokens.
         corpus: the user's text instead of the pocket corpus.
@@ -180,17 +181,15 @@ def on_own_text(study: StudyConfig, paths: Sequence[str]) -> StudyConfig:
 
 
 def _base(name: str, scale: str | None, assignments: Sequence[str]) -> StudyConfig:
+    if scale is not None and scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
     path = Path(name)
     if path.is_dir() and (path / "study.json").exists():
         path = path / "study.json"
     if path.is_dir() and name not in {**STUDIES, **SCALES}:
         raise UserError(f"{name}: no study.json here; expected a study's folder, as runs/quick")
     if path.suffix in (".json", ".toml"):
-        if scale is not None:
-            raise UserError(f"--scale {scale}: {path} already has its scale")
-        return _read(path)
-    if scale is not None and scale not in SCALES:
-        raise unknown("scale", scale, SCALES)
+        return _read(path, scale)
     if name in SCALES:
         if scale not in (None, name):
             raise UserError(
@@ -206,7 +205,7 @@ def _base(name: str, scale: str | None, assignments: Sequence[str]) -> StudyConf
     return study
 
 
-def _read(path: Path) -> StudyConfig:
+def _read(path: Path, scale: str | None) -> StudyConfig:
     try:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -217,9 +216,33 @@ def _read(path: Path) -> StudyConfig:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: {error}") from error
     try:
-        return from_dict(StudyConfig, data)
+        return from_dict(StudyConfig, _scaled(data, scale) if isinstance(data, dict) else data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _scaled(data: dict[str, Any], scale: str | None) -> dict[str, Any]:
+    """Return a file's data with the scale that was given, where the file names none."""
+    if "scale" in data:
+        if scale not in (None, data["scale"]):
+            raise UserError(f"has its scale, {data['scale']!r}; --scale {scale} contradicts")
+        return data
+    if scale is None:
+        raise UserError(
+            f'missing scale: --scale ({", ".join(SCALES)}), or scale = "..." in the file, a label '
+            "of its own sizes"
+        )
+    sizes = {key: to_dict(getattr(SCALES[scale], key)) for key in SCALE_KEYS}
+    return {**_filled(data, sizes), "scale": scale}
+
+
+def _filled(own: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one's own keys, and others where there is none; tables are filled, too."""
+    found = {**others, **own}
+    for key in own.keys() & others.keys():
+        if isinstance(own[key], Mapping) and isinstance(others[key], Mapping):
+            found[key] = _filled(own[key], others[key])
+    return found
 
 
 def is_changed(study: StudyConfig) -> bool:
