@@ -19,9 +19,9 @@ def check_study(study: StudyConfig) -> None:
     """Check names and numbers before anything runs.
 
     Raises:
-        UserError: no models, seeds that are missing or repeated, a folder of a model that lacks
-            it or its tokenizer, an unknown task, baseline or probe, a task whose data the mirror
-            lacks, an impossible number, or nothing to score.
+        UserError: no models, seeds that are missing, repeated or negative, a folder of a model
+            that lacks it or its tokenizer, an unknown task, baseline or probe, a task whose data
+            the mirror lacks, an impossible number, or nothing to score.
     """
     if not study.models and not study.offload.repeats:
         raise UserError("the study has no models")
@@ -30,8 +30,14 @@ def check_study(study: StudyConfig) -> None:
             raise UserError(
                 f"models.{model.name}.seeds={list(model.seeds)}: at least one is needed, each once"
             )
+        _check_seeds(f"models.{model.name}.seeds", model.seeds)
         if model.path:
             check_text_model(Path(model.path))
+    for where, seed in (
+        *(("corpus.seed", study.corpus.seed), ("probe.seed", study.probe.seed)),
+        ("tune.seed", study.tune.seed),
+    ):
+        _check_seeds(where, (seed,))
     check_names(study)
     if study.scale in OWN_TEXT and not study.corpus.paths and not all(m.path for m in study.models):
         raise UserError(f"scale {study.scale} trains on your own text: give --corpus PATH")
@@ -46,6 +52,13 @@ def check_study(study: StudyConfig) -> None:
     _check_tuning(study.tune)
     _check_evaluation(study)
     _check_offload(study)
+
+
+def _check_seeds(where: str, seeds: Sequence[int]) -> None:
+    """Refuse what numpy draws nothing from."""
+    for seed in seeds:
+        if seed < 0:
+            raise UserError(f"{where}: {seed} is no seed; allowed: 0 and above")
 
 
 def check_names(study: StudyConfig) -> None:

@@ -504,6 +504,8 @@ def test_a_late_mistake_is_recorded_and_the_rest_goes_on(
         (["models=[]"], "the study has no models"),
         (["models.moe.seeds=[]"], "models.moe.seeds=[]: at least one"),
         (["models.moe.seeds=[0, 0]"], "models.moe.seeds=[0, 0]: at least one is needed, each once"),
+        (["models.moe.seeds=[-1]"], "models.moe.seeds: -1 is no seed; allowed: 0 and above"),
+        (["corpus.seed=-3"], "corpus.seed: -3 is no seed"),
         (["train.lr=NaN"], "train.lr: nan is no number"),
     ],
 )
