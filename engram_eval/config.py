@@ -330,3 +330,9 @@ def arm_training(study: StudyConfig, model: ModelSpec) -> TrainConfig:
     """
     settings = {**to_dict(study.train), **model.train}
     return from_dict(TrainConfig, settings, f"models.{model.name}.train")
+
+
+def trained_positions(model: ModelSpec, study: StudyConfig) -> int:
+    """Return how long a text a model that is trained here may read, in tokens."""
+    own: int = model.architecture.get("max_position_embeddings", 0)
+    return max(2048, study.train.seq_len, own)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from engram_eval.errors import UserError, nearest
 
@@ -71,17 +72,34 @@ def model_type(folder: Path) -> str | None:
     Raises:
         UserError: its ``config.json`` is damaged.
     """
+    named = _config(folder).get("model_type")
+    return named if isinstance(named, str) else None
+
+
+def max_positions(folder: Path) -> int | None:
+    """Return how long a text a folder says that its model reads, in tokens; None: not said.
+
+    Raises:
+        UserError: its ``config.json`` is damaged.
+    """
+    config = _config(folder)
+    inner = config.get("text_config")
+    said = {**config, **inner} if isinstance(inner, dict) else config
+    most = said.get("max_position_embeddings")
+    return most if isinstance(most, int) else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        return None
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no JSON object")
-    named = found.get("model_type")
-    return named if isinstance(named, str) else None
+    return found
 
 
 def _nearest(folder: Path) -> str:

@@ -99,14 +99,42 @@ def test_folders_and_files_that_are_no_study_are_named(
 
 
 @pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.accumulate=3", "train.accumulate=3: must divide train.batch_size=16"),
+        ("evaluate.limit=-1", "evaluate.limit=-1: at least 0 is needed"),
+        ('evaluate.tasks=["nope"]', "unknown task 'nope'"),
+        ("corpus.vocab_size=10", "corpus.vocab_size 10: a byte-level tokenizer needs at least 257"),
+        ("corpus.mix.code=-1", "corpus.mix.code is -1.0; allowed: 0 or more"),
+        ("corpus.entities.n_entities=-1", "n_entities is -1; allowed: 0 or more"),
+        ("corpus.val_fraction=1", "corpus.val_fraction 1.0: must lie between 0 and 1"),
+        ("models=[]", "the study has no models"),
+        ("models.moe.seeds=[-1]", "models.moe.seeds: -1 is no seed"),
+        ("probe.tokens=0", "probe.tokens=0: at least 1 is needed"),
+        ("probe.items=-1", "probe.items=-1: at least 0 is needed"),
+        ("probe.seq_len=2049", "probe.seq_len=2049: dense reads at most 2048 tokens at once"),
+    ],
+)
 def test_an_impossible_setting_is_refused_before_anything_runs(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    setting: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([verb, "smoke", "--set", "train.accumulate=3"]) == 2
+    assert main([verb, "smoke", "--set", setting]) == 2
     told = capsys.readouterr().err
-    assert "train.accumulate=3: must divide train.batch_size=16" in told and told.count("\n") == 1
+    assert message in told and told.count("\n") == 1
     assert not list(tmp_path.rglob("corpus*"))
+
+
+def test_a_plan_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["plan", "brief", "--scale", "wiki", "--no-time"]
+    assert main([*given, "--set", 'evaluate.tasks=["humaneval"]']) == 0
+    assert "brief at scale wiki" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

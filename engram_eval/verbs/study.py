@@ -281,12 +281,12 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise UserError("plan needs either a study or --paper")
     if arguments.paper:
         return _plan_paper(arguments.json)
-    from engram_eval.check import check_names
+    from engram_eval.check import check_study
     from engram_eval.running.plan import plan, plan_table
     from engram_eval.study import solve
 
     study, _ = find(arguments)
-    check_names(study)
+    check_study(study, data=False)
     if arguments.ranks is not None and arguments.ranks < 1:
         raise UserError(f"--ranks {arguments.ranks}: at least 1 is needed")
     planned = plan(solve(study), not arguments.no_time, arguments.ranks)
