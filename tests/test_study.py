@@ -15,6 +15,7 @@ from engram_eval import node as node_module
 from engram_eval import stages
 from engram_eval.adapters.stage import load
 from engram_eval.api import run
+from engram_eval.cli import main
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.errors import UserError
 from engram_eval.locks import refusing_lock
@@ -281,6 +282,25 @@ def test_a_failed_stage_is_recorded_and_the_rest_goes_on(
     assert (stage["status"], stage["error"]) == ("failed", "RuntimeError: disk on fire")
     monkeypatch.setattr(sys.modules["fake_stages"], "train", fine)
     assert run_study(brief, out, QUIET) == []
+
+
+def test_a_quiet_run_says_the_first_reason_and_where_all_are(
+    calls: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def train(inputs, config, seed, out, report):
+        raise RuntimeError(f"disk {seed}\non fire")
+
+    monkeypatch.setattr(sys.modules["fake_stages"], "train", train)
+    out = str(tmp_path / "smoke")
+    assert main(["run", "smoke", "--quiet", "--workers", "1", "--out", out]) == 1
+    told = capsys.readouterr().err.splitlines()
+    reasons = [line for line in told if not line.endswith("did not finish")]
+    first = told[0].removeprefix("engram-eval: ").removesuffix(" did not finish")
+    why = "RuntimeError: disk 0 on fire; all reasons: engram-eval status"
+    assert reasons == [told[-1]] == [f"engram-eval: {first}: {why} {out}"]
 
 
 def test_a_users_mistake_ends_the_run(

@@ -8,11 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engram_eval.errors import UserError, unknown
 from engram_eval.parallel.launched import launched
 from engram_eval.verbs.verb import MANY, Verb, names_of
+
+if TYPE_CHECKING:
+    from engram_eval.node import Node
 
 STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
 
@@ -181,8 +184,7 @@ def _in_ranks(
     first = os.environ.get("RANK", "0") == "0"
     report = Reporter(quiet=arguments.quiet or not first)
     failed = run_in_ranks(study, out, report, SHARED_VERBS[arguments.verb], only)
-    for node in failed:
-        print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
+    _tell(failed, out)
     if first:
         print(out)
     return 1 if failed else 0
@@ -206,12 +208,27 @@ def _run_study(
         raise UserError(f"--workers {workers}: at least 1 is needed")
     report = Reporter(quiet=arguments.quiet)
     failed = run_study(study, out, report, stages, only, workers, _launcher(arguments))
-    for node in failed:
-        print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
+    _tell(failed, out)
     if table:
         print(resolve(MARKDOWN)(out))
     print(out / "report.html" if "report" in stages else out)
     return 1 if failed else 0
+
+
+def _tell(failed: Sequence["Node"], out: Path) -> None:
+    """Say what did not finish, the first reason, and where all of them are told."""
+    from engram_eval.running.runner import reason
+
+    for node in failed:
+        print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
+    for node in failed:
+        why = reason(node, out.parent / "store")
+        if why is not None:
+            print(
+                f"engram-eval: {node.label}: {why}; all reasons: engram-eval status {out}",
+                file=sys.stderr,
+            )
+            return
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
