@@ -216,22 +216,24 @@ def _read(path: Path, scale: str | None) -> StudyConfig:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: {error}") from error
     try:
-        return from_dict(StudyConfig, _scaled(data, scale) if isinstance(data, dict) else data)
+        study = from_dict(StudyConfig, _scaled(data, scale) if isinstance(data, dict) else data)
+        if not study.scale:
+            raise UserError(
+                f'missing scale: --scale ({", ".join(SCALES)}), or scale = "..." in the file, a '
+                "label of its own sizes"
+            )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    return study
 
 
 def _scaled(data: dict[str, Any], scale: str | None) -> dict[str, Any]:
-    """Return a file's data with the scale that was given, where the file names none."""
-    if "scale" in data:
-        if scale not in (None, data["scale"]):
-            raise UserError(f"has its scale, {data['scale']!r}; --scale {scale} contradicts")
-        return data
-    if scale is None:
-        raise UserError(
-            f'missing scale: --scale ({", ".join(SCALES)}), or scale = "..." in the file, a label '
-            "of its own sizes"
-        )
+    """Return a file's data with the scale that was given, or none, where the file names none."""
+    own = data.get("scale", "")
+    if own and scale not in (None, own):
+        raise UserError(f"has its scale, {own!r}; --scale {scale} contradicts")
+    if own or scale is None:
+        return {"scale": "", **data}
     sizes = {key: to_dict(getattr(SCALES[scale], key)) for key in SCALE_KEYS}
     return {**_filled(data, sizes), "scale": scale}
 
