@@ -36,12 +36,29 @@ SHARED_VERBS = {"train": ("train",), "evaluate": ("evaluate",)}
 """What several processes can do together, and which stages that is."""
 
 
+CHOICES = ("set", "seeds", "tune", "arms")
+"""Options that make another study of one."""
+
+PLACES = ("scale", "corpus", "tokenizer", "mirror", "include_path", "unsafe_code")
+"""Options that find a name's study, or what it reads."""
+
+
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", help=STUDY_HELP)
     _change_arguments(parser)
 
 
 def _change_arguments(parser: argparse.ArgumentParser) -> None:
+    choice_arguments(parser)
+    parser.add_argument(
+        "--skip-bad-batches", type=int, metavar="N", help="leave out up to N that give no number"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
+    _process_arguments(parser)
+
+
+def choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides, beside the study's name, which study it is and where it lies."""
     parser.add_argument("--scale", help="smoke, tiny, quick (default), small or wiki")
     parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
     parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
@@ -50,12 +67,7 @@ def _change_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="WHERE", help=TOKENIZER_HELP)
     parser.add_argument("--tune", action="store_true", help="choose each arm's rates by short runs")
     parser.add_argument("--set", **MANY, metavar="KEY=VALUE", help="overrides")
-    parser.add_argument(
-        "--skip-bad-batches", type=int, metavar="N", help="leave out up to N that give no number"
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
     _data_arguments(parser)
-    _process_arguments(parser)
 
 
 def _process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,11 +107,6 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", help=STUDY_HELP)
-    stage_arguments(parser)
-
-
-def stage_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every verb of one stage takes beside the study's name."""
     _change_arguments(parser)
     parser.add_argument("--model", help="only this model")
     parser.add_argument("--seed", type=int, help="only this seed")
@@ -120,8 +127,7 @@ def find(arguments: argparse.Namespace) -> tuple[Any, Path]:
         arguments.tokenizer,
     )
     study = _with_data(study, arguments)
-    given = ("set", "corpus", "tokenizer", "seeds", "tune", "arms")
-    changed = any(getattr(arguments, name) for name in given)
+    changed = any(getattr(arguments, name) for name in (*CHOICES, "corpus", "tokenizer"))
     manner: dict[str, Any] = {"tensorboard": True} if arguments.tensorboard else {}
     if arguments.skip_bad_batches is not None:
         manner["skip_bad_batches"] = arguments.skip_bad_batches
