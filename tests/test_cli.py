@@ -68,6 +68,16 @@ def test_python_runs_it_as_a_module(module: str) -> None:
         (["claims", "nowhere"], "nowhere: no such folder"),
         (["trace", "hi", "--model", "nowhere"], "nowhere: no such folder"),
         (["generate", "nowhere", "hi"], "nowhere: no such folder"),
+        (["compare", "a", "b", "--tasks", ""], "--tasks: '' names nothing; expected names"),
+        (
+            ["run", "main", "--arms", "moe,engram"],
+            "separate names with blanks, as --arms moe engram",
+        ),
+        (
+            ["run", "quick", "--set", "probe.probes=logit_lens"],
+            "probe.probes: expected a list, as [\"logit_lens\"], got 'logit_lens'",
+        ),
+        (["run", "quick", "--set", "models.moe.seeds=1"], "expected a list, as [1], got 1"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -53,15 +53,15 @@ def test_a_comparisons_memories_text_lengths_and_data(model: Path, tmp_path: Pat
     study = find_loaded(
         parsed(
             "compare", str(model), "--with", "ngram,knn", "--corpus", str(text), "--limit", "3",
-            "--lengths", "64", "96", "--tasks", "long_context", "--mirror", str(tmp_path),
+            "--lengths", "64", "96", "--tasks", " long_context, pocket", "--mirror", str(tmp_path),
             "--unsafe-code",
         )
     )  # fmt: skip
     (name,) = [entry.name for entry in study.models]
     assert study.baselines == ("ngram", f"{name}+ngram", f"{name}+knn")
     assert study.corpus.paths == (str(text),)
-    evaluate = study.evaluate
-    assert (evaluate.limit, evaluate.lengths, evaluate.tasks) == (3, (64, 96), ("long_context",))
+    evaluate, asked = study.evaluate, ("long_context", "pocket")
+    assert (evaluate.limit, evaluate.lengths, evaluate.tasks) == (3, (64, 96), asked)
     assert (evaluate.mirror, evaluate.unsafe_code) == (str(tmp_path), True)
 
 

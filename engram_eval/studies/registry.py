@@ -151,6 +151,9 @@ def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:
         raise UserError(f"--arms {' '.join(arms)}: study {study.name!r} has no models")
     for arm in arms:
         if arm not in names:
+            if "," in arm:
+                apart = " ".join(part.strip() for part in arm.split(",") if part.strip())
+                raise UserError(f"--arms {arm}: separate names with blanks, as --arms {apart}")
             raise unknown("model", arm, names)
     kept = tuple(model for model in study.models if model.name in arms)
     for model in kept:

@@ -9,8 +9,15 @@ MANY: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
 
 
 def names_of(text: str) -> list[str]:
-    """Return the names that commas join in one word of the command line."""
-    return [name for name in text.split(",") if name]
+    """Return the names that commas join in one word of the command line, without blanks around.
+
+    Raises:
+        ArgumentTypeError: there are none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; expected names, as a,b")
+    return names
 
 
 class Verb(NamedTuple):
