@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
-from engram_eval.records import read_jsonl, read_record
+from engram_eval.records import read_jsonl
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ def run(
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A worker imports a script without that guard; the process that started it says so.
         sys.exit(1)
-    from engram_eval.running.runner import run_study
+    from engram_eval.running.runner import reason, run_study
     from engram_eval.studies.registry import find_study, is_changed, on_own_text, study_folder
 
     resolved = find_study(study) if isinstance(study, str) else study
@@ -57,15 +57,11 @@ def run(
     folder = Path(out) if out else study_folder(resolved, name, is_changed(resolved))
     failed = run_study(resolved, folder, Reporter(quiet=quiet), workers=workers)
     if failed:
-        reasons = (_reason(node.folder(folder.parent / "store"), node.label) for node in failed)
+        # What waited for a failed stage has no reason of its own.
+        told = ((node.label, reason(node, folder.parent / "store")) for node in failed)
+        reasons = (label if why is None else f"{label} ({why})" for label, why in told)
         raise RuntimeError(f"did not finish: {'; '.join(reasons)}")
     return folder
-
-
-def _reason(folder: Path, label: str) -> str:
-    """Say why a stage failed, where it has a record of that; what it waited for may have failed."""
-    record = read_record(folder)
-    return label if record is None or record.error is None else f"{label} ({record.error})"
 
 
 def load_run(folder: Path | str) -> "pd.DataFrame":

@@ -1,24 +1,31 @@
 """Mistakes in a study that would otherwise show only after the expensive part."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.baselines.registry import check_listed, read_listed
-from engram_eval.config import StudyConfig, TuneConfig, arm_training
+from engram_eval.config import StudyConfig, TuneConfig, arm_training, trained_positions
 from engram_eval.errors import UserError, look_up
 from engram_eval.evaluation.settings import check_settings
+from engram_eval.model_folder import check_text_model, max_positions
 from engram_eval.scales import OWN_TEXT, SCALES
 from engram_eval.stages import resolve
 from engram_eval.training.settings import check_training
 from engram_eval.updates.registry import check_people, check_told, check_update
 
 
-def check_study(study: StudyConfig) -> None:
+def check_study(study: StudyConfig, data: bool = True) -> None:
     """Check names and numbers before anything runs.
 
+    Args:
+        study: solved or not.
+        data: also check that the text and the tasks' data are there, as a run needs them.
+
     Raises:
-        UserError: no models, seeds that are missing or repeated, an unknown task, baseline or
-            probe, a task whose data the mirror lacks, an impossible number, or nothing to score.
+        UserError: no models, seeds that are missing, repeated or negative, a folder of a model
+            that lacks it or its tokenizer, an unknown task, baseline or probe, a task whose data
+            the mirror lacks, an impossible number, or nothing to score.
     """
     if not study.models and not study.offload.repeats:
         raise UserError("the study has no models")
@@ -27,28 +34,58 @@ def check_study(study: StudyConfig) -> None:
             raise UserError(
                 f"models.{model.name}.seeds={list(model.seeds)}: at least one is needed, each once"
             )
-    check_names(study)
-    if study.scale in OWN_TEXT and not study.corpus.paths and not all(m.path for m in study.models):
-        raise UserError(f"scale {study.scale} trains on your own text: give --corpus PATH")
-    if study.evaluate.tasks:
-        check_data = resolve("engram_eval.evaluation.loading:check_data")
-        asked = study.evaluate
-        check_data(asked.tasks, asked.mirror, asked.unsafe_code, asked.include_path)
+        _check_seeds(f"models.{model.name}.seeds", model.seeds)
+        if model.path:
+            check_text_model(Path(model.path))
+    for where, seed in (
+        *(("corpus.seed", study.corpus.seed), ("probe.seed", study.probe.seed)),
+        ("tune.seed", study.tune.seed),
+    ):
+        _check_seeds(where, (seed,))
+    _check_names(study)
+    _check_data(study, data)
+    if not _lacks_text(study):
+        check_corpus = resolve("engram_eval.corpus.settings:check_corpus")
+        for text in (study.corpus, *(arm_corpus(study, m) for m in study.models if m.corpus)):
+            check_corpus(text)
     check_training(study.train)
     for model in study.models:
         check_training(arm_training(study, model))
     _check_own_texts(study)
     _check_tuning(study.tune)
     _check_evaluation(study)
+    _check_probes(study)
     _check_offload(study)
 
 
-def check_names(study: StudyConfig) -> None:
-    """Check what a study asks for by name, and what its models are told.
+def _check_seeds(where: str, seeds: Sequence[int]) -> None:
+    """Refuse what numpy draws nothing from."""
+    for seed in seeds:
+        if seed < 0:
+            raise UserError(f"{where}: {seed} is no seed; allowed: 0 and above")
 
-    Raises:
-        UserError: something unknown, or what a model does not allow.
-    """
+
+def _check_data(study: StudyConfig, there: bool) -> None:
+    """Check the names of tasks, and whether what a run reads is there if that is asked."""
+    if there and _lacks_text(study):
+        raise UserError(f"scale {study.scale} trains on your own text: give --corpus PATH")
+    asked = study.evaluate
+    if not asked.tasks:
+        return
+    if there:
+        check_data = resolve("engram_eval.evaluation.loading:check_data")
+        check_data(asked.tasks, asked.mirror, asked.unsafe_code, asked.include_path)
+    else:
+        resolve("engram_eval.evaluation.loading:check_tasks")(asked.tasks, asked.include_path)
+
+
+def _lacks_text(study: StudyConfig) -> bool:
+    trains = not all(model.path for model in study.models)
+    return trains and study.scale in OWN_TEXT and not study.corpus.paths
+
+
+def _check_names(study: StudyConfig) -> None:
+    """Check what a study asks for by name, and what its models are told."""
     probes = (*study.probe.probes, *study.probe.equal_loss)
     find_probe = resolve("probes.registry:find_probe")
     for name in probes:
@@ -124,6 +161,21 @@ def _check_evaluation(study: StudyConfig) -> None:
     if not (evaluate.tasks or evaluate.heldout or study.probe.probes or study.offload.repeats):
         raise UserError("nothing to score: no tasks, evaluate.heldout=false, and no probes")
     check_settings(evaluate)
+
+
+def _check_probes(study: StudyConfig) -> None:
+    asked = study.probe
+    for name, least in {"tokens": 1, "seq_len": 1, "items": 0}.items():
+        if getattr(asked, name) < least:
+            raise UserError(f"probe.{name}={getattr(asked, name)}: at least {least} is needed")
+    if not (asked.probes or asked.equal_loss):
+        return
+    for model in study.models:
+        own = max_positions(Path(model.path)) if model.path else trained_positions(model, study)
+        if own is not None and asked.seq_len > own:
+            raise UserError(
+                f"probe.seq_len={asked.seq_len}: {model.name} reads at most {own} tokens at once"
+            )
 
 
 def _check_offload(study: StudyConfig) -> None:

@@ -293,6 +293,8 @@ class StudyConfig:
     """A whole study: corpus x models x seeds x tasks x probes. Saved as ``study.json``.
 
     Attributes:
+        scale: how large it is: one of ``scales.SCALES`` where its sizes are that scale's, else a
+            label of any text.
         question: what the study asks, in one sentence; the report opens with it.
         baselines: what is scored beside the models: names of ``baselines.registry``, alone or
             around a model (``moe+knn``).
@@ -328,3 +330,9 @@ def arm_training(study: StudyConfig, model: ModelSpec) -> TrainConfig:
     """
     settings = {**to_dict(study.train), **model.train}
     return from_dict(TrainConfig, settings, f"models.{model.name}.train")
+
+
+def trained_positions(model: ModelSpec, study: StudyConfig) -> int:
+    """Return how long a text a model that is trained here may read, in tokens."""
+    own: int = model.architecture.get("max_position_embeddings", 0)
+    return max(2048, study.train.seq_len, own)

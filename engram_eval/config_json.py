@@ -5,6 +5,7 @@ the path of the key and the nearest match. ``to_dict`` and ``from_dict`` are inv
 """
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -95,5 +96,9 @@ def _decode(hint: Any, item: Any, path: str) -> Any:
         raise UserError(f"{path}: {item} is no number")
     if isinstance(hint, type) and type(item) is hint:
         return item
+    if origin is tuple:
+        words = item.split(",") if isinstance(item, str) else [item]
+        shown = json.dumps([word.strip() if isinstance(word, str) else word for word in words])
+        raise UserError(f"{path}: expected a list, as {shown}, got {item!r}")
     name = getattr(hint, "__name__", str(hint))
     raise UserError(f"{path}: expected {name}, got {item!r}")

@@ -31,7 +31,7 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: i
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())
         raise UserError(f"{folder}: its tokenizer cannot be opened: {reason}") from error
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from engram_eval.errors import UserError, nearest
 
@@ -13,6 +14,12 @@ PLAIN = "plain_module"
 
 CONFIG = "config.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+TOKENIZERS = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json"),
+    *("*.model", "*.tiktoken"),
+)
+"""What transformers can open a tokenizer from, one of these at least."""
 
 
 def check_model_folder(folder: Path) -> None:
@@ -28,6 +35,20 @@ def check_model_folder(folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG}; expected a folder saved by save_pretrained")
     tensor_files(folder)
+
+
+def check_text_model(folder: Path) -> None:
+    """Refuse what ``check_model_folder`` does, and a folder without a tokenizer.
+
+    Raises:
+        UserError: which of these it is.
+    """
+    check_model_folder(folder)
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+        raise UserError(
+            f"{folder}: no tokenizer; expected {TOKENIZERS[0]} beside the weights, as "
+            "tokenizer.save_pretrained(folder) writes it"
+        )
 
 
 def tensor_files(source: Path) -> list[Path]:
@@ -51,17 +72,34 @@ def model_type(folder: Path) -> str | None:
     Raises:
         UserError: its ``config.json`` is damaged.
     """
+    named = _config(folder).get("model_type")
+    return named if isinstance(named, str) else None
+
+
+def max_positions(folder: Path) -> int | None:
+    """Return how long a text a folder says that its model reads, in tokens; None: not said.
+
+    Raises:
+        UserError: its ``config.json`` is damaged.
+    """
+    config = _config(folder)
+    inner = config.get("text_config")
+    said = {**config, **inner} if isinstance(inner, dict) else config
+    most = said.get("max_position_embeddings")
+    return most if isinstance(most, int) else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        return None
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no JSON object")
-    named = found.get("model_type")
-    return named if isinstance(named, str) else None
+    return found
 
 
 def _nearest(folder: Path) -> str:

@@ -13,6 +13,7 @@ from engram_eval.config import (
     ProbeConfig,
     StudyConfig,
     arm_training,
+    trained_positions,
 )
 from engram_eval.errors import UserError
 from engram_eval.node import Node
@@ -60,9 +61,7 @@ def _frame(model: ModelSpec, study: StudyConfig) -> dict[str, Any]:
         **model.architecture,
         **(dict.fromkeys(SPECIAL_IDS, end_id) if end_id else {}),
         "vocab_size": size,
-        "max_position_embeddings": max(
-            2048, study.train.seq_len, model.architecture.get("max_position_embeddings", 0)
-        ),
+        "max_position_embeddings": trained_positions(model, study),
     }
 
 

@@ -68,6 +68,16 @@ def test_python_runs_it_as_a_module(module: str) -> None:
         (["claims", "nowhere"], "nowhere: no such folder"),
         (["trace", "hi", "--model", "nowhere"], "nowhere: no such folder"),
         (["generate", "nowhere", "hi"], "nowhere: no such folder"),
+        (["compare", "a", "b", "--tasks", ""], "--tasks: '' names nothing; expected names"),
+        (
+            ["run", "main", "--arms", "moe,engram"],
+            "separate names with blanks, as --arms moe engram",
+        ),
+        (
+            ["run", "quick", "--set", "probe.probes=logit_lens"],
+            "probe.probes: expected a list, as [\"logit_lens\"], got 'logit_lens'",
+        ),
+        (["run", "quick", "--set", "models.moe.seeds=1"], "expected a list, as [1], got 1"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -99,14 +109,42 @@ def test_folders_and_files_that_are_no_study_are_named(
 
 
 @pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.accumulate=3", "train.accumulate=3: must divide train.batch_size=16"),
+        ("evaluate.limit=-1", "evaluate.limit=-1: at least 0 is needed"),
+        ('evaluate.tasks=["nope"]', "unknown task 'nope'"),
+        ("corpus.vocab_size=10", "corpus.vocab_size 10: a byte-level tokenizer needs at least 257"),
+        ("corpus.mix.code=-1", "corpus.mix.code is -1.0; allowed: 0 or more"),
+        ("corpus.entities.n_entities=-1", "n_entities is -1; allowed: 0 or more"),
+        ("corpus.val_fraction=1", "corpus.val_fraction 1.0: must lie between 0 and 1"),
+        ("models=[]", "the study has no models"),
+        ("models.moe.seeds=[-1]", "models.moe.seeds: -1 is no seed"),
+        ("probe.tokens=0", "probe.tokens=0: at least 1 is needed"),
+        ("probe.items=-1", "probe.items=-1: at least 0 is needed"),
+        ("probe.seq_len=2049", "probe.seq_len=2049: dense reads at most 2048 tokens at once"),
+    ],
+)
 def test_an_impossible_setting_is_refused_before_anything_runs(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    setting: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([verb, "smoke", "--set", "train.accumulate=3"]) == 2
+    assert main([verb, "smoke", "--set", setting]) == 2
     told = capsys.readouterr().err
-    assert "train.accumulate=3: must divide train.batch_size=16" in told and told.count("\n") == 1
+    assert message in told and told.count("\n") == 1
     assert not list(tmp_path.rglob("corpus*"))
+
+
+def test_a_plan_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["plan", "brief", "--scale", "wiki", "--no-time"]
+    assert main([*given, "--set", 'evaluate.tasks=["humaneval"]']) == 0
+    assert "brief at scale wiki" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -115,7 +153,7 @@ def test_an_impossible_setting_is_refused_before_anything_runs(
 def test_a_prompt_and_its_numbers_are_checked(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).touch()
     assert main(["generate", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err

@@ -131,8 +131,6 @@ def test_a_broken_study_file_is_explained(tmp_path) -> None:
     path.write_text("name = ")
     with pytest.raises(UserError, match=r"mine\.toml"):
         find_study(str(path))
-    with pytest.raises(UserError, match="already has its scale"):
-        find_study(str(path), "quick")
     with pytest.raises(UserError, match="at least 1"):
         find_study("main", n_seeds=0)
 
@@ -150,3 +148,31 @@ def test_some_arms_of_a_study() -> None:
     with pytest.raises(UserError, match="leave --corpus out"):
         people = ["moe_people", "engram_people"]
         find_study("memory-systems", arms=people, corpus=["mine.txt"])
+
+
+def test_a_file_without_a_scale_takes_the_one_that_is_given(tmp_path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nmodels = []\ntrain.lr = 0.1\ncorpus.entities.n_entities = 7\n')
+    with pytest.raises(
+        UserError, match=r"mine\.toml: missing scale: --scale \(smoke, tiny, .*label"
+    ):
+        find_study(str(path))
+    study, smoke = find_study(str(path), "smoke"), SCALES["smoke"]
+    assert study.scale == "smoke"
+    assert study.train == dataclasses.replace(smoke.train, lr=0.1)
+    entities = dataclasses.replace(smoke.corpus.entities, n_entities=7)
+    assert study.corpus == dataclasses.replace(smoke.corpus, entities=entities)
+    assert (study.evaluate, study.probe) == (smoke.evaluate, smoke.probe)
+    with pytest.raises(UserError, match=r"unknown scale 'smok' .did you mean 'smoke'"):
+        find_study(str(path), "smok")
+
+
+def test_a_files_scale_is_a_label_of_any_text(tmp_path) -> None:
+    path = tmp_path / "mine.toml"
+    for scale in ("mine", "smoke"):
+        path.write_text(f'name = "mine"\nscale = "{scale}"\nmodels = []\n')
+        study = find_study(str(path))
+        assert (study.scale, study.train) == (scale, TrainConfig())
+    assert find_study(str(path), "smoke") == study
+    with pytest.raises(UserError, match="has its scale, 'smoke'; --scale quick contradicts"):
+        find_study(str(path), "quick")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,15 +53,15 @@ def test_a_comparisons_memories_text_lengths_and_data(model: Path, tmp_path: Pat
     study = find_loaded(
         parsed(
             "compare", str(model), "--with", "ngram,knn", "--corpus", str(text), "--limit", "3",
-            "--lengths", "64", "96", "--tasks", "long_context", "--mirror", str(tmp_path),
+            "--lengths", "64", "96", "--tasks", " long_context, pocket", "--mirror", str(tmp_path),
             "--unsafe-code",
         )
     )  # fmt: skip
     (name,) = [entry.name for entry in study.models]
     assert study.baselines == ("ngram", f"{name}+ngram", f"{name}+knn")
     assert study.corpus.paths == (str(text),)
-    evaluate = study.evaluate
-    assert (evaluate.limit, evaluate.lengths, evaluate.tasks) == (3, (64, 96), ("long_context",))
+    evaluate, asked = study.evaluate, ("long_context", "pocket")
+    assert (evaluate.limit, evaluate.lengths, evaluate.tasks) == (3, (64, 96), asked)
     assert (evaluate.mirror, evaluate.unsafe_code) == (str(tmp_path), True)
 
 
@@ -95,6 +96,38 @@ def test_a_bench_is_given_the_scale_where_it_has_one(capsys: pytest.CaptureFixtu
     assert "bench lookup takes no --scale" in capsys.readouterr().err
     assert main(["bench", "train", "--scale", "smok"]) == 2
     assert "did you mean 'smoke'" in capsys.readouterr().err
+
+
+def lists_of(parser: argparse.ArgumentParser) -> Iterator[tuple[argparse.ArgumentParser, str]]:
+    """Yield every option of a parser, and of those below it, that takes a list."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from lists_of(below)
+        elif action.option_strings and (action.nargs == "+" or action.metavar == "A,B"):
+            yield parser, action.option_strings[0]
+
+
+REPEATED = [(verb, parser, flag) for verb in VERBS for parser, flag in lists_of(parser_of(verb))]
+
+
+@pytest.mark.parametrize(
+    ("parser", "flag"), [pytest.param(p, flag, id=f"{verb}{flag}") for verb, p, flag in REPEATED]
+)
+def test_a_list_that_is_given_twice_is_longer(parser: argparse.ArgumentParser, flag: str) -> None:
+    place = next(a for a in parser._actions if flag in a.option_strings)
+    place.required, others = False, [a for a in parser._actions if not a.option_strings]
+    for other in others:
+        other.nargs = "?"
+    for _ in range(2):
+        found = parser.parse_args([flag, "1", f"{flag}=2"])
+        assert [str(value) for value in getattr(found, place.dest)] == ["1", "2"]
+
+
+def test_the_options_that_take_lists_are_found() -> None:
+    flags = {flag for _, _, flag in REPEATED}
+    wanted = {"--set", "--arms", "--corpus", "--job", "--include-path", "--tasks", "--with"}
+    assert wanted | {"--lengths"} <= flags
 
 
 def test_every_flag_is_typed_by_some_test() -> None:

@@ -1,5 +1,6 @@
 """A taste of a model: what is wrong with a folder is said in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,36 @@ from models_fixture import build
 from engram_eval.cli import main
 
 
+def test_a_folder_without_a_tokenizer_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        build(vocab_size=300).save_pretrained(folder)
+    a, b = map(str, folders)
+    models = json.dumps([{"name": "a", "path": a}])
+    study = f'{{"name": "mine", "scale": "mine", "models": {models}}}'
+    Path("mine.json").write_text(study)
+    capsys.readouterr()
+    for argv in (
+        ["generate", a, "x"],
+        ["trace", "x", "--model", a],
+        ["compare", a, b],
+        ["run", "mine.json"],
+    ):
+        assert main(argv) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"engram-eval: {a}: no tokenizer; expected tokenizer.json")
+        assert told.count("\n") == 1
+    assert not Path("runs").exists()
+
+
 def test_damaged_folders_are_told_of_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build(vocab_size=300).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
     assert main(["generate", str(tmp_path), "x"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith(f"engram-eval: {tmp_path}: its tokenizer cannot be opened: ")

@@ -1,8 +1,10 @@
 """What a study will take: counted stages, and times from what their kinds take elsewhere."""
 
 import json
+from pathlib import Path
 
 import pytest
+from models_fixture import build
 
 from engram_eval.cli import main
 from engram_eval.config import StudyConfig
@@ -104,3 +106,31 @@ def test_what_a_study_leaves_on_a_disk_is_told_where_it_is_much() -> None:
     count = 2 * sum(len(row["seeds"]) for row in large["models"].values())
     assert line.startswith(f"{count} checkpoints take {bytes_of_all / 1e9:,.0f} GB on disk")
     assert "on disk" not in plan_table(plan(solve(find_study("main", "tiny")), measure=False))
+
+
+def test_models_that_are_loaded_are_named_with_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        build(vocab_size=300).save_pretrained(folder)
+        (folder / "tokenizer.json").write_text("{}")
+        models.append({"name": name, "path": str(folder)})
+    study = {"name": "mine", "scale": "mine", "models": models, "baselines": []}
+    asked = {"probe": {"probes": ["logit_lens"], "equal_loss": []}, "evaluate": {"heldout": False}}
+    (tmp_path / "mine.json").write_text(json.dumps(study | asked))
+    given = ["plan", str(tmp_path / "mine.json"), "--no-time"]
+    capsys.readouterr()
+    assert main(given) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "mine at scale mine",
+        f"a  {tmp_path}/a",
+        f"b  {tmp_path}/b",
+        "stages: corpus 1, items 1, sample 1, load 2, evaluate 2, probe 2",
+    ]
+    assert main([*given, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["loaded"]["a"] == {"path": f"{tmp_path}/a", "seeds": [0]}
+    kinds = {"corpus": 1, "items": 1, "sample": 1, "load": 2, "evaluate": 2, "probe": 2}
+    assert planned["stages"]["kinds"] == kinds and planned["stages"]["count"] == 9

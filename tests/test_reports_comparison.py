@@ -79,6 +79,13 @@ def test_the_command_draws_one_or_several(runs, tmp_path, capsys):
         (["{whole}", "no_such_study", "--out", "x.html"], "no_such_study"),
         (["{whole}", "--figure", "logit-lens", "--out", "x.html"], "needs --figures DIR"),
         (["{whole}", "--figures", "f", "--figure", "logit-len", "--out", "x.html"], "'logit-lens'"),
+        (["{whole}", "--set", "train.lr=1", "--seeds", "2"], "leave --set --seeds out"),
+        (["{whole}", "--tune", "--arms", "moe"], "leave --tune --arms out"),
+        (["{whole}", "--out", "x.html", "--mirror", "m"], "leave --mirror out"),
+        (["main", "--scale", "tiny", "--out", "x.html"], "leave --scale out"),
+        (["{whole}", "--model", "moe"], "unknown argument '--model'"),
+        (["{whole}", "--seed", "1"], "unknown argument '--seed'"),
+        (["{whole}", "--tensorboard"], "unknown argument '--tensorboard'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch, capsys, arguments, told):

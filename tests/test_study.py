@@ -15,6 +15,7 @@ from engram_eval import node as node_module
 from engram_eval import stages
 from engram_eval.adapters.stage import load
 from engram_eval.api import run
+from engram_eval.cli import main
 from engram_eval.config import ModelSpec, StudyConfig
 from engram_eval.errors import UserError
 from engram_eval.locks import refusing_lock
@@ -283,6 +284,25 @@ def test_a_failed_stage_is_recorded_and_the_rest_goes_on(
     assert run_study(brief, out, QUIET) == []
 
 
+def test_a_quiet_run_says_the_first_reason_and_where_all_are(
+    calls: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def train(inputs, config, seed, out, report):
+        raise RuntimeError(f"disk {seed}\non fire")
+
+    monkeypatch.setattr(sys.modules["fake_stages"], "train", train)
+    out = str(tmp_path / "smoke")
+    assert main(["run", "smoke", "--quiet", "--workers", "1", "--out", out]) == 1
+    told = capsys.readouterr().err.splitlines()
+    reasons = [line for line in told if not line.endswith("did not finish")]
+    first = told[0].removeprefix("engram-eval: ").removesuffix(" did not finish")
+    why = "RuntimeError: disk 0 on fire; all reasons: engram-eval status"
+    assert reasons == [told[-1]] == [f"engram-eval: {first}: {why} {out}"]
+
+
 def test_a_users_mistake_ends_the_run(
     brief: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +359,7 @@ def test_models_can_be_loaded_instead_of_trained(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(name.encode())
+        (folder / "tokenizer.json").touch()
         folders.append(str(folder))
     config = loaded_study(folders, ["pocket"], 5, ["ngram", "b/seed0+knn"], ["text.txt"])
     assert [model.name for model in config.models] == ["a/seed0", "b/seed0"]
@@ -373,6 +394,7 @@ def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
             loaded_study([str(tmp_path / wrong), str(tmp_path)], ["pocket"], 0, [])
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "tokenizer.json").touch()
     with pytest.raises(UserError, match="give the text with --corpus"):
         loaded_study([str(tmp_path)], ["pocket"], 0, ["ngram"])
 
@@ -386,6 +408,7 @@ def test_a_comparison_takes_the_text_that_its_models_have_read(
         folder = (tmp_path / "one/models" / name / "seed0").resolve()
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(name.encode())
+        (folder / "tokenizer.json").touch()
         folders.append(str(tmp_path / "one/models" / name / "seed0"))
     config = loaded_study(folders, ["pocket"], 5, ["knn"])
     assert config.corpus == brief.corpus and config.evaluate.heldout
@@ -443,6 +466,23 @@ def test_links_of_seeds_that_are_gone_go_too(
     assert (out / "models/moe/seed0").exists()
 
 
+def test_a_folder_of_another_study_is_left_as_it_is(
+    brief: StudyConfig, calls: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "smoke"
+    run_study(brief, out, QUIET)
+    there = {path: path.read_bytes() for path in out.glob("*.json*")}
+    for other in ({"name": "main"}, {"scale": "tiny"}):
+        with pytest.raises(UserError) as error:
+            run_study(dataclasses.replace(brief, **other), out, QUIET)
+        assert "holds the study 'brief' at scale smoke, not" in str(error.value)
+        assert f"another --out, or `engram-eval run {out}`" in str(error.value)
+    assert there == {path: path.read_bytes() for path in out.glob("*.json*")}
+    assert run_study(dataclasses.replace(brief, baselines=()), out, QUIET) == []
+    (out / "study.json").write_text("{")
+    assert run_study(brief, out, QUIET) == []
+
+
 def test_an_interrupted_study_says_what_is_there(
     brief: StudyConfig, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,6 +524,8 @@ def test_a_late_mistake_is_recorded_and_the_rest_goes_on(
         (["models=[]"], "the study has no models"),
         (["models.moe.seeds=[]"], "models.moe.seeds=[]: at least one"),
         (["models.moe.seeds=[0, 0]"], "models.moe.seeds=[0, 0]: at least one is needed, each once"),
+        (["models.moe.seeds=[-1]"], "models.moe.seeds: -1 is no seed; allowed: 0 and above"),
+        (["corpus.seed=-3"], "corpus.seed: -3 is no seed"),
         (["train.lr=NaN"], "train.lr: nan is no number"),
     ],
 )

@@ -27,16 +27,22 @@ def budget(config: CorpusConfig, domain: str) -> Budget:
     Raises:
         UserError: a share is negative, or all are 0 and there are no entities.
     """
+    check_shares(config)
+    shares = dataclasses.asdict(config.mix)
+    if not any(shares.values()):
+        return Budget(0, 0)
+    train = config.train_bytes * shares[domain] / sum(shares.values())
+    return Budget(round(train), round(train * config.val_fraction / (1 - config.val_fraction)))
+
+
+def check_shares(config: CorpusConfig) -> None:
+    """Raise ``UserError`` for a negative share, or where all are 0 and there are no entities."""
     shares = dataclasses.asdict(config.mix)
     for name, share in shares.items():
         if share < 0:
             raise UserError(f"corpus.mix.{name} is {share}; allowed: 0 or more")
-    if not any(shares.values()):
-        if config.entities.n_entities:
-            return Budget(0, 0)
+    if not any(shares.values()) and not config.entities.n_entities:
         raise UserError(f"corpus.mix is all 0; allowed: a share for one of {', '.join(shares)}")
-    train = config.train_bytes * shares[domain] / sum(shares.values())
-    return Budget(round(train), round(train * config.val_fraction / (1 - config.val_fraction)))
 
 
 def stream(seed: int, domain: str, purpose: int) -> np.random.Generator:

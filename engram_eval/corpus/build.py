@@ -24,6 +24,7 @@ from engram_eval.corpus.pack import pack, token_dtype
 from engram_eval.corpus.packed import adopt, is_packed
 from engram_eval.corpus.pocket import pocket_documents
 from engram_eval.corpus.readers import open_sources, read_documents
+from engram_eval.corpus.settings import check_corpus
 from engram_eval.corpus.spool import Spool
 from engram_eval.corpus.store import (
     END_ID,
@@ -36,7 +37,6 @@ from engram_eval.corpus.store import (
 )
 from engram_eval.corpus.tokenizer import (
     EOS,
-    check_vocab_size,
     save_tokenizer,
     token_bytes,
     train_tokenizer,
@@ -76,7 +76,7 @@ def build_corpus(
     Raises:
         UserError: a bad configuration or input; ``out`` then holds no corpus.
     """
-    _check(config)
+    check_corpus(config)
     if is_packed(config.paths):
         return _rows(adopt(Path(config.paths[0]), config, out))
     with _scratch(out) as work, Spool(work / "documents.jsonl", config.val_fraction) as spool:
@@ -110,20 +110,6 @@ def _tell(manifest: Mapping[str, Any], report: Reporter) -> None:
                 f"skill, {bounds['entropy_perfect_bits']:.2f} with it"
             )
         report.say(line)
-
-
-def _check(config: CorpusConfig) -> None:
-    if not config.tokenizer:
-        check_vocab_size(config.vocab_size)
-    elif is_packed(config.paths):
-        raise UserError(
-            f"corpus.tokenizer={config.tokenizer!r}: {config.paths[0]} is tokenised already; pack "
-            "it with this tokenizer, or leave one of the two out"
-        )
-    if not 0 < config.val_fraction < 1:
-        raise UserError(f"corpus.val_fraction {config.val_fraction}: must lie between 0 and 1")
-    if config.train_bytes < 0 or not (config.train_bytes or config.paths):
-        raise UserError(f"corpus.train_bytes {config.train_bytes}: must be positive")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def check_vocab_size(vocab_size: int) -> None:
     """Raise ``UserError`` for a vocabulary that does not hold the bytes."""
     if vocab_size < MIN_VOCAB:
         raise UserError(
-            f"vocab_size {vocab_size}: a byte-level tokenizer needs at least {MIN_VOCAB}"
+            f"corpus.vocab_size {vocab_size}: a byte-level tokenizer needs at least {MIN_VOCAB}"
         )
 
 

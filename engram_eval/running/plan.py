@@ -1,5 +1,6 @@
 """What a study will cost, before it runs."""
 
+from collections import Counter
 from typing import Any, cast
 
 from engram_eval.config import StudyConfig, arm_training
@@ -40,7 +41,7 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int | None = None) -> 
     """Return the ledger of a solved study with what training each model takes, and all else.
 
     Args:
-        study: solved; models that are loaded cost nothing and are left out.
+        study: solved; models that are loaded cost nothing, and are in ``loaded`` with their paths.
         measure: take a few training steps here to estimate the time; else it is None.
         ranks: also count what each of so many processes needs, in ``ranks``.
 
@@ -72,18 +73,25 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int | None = None) -> 
             row["ranks"] = {"world": ranks, **found._asdict()}
     tuning = {"runs": study.tune.runs, "fraction": study.tune.fraction}
     found = {"study": study.name, "scale": study.scale, "tuning": tuning, "models": ledger}
-    return {**found, "workers": default_workers(), "stages": _stages(study, ledger, measure)}
+    loaded = {m.name: {"path": m.path, "seeds": list(m.seeds)} for m in study.models if m.path}
+    return {
+        **found,
+        "loaded": loaded,
+        "workers": default_workers(),
+        "stages": _stages(study, ledger, measure),
+    }
 
 
 def _stages(study: StudyConfig, ledger: dict[str, Any], measure: bool) -> dict[str, Any]:
-    """Return how many stages there are, and what they take beside trainings, if that is asked."""
+    """Return how many stages there are, and of each kind; if asked, what all but trainings take."""
     nodes, rows = graph(study), ledger.values()
     seconds = None
     if measure:
         rates = [row["training_seconds"] / row["tokens"] for row in rows]
         mean = sum(rates) / len(rates) if rates else None
         seconds = other_seconds(nodes, study, mean)
-    return {"count": len({node.key for node in nodes}), "other_seconds": seconds}
+    each = {node.key: node.stage for node in nodes}
+    return {"count": len(each), "kinds": dict(Counter(each.values())), "other_seconds": seconds}
 
 
 def plan_table(planned: dict[str, Any]) -> str:
@@ -91,6 +99,8 @@ def plan_table(planned: dict[str, Any]) -> str:
     lines = [f"{planned['study']} at scale {planned['scale']}"]
     if planned["models"]:
         lines += [*_model_lines(planned["models"]), *_rank_lines(planned["models"])]
+    if planned["loaded"]:
+        lines += _loaded_lines(planned)
     return "\n".join([*lines, *_disk_lines(planned["models"]), *_time_lines(planned)])
 
 
@@ -106,6 +116,14 @@ def _model_lines(models: dict[str, Any]) -> list[str]:
             f"{name:{wide}}{counts} {_time(row['training_seconds']):>11} {len(row['seeds']):6}"
         )
     return [*lines, "P_tot, P_act: total and active parameters without embedding and head"]
+
+
+def _loaded_lines(planned: dict[str, Any]) -> list[str]:
+    """Name the models that are loaded, and what is done with them."""
+    wide = max(map(len, planned["loaded"]))
+    lines = [f"{name:{wide}}  {model['path']}" for name, model in planned["loaded"].items()]
+    kinds = ", ".join(f"{kind} {count}" for kind, count in planned["stages"]["kinds"].items())
+    return [*lines, f"stages: {kinds}"]
 
 
 def _disk_lines(models: dict[str, Any]) -> list[str]:

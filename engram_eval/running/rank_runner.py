@@ -13,6 +13,7 @@ from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
 from engram_eval.running.node_run import run_node
 from engram_eval.running.runner import run_study, selected
+from engram_eval.running.study_folder import check_folder
 from engram_eval.stages import STAGES, resolve
 from engram_eval.study import graph, solve
 
@@ -39,6 +40,7 @@ def run_in_ranks(
     Returns:
         The stages that failed in this process; the last of them alone where it is not the others'.
     """
+    check_folder(study, out)
     check_study(study)
     solved = solve(study)
     with joined() as ranks:

@@ -10,9 +10,9 @@ from engram_eval.errors import UserError
 from engram_eval.locks import refusing_lock
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
-from engram_eval.records import TOKENIZERS, read_json
+from engram_eval.records import TOKENIZERS, read_json, read_record
 from engram_eval.running.stage_seconds import of_flops
-from engram_eval.running.study_folder import study_ledger, write_study_folder
+from engram_eval.running.study_folder import check_folder, study_ledger, write_study_folder
 from engram_eval.running.workers import Launcher, run_nodes
 from engram_eval.stages import ANALYZE, REPORT, STAGES, resolve
 from engram_eval.study import graph, solve
@@ -40,7 +40,11 @@ def run_study(
 
     Returns:
         The stages that failed or could not run; empty if all is well.
+
+    Raises:
+        UserError: a mistake in the study, or a folder that holds another one.
     """
+    check_folder(study, out)
     study, nodes = _prepared(study, out, stages, report)
     store = out.parent / "store"
     wanted = _with_inputs([n for n in nodes if n.stage in stages and selected(n, only)])
@@ -111,6 +115,12 @@ def _outdated(out: Path) -> Iterator[str]:
                 f"{name}: version {version} has become {STAGES[name].version}, its numbers mean "
                 "something else now; it runs again, and so does what rests on it"
             )
+
+
+def reason(node: Node, store: Path) -> str | None:
+    """Return why a stage failed, in a line; None for one that only waited for another."""
+    record = read_record(node.folder(store))
+    return None if record is None or record.error is None else " ".join(record.error.split())
 
 
 def selected(node: Node, only: tuple[str | None, int | None]) -> bool:

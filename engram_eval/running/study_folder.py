@@ -4,6 +4,7 @@ Everything here is rebuilt from the records of the store; nothing is kept here a
 """
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from engram_eval.config import StudyConfig, arm_training
 from engram_eval.config_json import to_dict
+from engram_eval.errors import UserError
 from engram_eval.node import NAMING, Node
 from engram_eval.records import (
     TOKENIZERS,
@@ -24,6 +26,27 @@ from engram_eval.records import (
 from engram_eval.stage_config import LoadStage, TrainStage
 from engram_eval.stages import STAGES, resolve
 from engram_eval.tokenizer_use import tokenizer_use
+
+
+def check_folder(study: StudyConfig, out: Path) -> None:
+    """Refuse a folder that holds another study, or the study at another scale.
+
+    The same study, changed, goes on in its folder.
+
+    Raises:
+        UserError: names both, and how to go on.
+    """
+    try:
+        held = json.loads((out / "study.json").read_text(encoding="utf-8"))
+        named = held["name"], held["scale"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        # Nothing is here yet, or nothing that can be read; it is written anew.
+        return
+    if named != (study.name, study.scale):
+        raise UserError(
+            f"{out}: holds the study {named[0]!r} at scale {named[1]}, not {study.name!r} at scale "
+            f"{study.scale}; give another --out, or `engram-eval run {out}` to go on with it"
+        )
 
 
 def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, out: Path) -> None:

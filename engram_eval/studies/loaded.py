@@ -10,6 +10,7 @@ from engram_eval.baselines.registry import AROUND, BASELINES
 from engram_eval.config import CorpusConfig, EvalConfig, ModelSpec, ProbeConfig, StudyConfig
 from engram_eval.config_json import from_dict
 from engram_eval.errors import UserError
+from engram_eval.model_folder import check_text_model
 from engram_eval.records import read_record
 
 QUESTION = "Which of these trained models does better on the same items?"
@@ -46,14 +47,16 @@ def loaded_study(
             those of the models' corpus; where it is unknown, those of the first model.
 
     Raises:
-        UserError: nothing to compare, the same folder twice, no model in one, or baselines and no
-            text to build them from.
+        UserError: nothing to compare, the same folder twice, no model or tokenizer in one, or
+            baselines and no text to build them from.
     """
     if len(folders) + bool(baselines) < 2:
         raise UserError(f"compare needs at least two models, or --with; got {len(folders)}")
     paths = [Path(folder).absolute() for folder in folders]
     if len(set(paths)) < len(paths):
         raise UserError("compare: the same folder is given twice")
+    for path in paths:
+        check_text_model(path)
     for path in paths:
         model_sha256(path)
     names = short_names(paths)

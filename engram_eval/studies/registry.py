@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engram_eval.arm_corpus import told_apart
 from engram_eval.config import TUNED, StudyConfig, UpdateConfig
@@ -103,7 +103,8 @@ def find_study(
 
     Args:
         name: ``main``, ``quick``, ``my_study.toml``, or a folder with a ``study.json``.
-        scale: a key of ``SCALES``; default ``quick``.
+        scale: a key of ``SCALES``; default ``quick``. Of a file that names no scale, its sizes are
+            those of what the file leaves out; the scale that a file names is a label of any text.
         assignments: ``key=value`` overrides; those of a scale's own keys hold before a shipped
             study derives others from them, as ``horizon`` its arms' tokens.
         corpus: the user's text instead of the pocket corpus.
@@ -150,6 +151,9 @@ def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:
         raise UserError(f"--arms {' '.join(arms)}: study {study.name!r} has no models")
     for arm in arms:
         if arm not in names:
+            if "," in arm:
+                apart = " ".join(part.strip() for part in arm.split(",") if part.strip())
+                raise UserError(f"--arms {arm}: separate names with blanks, as --arms {apart}")
             raise unknown("model", arm, names)
     kept = tuple(model for model in study.models if model.name in arms)
     for model in kept:
@@ -180,17 +184,15 @@ def on_own_text(study: StudyConfig, paths: Sequence[str]) -> StudyConfig:
 
 
 def _base(name: str, scale: str | None, assignments: Sequence[str]) -> StudyConfig:
+    if scale is not None and scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
     path = Path(name)
     if path.is_dir() and (path / "study.json").exists():
         path = path / "study.json"
     if path.is_dir() and name not in {**STUDIES, **SCALES}:
         raise UserError(f"{name}: no study.json here; expected a study's folder, as runs/quick")
     if path.suffix in (".json", ".toml"):
-        if scale is not None:
-            raise UserError(f"--scale {scale}: {path} already has its scale")
-        return _read(path)
-    if scale is not None and scale not in SCALES:
-        raise unknown("scale", scale, SCALES)
+        return _read(path, scale)
     if name in SCALES:
         if scale not in (None, name):
             raise UserError(
@@ -206,7 +208,7 @@ def _base(name: str, scale: str | None, assignments: Sequence[str]) -> StudyConf
     return study
 
 
-def _read(path: Path) -> StudyConfig:
+def _read(path: Path, scale: str | None) -> StudyConfig:
     try:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -217,9 +219,35 @@ def _read(path: Path) -> StudyConfig:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: {error}") from error
     try:
-        return from_dict(StudyConfig, data)
+        study = from_dict(StudyConfig, _scaled(data, scale) if isinstance(data, dict) else data)
+        if not study.scale:
+            raise UserError(
+                f'missing scale: --scale ({", ".join(SCALES)}), or scale = "..." in the file, a '
+                "label of its own sizes"
+            )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    return study
+
+
+def _scaled(data: dict[str, Any], scale: str | None) -> dict[str, Any]:
+    """Return a file's data with the scale that was given, or none, where the file names none."""
+    own = data.get("scale", "")
+    if own and scale not in (None, own):
+        raise UserError(f"has its scale, {own!r}; --scale {scale} contradicts")
+    if own or scale is None:
+        return {"scale": "", **data}
+    sizes = {key: to_dict(getattr(SCALES[scale], key)) for key in SCALE_KEYS}
+    return {**_filled(data, sizes), "scale": scale}
+
+
+def _filled(own: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one's own keys, and others where there is none; tables are filled, too."""
+    found = {**others, **own}
+    for key in own.keys() & others.keys():
+        if isinstance(own[key], Mapping) and isinstance(others[key], Mapping):
+            found[key] = _filled(own[key], others[key])
+    return found
 
 
 def is_changed(study: StudyConfig) -> bool:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from engram_eval.model_folder import check_model_folder
+from engram_eval.model_folder import check_text_model
 from engram_eval.verbs.verb import Verb
 
 
@@ -16,7 +16,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    check_model_folder(arguments.model)
+    check_text_model(arguments.model)
     from engram_eval.generate import generate
 
     print(

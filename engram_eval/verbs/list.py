@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 
 from engram_eval.errors import UserError
-from engram_eval.verbs.verb import Verb
+from engram_eval.verbs.verb import MANY, Verb
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +15,7 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         *("--include-path", "--include_path"),
-        nargs="+",
-        default=[],
+        **MANY,
         metavar="DIR",
         help="tasks: also those of your own folders",
     )

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from engram_eval.verbs.verb import Verb
+from engram_eval.verbs.verb import Verb, names_of
 
 
 def _mirror_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,13 @@ def _mirror_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--quiet", action="store_true", help="no progress")
     check = actions.add_parser("check", help="say for each task whether it would run")
     check.add_argument("mirror", type=Path, metavar="DIR")
-    check.add_argument("--tasks", default="small", help="suites and tasks, joined by commas")
+    check.add_argument(
+        "--tasks",
+        action="extend",
+        type=names_of,
+        metavar="A,B",
+        help="suites and tasks, joined by commas (default: small)",
+    )
     check.add_argument("--unsafe-code", action="store_true", help="as for compare")
     check.add_argument("--json", action="store_true", help="machine-readable")
     check.add_argument("--quiet", action="store_true", help="no progress")
@@ -42,7 +48,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from engram_eval.evaluation.mirror_check import check_mirror, verdict_table
     from engram_eval.progress import Reporter
 
-    names = [name for name in arguments.tasks.split(",") if name]
+    names = ["small"] if arguments.tasks is None else arguments.tasks
     report = Reporter(quiet=arguments.quiet)
     verdicts = check_mirror(arguments.mirror, names, report, arguments.unsafe_code)
     rows = [verdict._asdict() for verdict in verdicts]

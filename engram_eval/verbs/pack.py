@@ -5,16 +5,16 @@ from pathlib import Path
 
 from engram_eval.errors import UserError
 from engram_eval.verbs.study import STUDY_HELP, TOKENIZER_HELP
-from engram_eval.verbs.verb import Verb
+from engram_eval.verbs.verb import MANY, Verb
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", help=STUDY_HELP)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the packed corpus")
     parser.add_argument("--scale", help="as of the run that will read it")
-    parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
+    parser.add_argument("--corpus", **MANY, metavar="PATH", help="your own text")
     parser.add_argument("--tokenizer", metavar="WHERE", help=TOKENIZER_HELP)
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides")
+    parser.add_argument("--set", **MANY, metavar="KEY=VALUE", help="overrides")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 

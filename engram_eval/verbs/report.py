@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError
-from engram_eval.verbs.study import STUDY_HELP, find, one_stage, stage_arguments
+from engram_eval.verbs.study import CHOICES, PLACES, STUDY_HELP, choice_arguments, find, one_stage
 from engram_eval.verbs.verb import Verb
 
 PAGE = ".html"
@@ -15,16 +15,26 @@ PAGE = ".html"
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", nargs="+", metavar="RUN", help=STUDY_HELP)
-    stage_arguments(parser)
+    choice_arguments(parser)
+    parser.add_argument("--workers", type=int, help="processes that draw (default: the cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also save PNG, SVG, PDF, CSV")
     parser.add_argument("--figure", metavar="NAME", help="with --figures: only this one")
     parser.add_argument("--markdown", action="store_true", help="print the key results instead")
+    # Else --seed, which other verbs have, would be taken for --seeds.
+    parser.allow_abbrev = False
+    # What runs a stage asks for them; nothing runs here.
+    parser.set_defaults(
+        **{"tensorboard": False, "skip_bad_batches": None, "launcher": "processes", "job": []},
+        **{"model": None, "seed": None},
+    )
 
 
 def _report(arguments: argparse.Namespace) -> int:
     """Refresh a study's folder and its report; with ``--out FILE.html`` only draw what is there."""
     if arguments.figure is not None and arguments.figures is None:
         raise UserError(f"--figure {arguments.figure}: needs --figures DIR to save it in")
+    _check_choice(arguments)
     if len(arguments.study) > 1:
         return _side_by_side(arguments)
     (arguments.study,) = arguments.study
@@ -34,6 +44,25 @@ def _report(arguments: argparse.Namespace) -> int:
     _, folder = find(arguments)
     _extras(folder, arguments)
     return code
+
+
+def _check_choice(arguments: argparse.Namespace) -> None:
+    """Refuse options that would make another study of folders that are there.
+
+    What says where a folder's text and data lie now stays, unless it is drawn as it is.
+    """
+    page = arguments.out is not None and arguments.out.suffix == PAGE
+    if page or len(arguments.study) > 1:
+        refused: tuple[str, ...] = (*CHOICES, *PLACES)
+    else:
+        refused = CHOICES if Path(arguments.study[0]).is_dir() else ()
+    given = [name for name in refused if getattr(arguments, name) not in (None, False, [])]
+    if given:
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(
+            f"report {' '.join(arguments.study)}: folders are reported as they are; leave {flags} "
+            "out, or give the folder of the study that it makes"
+        )
 
 
 def _draw(arguments: argparse.Namespace) -> int:

@@ -8,11 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engram_eval.errors import UserError, unknown
 from engram_eval.parallel.launched import launched
-from engram_eval.verbs.verb import Verb
+from engram_eval.verbs.verb import MANY, Verb, names_of
+
+if TYPE_CHECKING:
+    from engram_eval.node import Node
 
 STUDY_HELP = "a shipped study, a scale, a .toml/.json file or a folder"
 
@@ -33,28 +36,38 @@ SHARED_VERBS = {"train": ("train",), "evaluate": ("evaluate",)}
 """What several processes can do together, and which stages that is."""
 
 
+CHOICES = ("set", "seeds", "tune", "arms")
+"""Options that make another study of one."""
+
+PLACES = ("scale", "corpus", "tokenizer", "mirror", "include_path", "unsafe_code")
+"""Options that find a name's study, or what it reads."""
+
+
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", help=STUDY_HELP)
     _change_arguments(parser)
 
 
 def _change_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scale", help="smoke, tiny, quick (default), small or wiki")
-    parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
-    parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
-    parser.add_argument(
-        "--arms", nargs="+", default=[], metavar="NAME", help="only these of its models"
-    )
-    parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help="your own text")
-    parser.add_argument("--tokenizer", metavar="WHERE", help=TOKENIZER_HELP)
-    parser.add_argument("--tune", action="store_true", help="choose each arm's rates by short runs")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides")
+    choice_arguments(parser)
     parser.add_argument(
         "--skip-bad-batches", type=int, metavar="N", help="leave out up to N that give no number"
     )
     parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
-    _data_arguments(parser)
     _process_arguments(parser)
+
+
+def choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides, beside the study's name, which study it is and where it lies."""
+    parser.add_argument("--scale", help="smoke, tiny, quick (default), small or wiki")
+    parser.add_argument("--out", type=Path, help="the study's folder (default: runs/<study>)")
+    parser.add_argument("--seeds", type=int, help="seeds 0..N-1 for every model")
+    parser.add_argument("--arms", **MANY, metavar="NAME", help="only these of its models")
+    parser.add_argument("--corpus", **MANY, metavar="PATH", help="your own text")
+    parser.add_argument("--tokenizer", metavar="WHERE", help=TOKENIZER_HELP)
+    parser.add_argument("--tune", action="store_true", help="choose each arm's rates by short runs")
+    parser.add_argument("--set", **MANY, metavar="KEY=VALUE", help="overrides")
+    _data_arguments(parser)
 
 
 def _process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +77,7 @@ def _process_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher", choices=("processes", "submitit"), default="processes", help="who runs stages"
     )
-    parser.add_argument(
-        "--job", nargs="+", default=[], metavar="KEY=VALUE", help="submitit: timeout_min=60 ..."
-    )
+    parser.add_argument("--job", **MANY, metavar="KEY=VALUE", help="submitit: timeout_min=60 ...")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -84,8 +95,7 @@ def _launcher(arguments: argparse.Namespace) -> Any:
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         *("--include-path", "--include_path"),
-        nargs="+",
-        default=[],
+        **MANY,
         metavar="DIR",
         help="folders of your own tasks (lm-eval's YAML), then asked by name",
     )
@@ -97,11 +107,6 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", help=STUDY_HELP)
-    stage_arguments(parser)
-
-
-def stage_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every verb of one stage takes beside the study's name."""
     _change_arguments(parser)
     parser.add_argument("--model", help="only this model")
     parser.add_argument("--seed", type=int, help="only this seed")
@@ -122,8 +127,7 @@ def find(arguments: argparse.Namespace) -> tuple[Any, Path]:
         arguments.tokenizer,
     )
     study = _with_data(study, arguments)
-    given = ("set", "corpus", "tokenizer", "seeds", "tune", "arms")
-    changed = any(getattr(arguments, name) for name in given)
+    changed = any(getattr(arguments, name) for name in (*CHOICES, "corpus", "tokenizer"))
     manner: dict[str, Any] = {"tensorboard": True} if arguments.tensorboard else {}
     if arguments.skip_bad_batches is not None:
         manner["skip_bad_batches"] = arguments.skip_bad_batches
@@ -186,8 +190,7 @@ def _in_ranks(
     first = os.environ.get("RANK", "0") == "0"
     report = Reporter(quiet=arguments.quiet or not first)
     failed = run_in_ranks(study, out, report, SHARED_VERBS[arguments.verb], only)
-    for node in failed:
-        print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
+    _tell(failed, out)
     if first:
         print(out)
     return 1 if failed else 0
@@ -211,33 +214,52 @@ def _run_study(
         raise UserError(f"--workers {workers}: at least 1 is needed")
     report = Reporter(quiet=arguments.quiet)
     failed = run_study(study, out, report, stages, only, workers, _launcher(arguments))
-    for node in failed:
-        print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
+    _tell(failed, out)
     if table:
         print(resolve(MARKDOWN)(out))
     print(out / "report.html" if "report" in stages else out)
     return 1 if failed else 0
 
 
+def _tell(failed: Sequence["Node"], out: Path) -> None:
+    """Say what did not finish, the first reason, and where all of them are told."""
+    from engram_eval.running.runner import reason
+
+    for node in failed:
+        print(f"engram-eval: {node.label} did not finish", file=sys.stderr)
+    for node in failed:
+        why = reason(node, out.parent / "store")
+        if why is not None:
+            print(
+                f"engram-eval: {node.label}: {why}; all reasons: engram-eval status {out}",
+                file=sys.stderr,
+            )
+            return
+
+
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folders of trained models")
     parser.add_argument(
-        "--tasks", default="pocket", help="suites and tasks (task@shots), joined by commas"
+        "--tasks",
+        action="extend",
+        type=names_of,
+        metavar="A,B",
+        help="suites and tasks (task@shots), joined by commas (default: pocket)",
     )
     parser.add_argument(
         "--with",
+        action="extend",
         dest="beside",
-        default="",
+        type=names_of,
+        default=[],
         metavar="A,B",
         help="memories beside the models, alone and around each: ngram, infini, cache, knn, rag",
     )
     parser.add_argument(
-        "--corpus", nargs="+", default=[], metavar="PATH", help="their text, if not the models' own"
+        "--corpus", **MANY, metavar="PATH", help="their text, if not the models' own"
     )
     parser.add_argument("--limit", type=int, default=0, help="most items of a task (0: all)")
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[], metavar="N", help="of the context suite"
-    )
+    parser.add_argument("--lengths", type=int, **MANY, metavar="N", help="of the context suite")
     parser.add_argument("--out", type=Path, help="folder to fill (default: runs/compare-<hash>)")
     _data_arguments(parser)
     _process_arguments(parser)
@@ -247,10 +269,13 @@ def find_loaded(arguments: argparse.Namespace) -> Any:
     """Resolve what ``compare`` is given to the study that it runs."""
     from engram_eval.studies.loaded import loaded_study
 
-    tasks = [name for name in arguments.tasks.split(",") if name]
-    beside = [name for name in arguments.beside.split(",") if name]
     study = loaded_study(
-        arguments.models, tasks, arguments.limit, beside, arguments.corpus, arguments.lengths
+        arguments.models,
+        ["pocket"] if arguments.tasks is None else arguments.tasks,
+        arguments.limit,
+        arguments.beside,
+        arguments.corpus,
+        arguments.lengths,
     )
     return _with_data(study, arguments)
 
@@ -279,12 +304,12 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise UserError("plan needs either a study or --paper")
     if arguments.paper:
         return _plan_paper(arguments.json)
-    from engram_eval.check import check_names
+    from engram_eval.check import check_study
     from engram_eval.running.plan import plan, plan_table
     from engram_eval.study import solve
 
     study, _ = find(arguments)
-    check_names(study)
+    check_study(study, data=False)
     if arguments.ranks is not None and arguments.ranks < 1:
         raise UserError(f"--ranks {arguments.ranks}: at least 1 is needed")
     planned = plan(solve(study), not arguments.no_time, arguments.ranks)

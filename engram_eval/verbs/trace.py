@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from engram_eval.errors import UserError
-from engram_eval.model_folder import check_model_folder
+from engram_eval.model_folder import check_text_model
 from engram_eval.verbs.verb import Verb
 
 
@@ -24,7 +24,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     if (arguments.model is None) == (not arguments.random):
         raise UserError("trace needs either --model DIR or --random")
     if arguments.model is not None:
-        check_model_folder(arguments.model)
+        check_text_model(arguments.model)
     from engram_eval.records import write_atomic
     from engram_eval.tracing.page import trace_html
     from engram_eval.tracing.trace import trace_folder, trace_random
