@@ -60,7 +60,7 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     """Count verdicts in a sentence: ``9 claims at this scale: 3 supported ...``."""
-    counts = Counter("not tested" if v.effect is None else v.word for v in verdicts)
+    counts = Counter(v.word for v in verdicts)
     parts = [f"{count} {name}" for name, count in counts.most_common()]
     return f"{len(verdicts)} claims at this scale: {listing(parts)}."
 
@@ -185,7 +185,7 @@ def _row(v: Verdict) -> list[Cell]:
 
 def _effect(v: Verdict) -> str:
     if v.effect is None:
-        return f"not tested: {v.reason or 'no reason is recorded'}"
+        return v.reason or "no reason is recorded"
     interval = " in every seed,"
     if v.ci_low is not None and v.ci_high is not None:
         interval = f" [{fixed(v.ci_low, sign=True)}, {fixed(v.ci_high, sign=True)}]"
