@@ -18,6 +18,8 @@ from reports.ticks import draw_ticks, place_ticks
 
 # Drawing units are CSS pixels at the narrowest screen, so 11 stays readable on a phone.
 PANEL_WIDTH = 320
+# So wide are the labels of neighbouring ticks at most, with the space between them.
+TICK = 50
 # The luminance on which black and white are equally legible: (1.05 * 0.05) ** 0.5 - 0.05.
 MIDDLE = 0.179
 
@@ -116,7 +118,7 @@ def dots(
     place_ticks(axes.yaxis, range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
-    axes.xaxis.set_major_locator(MaxNLocator(5 if width > PANEL_WIDTH else 4))
+    axes.xaxis.set_major_locator(MaxNLocator(min(5, max(2, (width - left) // TICK))))
     axes.margins(x=0.06)
     for y in range(1, len(names)):
         axes.axhline(y - 0.5, color=GRID, linewidth=0.8, clip_on=False)
