@@ -247,6 +247,11 @@ class Section:
     template: str = "section.html"
     content: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def listed(self) -> bool:
+        """Whether it is more than a line that says why there is nothing: navigation leads to it."""
+        return bool(self.items or self.missing or self.content)
+
     def contents(self) -> list[tuple[str, str]]:
         """Return (id, title) of what the table of contents lists below this section."""
         named = [item for item in self.items if not isinstance(item, Note) and item.ident]
