@@ -1,11 +1,12 @@
 """The answer to the study's question in one sentence, from recorded losses and verdicts alone."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engram_eval.records import MetricRow, at_the_edge, lookup_rates
 from reports.load import Model, Study, Verdict
-from reports.numbers import count, listing, quoted
+from reports.numbers import count, fixed, listing, quoted
 from reports.query import (
     asked,
     by_domain,
@@ -22,6 +23,10 @@ from reports.query import (
 from reports.sections.capacity import told as stored_told
 from reports.sections.offload import told as speed_told
 
+NO_DIFFERENCE = "no difference"
+WORDS = ("supported", NO_DIFFERENCE, "reversed")
+UNDECIDED = ("inconclusive", "not tested")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -33,8 +38,8 @@ class Answer:
         verdict: ``lower`` (the candidate's loss is: it is better), ``higher``, ``mixed`` or
             ``unknown``.
         domains: per domain the points of both models, by seed.
-        decided: of a study of many variants the claims that are decided; ``lead`` counts them.
-        lead: stands for the sentence where ``decided`` is listed below it.
+        decided: of a study whose claims answer its question those that are decided.
+        lead: counts these claims; stands for the sentence where ``decided`` is listed below it.
     """
 
     text: str
@@ -50,8 +55,8 @@ class Answer:
 def answer(study: Study) -> Answer:
     """Say which of the two headline models predicts held-out text better, and how surely.
 
-    Where a study varies the memory itself, no pair of models answers its question: then its claims
-    do.
+    Where a study varies the memory itself, no pair of models answers its question, and where its
+    claims are about something else, no loss does: then its claims do.
     """
     pair = headline_pair(study)
     timed = speed_told(study)
@@ -61,35 +66,59 @@ def answer(study: Study) -> Answer:
         return Answer("No answer yet: fewer than two models are recorded.", "", "unknown")
     a, b = pair
     found = _points(heldout(study), a.name, b.name)
+    stored = None if found else stored_told(study, a.name, b.name)
+    if stored is None and _claims_answer(study):
+        scale = scale_text(study, a, b) + baseline_text(study, a)
+        return _from_claims(study.verdicts or (), scale)
     if not found:
-        stored = stored_told(study, a.name, b.name)
         verdict, text = stored or _from_tasks(study, a.name, b.name)
         return Answer(text, scale_text(study, a, b), verdict, a.name, b.name)
     sides = {domain: _side(points[a.name], points[b.name]) for domain, points in found.items()}
     verdict = sides.get("all") or _common(list(sides.values()))
     scale = scale_text(study, a, b) + baseline_text(study, a)
-    tested = [v for v in study.verdicts or () if v.effect is not None]
-    if tested and len(memories(study)) != 1:
-        return _from_claims(tested, scale)
     text = _sentence(a.name, b.name, verdict, sides, _example(a.name, b.name, found))
     return Answer(text, scale, verdict, a.name, b.name, found)
 
 
-def _from_claims(tested: Sequence[Verdict], scale: str) -> Answer:
-    """Answer by the claims that are decided, each by its own sentence."""
-    decided = [v for v in tested if v.verdict != "inconclusive"]
+def _claims_answer(study: Study) -> bool:
+    """Tell whether claims answer the question, and not the loss of two models."""
+    claims = study.verdicts or ()
+    of_loss = [v for v in claims if all(row.get("name") == "heldout" for row in v.rows)]
+    other = len(memories(study)) != 1 or 2 * len(of_loss) < len(claims)
+    return other and any(v.effect is not None for v in claims)
+
+
+def _from_claims(claims: Sequence[Verdict], scale: str) -> Answer:
+    """Answer by the counts of verdicts and by the claims that are decided, with their effects."""
+    lead = f"Of {len(claims)} {'claim' if len(claims) == 1 else 'claims'}, {_counted(claims)}"
+    decided = [v for v in claims if v.word not in UNDECIDED]
     if not decided:
-        text = f"Of {len(tested)} claims tested here, none is decided at this scale."
-        return Answer(text, scale, "unknown")
-    kinds = ordered(v.word for v in decided)
-    parts = [f"{k}: {'; '.join(v.claim for v in decided if v.word == k)}" for k in kinds]
-    left = len(tested) - len(decided)
-    text = ". ".join(part[0].upper() + part[1:] for part in parts)
-    text += f". Inconclusive: {left} of {len(tested)} claims tested." if left else "."
-    verb = "is" if len(decided) == 1 else "are"
-    lead = f"Of {len(tested)} claims tested here, {len(decided)} {verb} decided"
-    lead += "; the others are inconclusive at this scale:" if left else ":"
-    return Answer(text, scale, "unknown", decided=decided, lead=lead)
+        text = f"{lead} at this scale."
+        return Answer(text, scale, "unknown", lead=text)
+    kinds = ordered((v.word for v in decided), first=WORDS)
+    parts = [
+        f"{kind.capitalize()}: {'; '.join(_with_effect(v) for v in decided if v.word == kind)}."
+        for kind in kinds
+    ]
+    text = " ".join([f"{lead} at this scale.", *parts])
+    return Answer(text, scale, "unknown", decided=decided, lead=f"{lead} at this scale:")
+
+
+def _counted(claims: Sequence[Verdict]) -> str:
+    """Count verdicts: ``5 are supported, 1 reversed and 2 show no difference``."""
+    counts = Counter(v.word for v in claims)
+    same = counts.pop(NO_DIFFERENCE, 0)
+    parts = []
+    for word in ordered(counts, first=(*WORDS, *UNDECIDED)):
+        verb = "" if parts else "is " if counts[word] == 1 else "are "
+        parts.append(f"{counts[word]} {verb}{word}")
+    if same:
+        parts.append(f"{same} {'shows' if same == 1 else 'show'} {NO_DIFFERENCE}")
+    return listing(parts)
+
+
+def _with_effect(v: Verdict) -> str:
+    return f"{v.claim} ({fixed(v.effect, sign=True)} {v.unit})"
 
 
 def _from_tasks(study: Study, a: str, b: str) -> tuple[str, str]:

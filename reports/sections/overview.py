@@ -46,7 +46,7 @@ def _verdicts(study: Study, told: Answer) -> str:
     """Return the words that lead to the verdicts; they are not counted twice."""
     if not study.verdicts:
         return ""
-    return f"All {len(study.verdicts)} claims" if told.decided else tally(study.verdicts)
+    return f"All {len(study.verdicts)} claims" if told.lead else tally(study.verdicts)
 
 
 def _decided(v: Verdict) -> dict[str, str]:
