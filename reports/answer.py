@@ -13,14 +13,15 @@ from reports.query import (
     domain_of,
     headline_pair,
     heldout,
+    loaded,
     memories,
     ordered,
     pick,
-    pooled_comparisons,
     scored_in_training_alone,
     values,
 )
 from reports.sections.capacity import told as stored_told
+from reports.sections.effects import sides, task_sentence, told_tasks
 from reports.sections.offload import told as speed_told
 
 NO_DIFFERENCE = "no difference"
@@ -73,10 +74,13 @@ def answer(study: Study) -> Answer:
     if not found:
         verdict, text = stored or _from_tasks(study, a.name, b.name)
         return Answer(text, scale_text(study, a, b), verdict, a.name, b.name)
-    sides = {domain: _side(points[a.name], points[b.name]) for domain, points in found.items()}
-    verdict = sides.get("all") or _common(list(sides.values()))
+    lying = {domain: _side(points[a.name], points[b.name]) for domain, points in found.items()}
+    verdict = lying.get("all") or _common(list(lying.values()))
     scale = scale_text(study, a, b) + baseline_text(study, a)
-    text = _sentence(a.name, b.name, verdict, sides, _example(a.name, b.name, found))
+    text = _sentence(a.name, b.name, verdict, lying, _example(a.name, b.name, found))
+    if loaded(study):
+        # Whoever compares trained models has asked for these tasks.
+        text = f"{text} {_of_tasks(study, a.name, b.name)[1]}".strip()
     return Answer(text, scale, verdict, a.name, b.name, found)
 
 
@@ -108,7 +112,7 @@ def _counted(claims: Sequence[Verdict]) -> str:
     """Count verdicts: ``5 are supported, 1 reversed and 2 show no difference``."""
     counts = Counter(v.word for v in claims)
     same = counts.pop(NO_DIFFERENCE, 0)
-    parts = []
+    parts: list[str] = []
     for word in ordered(counts, first=(*WORDS, *UNDECIDED)):
         verb = "" if parts else "is " if counts[word] == 1 else "are "
         parts.append(f"{counts[word]} {verb}{word}")
@@ -123,26 +127,20 @@ def _with_effect(v: Verdict) -> str:
 
 def _from_tasks(study: Study, a: str, b: str) -> tuple[str, str]:
     """Answer from the recorded task comparisons, where held-out text was not asked for."""
-    found = [
-        c
-        for c in pooled_comparisons(study, "acc")
-        if c.informative is not False and c.name != "tasks" and set(c.slice) <= {"domain"}
-    ]
     if asked(study, "evaluate", "heldout", True):
         return "unknown", f"No answer yet: held-out loss of both {a} and {b} is not recorded."
+    verdict, told = _of_tasks(study, a, b)
+    return verdict, told or f"No answer yet: no comparison of {b} with {a} is recorded."
+
+
+def _of_tasks(study: Study, a: str, b: str) -> tuple[str, str]:
+    """Say how two models do beside each other on tasks; "" where nothing was compared."""
+    found = told_tasks(study)
     if not found and any(c.informative is False for c in study.comparisons):
         return "mixed", f"No clear difference: no task tells {b} and {a} apart."
-    if not found:
-        return "unknown", f"No answer yet: no comparison of {b} with {a} is recorded."
-    ahead = sum(c.ci_low is not None and c.ci_low > 0 for c in found)
-    behind = sum(c.ci_high is not None and c.ci_high < 0 for c in found)
+    ahead, behind = sides(found)
     verdict = "mixed" if (ahead > 0) == (behind > 0) else ("lower" if ahead else "higher")
-    told = (
-        f"Of {len(found)} informative tasks, {b} answers more items rightly than {a} in {ahead} "
-        f"and fewer in {behind}; in {len(found) - ahead - behind} the interval over items spans "
-        "no difference."
-    )
-    return verdict, told
+    return verdict, task_sentence(found, a, b)
 
 
 def _points(rows: Sequence[MetricRow], a: str, b: str) -> dict[str, dict[str, list[float]]]:
@@ -199,6 +197,11 @@ def _example(a: str, b: str, found: Mapping[str, Mapping[str, Sequence[float]]])
 
 def scale_text(study: Study, a: Model, b: Model) -> str:
     """Say at which scale the answer holds, how sure it is, and who has another tokenizer."""
+    if loaded(study):
+        told = (
+            "This holds of these trained models alone: another training could come out otherwise."
+        )
+        return f"{told} {study.tokenizers.get('note', '')}".strip()
     parts = []
     if b.params_total:
         parts.append(f"{count(b.params_total)} parameters".replace(" M p", " million p"))

@@ -27,7 +27,7 @@ def section(study: Study) -> Section:
         "Answer",
         items=[
             *([heldout_block(study, rows, told)] if rows else []),
-            *([ledger_table(study)] if study.models else []),
+            *([ledger_table(study)] if any(map(_counted, study.models)) else []),
         ],
         missing=missing + ([] if study.models or speed_told(study) else ["No model is recorded."]),
         template="overview.html",
@@ -180,6 +180,11 @@ def ledger_table(study: Study) -> Table:
         ident="ledger",
         sortable=False,
     )
+
+
+def _counted(model: Model) -> bool:
+    """Tell whether anything is known of a model's cost; of those that were loaded nothing is."""
+    return model.params_total is not None or model.tokens is not None
 
 
 def _tuning(model: Model) -> str:
