@@ -112,6 +112,32 @@ def test_a_twin_with_experts_is_no_dense_twin(study: Study) -> None:
         assert ("moe does not beat its twin no_gate" in answer(pair).scale) is told
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_seeds_of_equal_loss_do_not_cover_each_other(apart: bool) -> None:
+    """Marks are 5 units high; each shows half of it, and all lie within their row."""
+    known = palette(["moe", "engram"], ["ngram"])
+    values = [
+        Dot(place, 1.0, known[name], f"{name} {seed} {place}")
+        for place in range(2)
+        for name, seeds in (("moe", 4), ("engram", 4), ("ngram", 1))
+        for seed in range(seeds)
+        if apart or name == "moe"
+    ]
+    canvas = dots(["code", "docs"], values, "bits", apart=apart, spread=True)
+    height = 72 * canvas.figure.get_size_inches()[1]
+    found: dict[str, list[float]] = {}
+    for line in canvas.axes.lines:
+        if line.get_gid():
+            ((_, y),) = canvas.axes.transData.transform(line.get_xydata())
+            _, _, place = canvas.tips[int(line.get_gid().removeprefix("tip"))].split()
+            found.setdefault(place, []).append(y)
+            middle = canvas.axes.transData.transform((1.0, int(place)))[1]
+            assert abs(y - middle) < (height - 60) / 4
+    for places in found.values():
+        assert len(places) == (9 if apart else 4)
+        assert min(np.diff(sorted(places))) >= 2.5
+
+
 def test_many_models_have_a_row_each_lowest_first(study: Study) -> None:
     block = heldout_block(study, study.rows, answer(study))
     assert isinstance(block, Block) and [view.label for view in block.views] == ["all", "code"]

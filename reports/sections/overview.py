@@ -99,7 +99,15 @@ def _by_model(
             for place, name in enumerate(ranked)
             for row in found[name]
         ]
-        return dots(ranked, points, "bits per byte (lower is better)", width, apart=False, row=24)
+        return dots(
+            ranked,
+            points,
+            "bits per byte (lower is better)",
+            width,
+            apart=False,
+            row=24,
+            spread=True,
+        )
 
     return draw
 
@@ -138,7 +146,7 @@ def _picture(
         for row in rows
         if row.model in look
     ]
-    return dots(domains, values, "bits per byte (lower is better)", width)
+    return dots(domains, values, "bits per byte (lower is better)", width, spread=True)
 
 
 def ledger_table(study: Study) -> Table:
