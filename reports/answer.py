@@ -1,26 +1,32 @@
 """The answer to the study's question in one sentence, from recorded losses and verdicts alone."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engram_eval.records import MetricRow, at_the_edge, lookup_rates
 from reports.load import Model, Study, Verdict
-from reports.numbers import count, listing, quoted
+from reports.numbers import count, fixed, listing, quoted
 from reports.query import (
     asked,
     by_domain,
     domain_of,
     headline_pair,
     heldout,
+    loaded,
     memories,
     ordered,
     pick,
-    pooled_comparisons,
     scored_in_training_alone,
     values,
 )
 from reports.sections.capacity import told as stored_told
+from reports.sections.effects import sides, task_sentence, told_tasks
 from reports.sections.offload import told as speed_told
+
+NO_DIFFERENCE = "no difference"
+WORDS = ("supported", NO_DIFFERENCE, "reversed")
+UNDECIDED = ("inconclusive", "not tested")
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,8 @@ class Answer:
         verdict: ``lower`` (the candidate's loss is: it is better), ``higher``, ``mixed`` or
             ``unknown``.
         domains: per domain the points of both models, by seed.
-        decided: of a study of many variants the claims that are decided; ``lead`` counts them.
-        lead: stands for the sentence where ``decided`` is listed below it.
+        decided: of a study whose claims answer its question those that are decided.
+        lead: counts these claims; stands for the sentence where ``decided`` is listed below it.
     """
 
     text: str
@@ -50,8 +56,8 @@ class Answer:
 def answer(study: Study) -> Answer:
     """Say which of the two headline models predicts held-out text better, and how surely.
 
-    Where a study varies the memory itself, no pair of models answers its question: then its claims
-    do.
+    Where a study varies the memory itself, no pair of models answers its question, and where its
+    claims are about something else, no loss does: then its claims do.
     """
     pair = headline_pair(study)
     timed = speed_told(study)
@@ -61,59 +67,80 @@ def answer(study: Study) -> Answer:
         return Answer("No answer yet: fewer than two models are recorded.", "", "unknown")
     a, b = pair
     found = _points(heldout(study), a.name, b.name)
+    stored = None if found else stored_told(study, a.name, b.name)
+    if stored is None and _claims_answer(study):
+        scale = scale_text(study, a, b) + baseline_text(study, a)
+        return _from_claims(study.verdicts or (), scale)
     if not found:
-        stored = stored_told(study, a.name, b.name)
         verdict, text = stored or _from_tasks(study, a.name, b.name)
         return Answer(text, scale_text(study, a, b), verdict, a.name, b.name)
-    sides = {domain: _side(points[a.name], points[b.name]) for domain, points in found.items()}
-    verdict = sides.get("all") or _common(list(sides.values()))
+    lying = {domain: _side(points[a.name], points[b.name]) for domain, points in found.items()}
+    verdict = lying.get("all") or _common(list(lying.values()))
     scale = scale_text(study, a, b) + baseline_text(study, a)
-    tested = [v for v in study.verdicts or () if v.effect is not None]
-    if tested and len(memories(study)) != 1:
-        return _from_claims(tested, scale)
-    text = _sentence(a.name, b.name, verdict, sides, _example(a.name, b.name, found))
+    text = _sentence(a.name, b.name, verdict, lying, _example(a.name, b.name, found))
+    if loaded(study):
+        # Whoever compares trained models has asked for these tasks.
+        text = f"{text} {_of_tasks(study, a.name, b.name)[1]}".strip()
     return Answer(text, scale, verdict, a.name, b.name, found)
 
 
-def _from_claims(tested: Sequence[Verdict], scale: str) -> Answer:
-    """Answer by the claims that are decided, each by its own sentence."""
-    decided = [v for v in tested if v.verdict != "inconclusive"]
+def _claims_answer(study: Study) -> bool:
+    """Tell whether claims answer the question, and not the loss of two models."""
+    claims = study.verdicts or ()
+    of_loss = [v for v in claims if all(row.get("name") == "heldout" for row in v.rows)]
+    other = len(memories(study)) != 1 or 2 * len(of_loss) < len(claims)
+    return other and any(v.effect is not None for v in claims)
+
+
+def _from_claims(claims: Sequence[Verdict], scale: str) -> Answer:
+    """Answer by the counts of verdicts and by the claims that are decided, with their effects."""
+    lead = f"Of {len(claims)} {'claim' if len(claims) == 1 else 'claims'}, {_counted(claims)}"
+    decided = [v for v in claims if v.word not in UNDECIDED]
     if not decided:
-        text = f"Of {len(tested)} claims tested here, none is decided at this scale."
-        return Answer(text, scale, "unknown")
-    kinds = ordered(v.word for v in decided)
-    parts = [f"{k}: {'; '.join(v.claim for v in decided if v.word == k)}" for k in kinds]
-    left = len(tested) - len(decided)
-    text = ". ".join(part[0].upper() + part[1:] for part in parts)
-    text += f". Inconclusive: {left} of {len(tested)} claims tested." if left else "."
-    verb = "is" if len(decided) == 1 else "are"
-    lead = f"Of {len(tested)} claims tested here, {len(decided)} {verb} decided"
-    lead += "; the others are inconclusive at this scale:" if left else ":"
-    return Answer(text, scale, "unknown", decided=decided, lead=lead)
+        text = f"{lead} at this scale."
+        return Answer(text, scale, "unknown", lead=text)
+    kinds = ordered((v.word for v in decided), first=WORDS)
+    parts = [
+        f"{kind.capitalize()}: {'; '.join(_with_effect(v) for v in decided if v.word == kind)}."
+        for kind in kinds
+    ]
+    text = " ".join([f"{lead} at this scale.", *parts])
+    return Answer(text, scale, "unknown", decided=decided, lead=f"{lead} at this scale:")
+
+
+def _counted(claims: Sequence[Verdict]) -> str:
+    """Count verdicts: ``5 are supported, 1 reversed and 2 show no difference``."""
+    counts = Counter(v.word for v in claims)
+    same = counts.pop(NO_DIFFERENCE, 0)
+    parts: list[str] = []
+    for word in ordered(counts, first=(*WORDS, *UNDECIDED)):
+        verb = "" if parts else "is " if counts[word] == 1 else "are "
+        parts.append(f"{counts[word]} {verb}{word}")
+    if same:
+        parts.append(f"{same} {'shows' if same == 1 else 'show'} {NO_DIFFERENCE}")
+    return listing(parts)
+
+
+def _with_effect(v: Verdict) -> str:
+    return f"{v.claim} ({fixed(v.effect, sign=True)} {v.unit})"
 
 
 def _from_tasks(study: Study, a: str, b: str) -> tuple[str, str]:
     """Answer from the recorded task comparisons, where held-out text was not asked for."""
-    found = [
-        c
-        for c in pooled_comparisons(study, "acc")
-        if c.informative is not False and c.name != "tasks" and set(c.slice) <= {"domain"}
-    ]
     if asked(study, "evaluate", "heldout", True):
         return "unknown", f"No answer yet: held-out loss of both {a} and {b} is not recorded."
+    verdict, told = _of_tasks(study, a, b)
+    return verdict, told or f"No answer yet: no comparison of {b} with {a} is recorded."
+
+
+def _of_tasks(study: Study, a: str, b: str) -> tuple[str, str]:
+    """Say how two models do beside each other on tasks; "" where nothing was compared."""
+    found = told_tasks(study)
     if not found and any(c.informative is False for c in study.comparisons):
         return "mixed", f"No clear difference: no task tells {b} and {a} apart."
-    if not found:
-        return "unknown", f"No answer yet: no comparison of {b} with {a} is recorded."
-    ahead = sum(c.ci_low is not None and c.ci_low > 0 for c in found)
-    behind = sum(c.ci_high is not None and c.ci_high < 0 for c in found)
+    ahead, behind = sides(found)
     verdict = "mixed" if (ahead > 0) == (behind > 0) else ("lower" if ahead else "higher")
-    told = (
-        f"Of {len(found)} informative tasks, {b} answers more items rightly than {a} in {ahead} "
-        f"and fewer in {behind}; in {len(found) - ahead - behind} the interval over items spans "
-        "no difference."
-    )
-    return verdict, told
+    return verdict, task_sentence(found, a, b)
 
 
 def _points(rows: Sequence[MetricRow], a: str, b: str) -> dict[str, dict[str, list[float]]]:
@@ -170,6 +197,11 @@ def _example(a: str, b: str, found: Mapping[str, Mapping[str, Sequence[float]]])
 
 def scale_text(study: Study, a: Model, b: Model) -> str:
     """Say at which scale the answer holds, how sure it is, and who has another tokenizer."""
+    if loaded(study):
+        told = (
+            "This holds of these trained models alone: another training could come out otherwise."
+        )
+        return f"{told} {study.tokenizers.get('note', '')}".strip()
     parts = []
     if b.params_total:
         parts.append(f"{count(b.params_total)} parameters".replace(" M p", " million p"))

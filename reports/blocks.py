@@ -93,7 +93,7 @@ class Cell:
     Attributes:
         link: id of a figure or table of this page; without effect where there is none.
         tag: a class that sets the text as a label, such as ``supported``.
-        small: a second line, such as a range.
+        small: a second line, such as a range, or another name of a row.
     """
 
     text: str
@@ -128,6 +128,7 @@ class Table:
     """A table; the first cell of each row is its header.
 
     Attributes:
+        stacked: on a phone each row is a paragraph, its cells below each other.
         chips: number of the model whose sign stands before a row's header, by its text.
         data: the rows behind it, for the CSV file; what is shown where there are none.
     """
@@ -138,6 +139,7 @@ class Table:
     ident: str = ""
     note: str = ""
     sortable: bool = True
+    stacked: bool = False
     chips: Mapping[str, int] = field(default_factory=dict)
     data: Sequence[Mapping[str, Any]] = ()
     kind: ClassVar[str] = "table"
@@ -244,6 +246,11 @@ class Section:
     missing: Sequence[str] = ()
     template: str = "section.html"
     content: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is more than a line that says why there is nothing: navigation leads to it."""
+        return bool(self.items or self.missing or self.content)
 
     def contents(self) -> list[tuple[str, str]]:
         """Return (id, title) of what the table of contents lists below this section."""

@@ -192,7 +192,8 @@ def _picture(runs: Sequence[Run], look: dict[str, Look], width: int) -> Canvas:
         for row in heldout(run.study)
         if not row.slice and row.model in look
     ]
-    return dots([run.name for run in runs], values, "bits per byte (lower is better)", width)
+    where = [run.name for run in runs]
+    return dots(where, values, "bits per byte (lower is better)", width, spread=True)
 
 
 def verdict_items(runs: Sequence[Run]) -> list[Item]:

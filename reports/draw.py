@@ -1,5 +1,6 @@
 """The three kinds of picture: dots by category, lines, and a heat map. Nothing is computed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -18,6 +19,11 @@ from reports.ticks import draw_ticks, place_ticks
 
 # Drawing units are CSS pixels at the narrowest screen, so 11 stays readable on a phone.
 PANEL_WIDTH = 320
+# So wide are the labels of neighbouring ticks at most, with the space between them.
+TICK = 50
+# Lanes that the seeds of one model share where they are spread, how far these lie apart, and how
+# high a mark is, in drawing units.
+LANES, LANE, MARK = 4, 3.5, 6
 # The luminance on which black and white are equally legible: (1.05 * 0.05) ** 0.5 - 0.05.
 MIDDLE = 0.179
 
@@ -102,21 +108,36 @@ def dots(
     width: int = PANEL_WIDTH,
     apart: bool = True,
     row: int | None = None,
+    spread: bool = False,
 ) -> Canvas:
-    """Draw one row per category, ``row`` units high; models are set ``apart``, seeds are not."""
+    """Draw one row per category.
+
+    Args:
+        categories: names of the rows, the first on top.
+        values: what is drawn.
+        xlabel: what the values are.
+        width: in drawing units.
+        apart: models of a row have a lane each.
+        row: its height in drawing units.
+        spread: so have neighbouring values of one model, up to ``LANES`` of them, and each mark
+            an edge in the paper's colour, so that every one can be seen; rows grow as needed.
+    """
     names = [clean(name, 32) for name in categories]
     longest = max((len(name) for name in names), default=0)
     left = min(16 + longest * 7, max(width // 2, 12 + longest * 6))
     row = row or (34 if width > PANEL_WIDTH else 38)
+    offsets, needed = _spread(values, apart) if spread else ([], 0)
+    row = max(row, needed)
     result = canvas(width, 60 + row * len(names), left)
     axes, result.grid = result.axes, "x"
     lanes = _lanes(values) if apart else dict.fromkeys((dot.look for dot in values), 0.0)
-    for dot in values:
-        _dot(result, dot, dot.category + lanes[dot.look])
+    for position, dot in enumerate(values):
+        y = offsets[position] / row if spread else lanes[dot.look]
+        _dot(result, dot, dot.category + y, edged=spread)
     place_ticks(axes.yaxis, range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
-    axes.xaxis.set_major_locator(MaxNLocator(5 if width > PANEL_WIDTH else 4))
+    axes.xaxis.set_major_locator(MaxNLocator(min(5, max(2, (width - left) // TICK))))
     axes.margins(x=0.06)
     for y in range(1, len(names)):
         axes.axhline(y - 0.5, color=GRID, linewidth=0.8, clip_on=False)
@@ -153,7 +174,34 @@ def _lanes(values: Sequence[Dot]) -> dict[Look, float]:
     return {look: (i - (len(order) - 1) / 2) * step for i, look in enumerate(order)}
 
 
-def _dot(target: Canvas, dot: Dot, y: float) -> None:
+def _spread(values: Sequence[Dot], apart: bool) -> tuple[list[float], int]:
+    """Return how far below its row's middle each value lies, and how high a row must be, in units.
+
+    Neighbours of one model and row take turns in its lanes, so that marks do not merge.
+    """
+    groups: dict[tuple[int, Look], list[int]] = {}
+    for position, dot in enumerate(values):
+        groups.setdefault((dot.category, dot.look), []).append(position)
+    most: dict[Look, int] = {}
+    for (_, look), group in groups.items():
+        most[look] = max(most.get(look, 1), min(len(group), LANES))
+    order = sorted(most, key=lambda look: look.number)
+    heights = {look: LANE * (most[look] - 1) + MARK for look in order}
+    whole = sum(heights.values()) if apart else max(heights.values(), default=0)
+    tops, top = {}, -whole / 2
+    for look in order:
+        tops[look] = top if apart else -heights[look] / 2
+        top += heights[look]
+    offsets = [0.0] * len(values)
+    for (_, look), group in groups.items():
+        lanes = min(len(group), LANES)
+        first = tops[look] + heights[look] / 2 - LANE * (lanes - 1) / 2
+        for rank, position in enumerate(sorted(group, key=lambda i: values[i].value)):
+            offsets[position] = first + LANE * (rank % lanes)
+    return offsets, math.ceil(whole + MARK)
+
+
+def _dot(target: Canvas, dot: Dot, y: float, edged: bool = False) -> None:
     if dot.low is not None and dot.high is not None:
         ends = [dot.low, dot.high]
         bar = Line2D(ends, [y, y], color=dot.look.color, linewidth=1.6, clip_on=False)
@@ -164,9 +212,9 @@ def _dot(target: Canvas, dot: Dot, y: float) -> None:
         [y],
         linestyle="none",
         marker=dot.look.marker,
-        markersize=9 if lined else 6.5,
-        markeredgewidth=2 if lined else 1.2,
-        markeredgecolor=dot.look.color,
+        markersize=9 if lined else 5 if edged else 6.5,
+        markeredgewidth=2 if lined else 0.8 if edged else 1.2,
+        markeredgecolor=PAPER if edged and not lined and not dot.hollow else dot.look.color,
         markerfacecolor=PAPER if dot.hollow else dot.look.color,
         clip_on=False,
         gid=target.tip(dot.tip),

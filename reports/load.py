@@ -117,13 +117,13 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """The verdict as it is read: ``no difference``."""
-        return self.verdict.replace("_", " ")
+        """The verdict as it is read: ``no difference``, or ``not tested`` without an effect."""
+        return "not tested" if self.effect is None else self.verdict.replace("_", " ")
 
     @property
     def tag(self) -> str:
         """The verdict as a class of the page: ``no-difference``."""
-        return self.verdict.replace("_", "-")
+        return self.word.replace(" ", "-")
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,13 @@ def told_apart(study: Study) -> set[str]:
     return {str(each.get("name")) for each in listed if each.get("corpus")} & told
 
 
+def loaded(study: Study) -> bool:
+    """Tell whether all models of a study were trained before, and only opened by it."""
+    models = study.config.get("models")
+    listed = models if isinstance(models, list) else []
+    return bool(listed) and all(isinstance(each, Mapping) and each.get("path") for each in listed)
+
+
 def _last_validation(study: Study) -> list[MetricRow]:
     """Return the validation rows per domain of each trained model's last step."""
     rows = [r for r in pick(study.rows, name="train", split="val") if only_domain(r) and r.step]

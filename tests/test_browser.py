@@ -100,6 +100,24 @@ def test_first_screen_holds_question_answer_ledger_and_picture(page, report):
         assert page.js(f"document.querySelector('{selector}').getBoundingClientRect().bottom") < 900
 
 
+@pytest.mark.parametrize(("width", "unfolded"), [(390, False), (1280, True)])
+def test_contents_are_folded_on_a_phone(page, report, width, unfolded):
+    page.open(report, width, 840)
+    shown = "document.querySelector('.toc ol').checkVisibility()"
+    assert page.js(shown) == unfolded
+    page.click(".toc summary")
+    assert page.js(shown) != unfolded
+
+
+def test_claims_are_read_on_a_phone_without_scrolling_sideways(page, report):
+    page.open(report, 390, 840)
+    table = "document.querySelector('#claims').parentElement"
+    assert page.js(f"{table}.scrollWidth <= {table}.clientWidth")
+    order = "[...document.querySelector('#claims tbody tr').cells].map(c => c.offsetTop)"
+    claim, verdict, effect, *others = page.js(order)
+    assert claim < verdict < effect < min(others)
+
+
 def test_pictures_are_legible_on_a_phone(page, report):
     page.open(report, 360, 740)
     smallest = page.js(

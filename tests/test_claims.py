@@ -283,8 +283,17 @@ def test_what_is_the_same_in_every_seed_counts_by_its_signs(
     assert found.tested.shown.estimate.value == pytest.approx(gain)
     if verdict == "inconclusive":
         signs = f"{seeds} equal signs have p {0.5**seeds:.2g} uncorrected"
-        assert found.reason.startswith(f"the same in every seed: {signs}; neither")
+        assert found.reason.startswith(f"the same in every seed: {signs}; after correction it nei")
         assert found.reason.endswith("power 0%")
+
+
+def test_a_reason_is_true_of_an_interval_that_correction_widens() -> None:
+    """What is found alone is lost among many; the reason says that it is the correction's."""
+    clear = simulate(np.random.default_rng(8), 0.03, spread=0.012)
+    (alone,), among = judge([(claim(), clear)]), judge([(claim(), clear)] * 30)
+    assert alone.verdict == "supported" and among[0].tested is not None
+    assert bounds(among[0].tested.shown)[0] > 0 and among[0].verdict == "inconclusive"
+    assert among[0].reason.startswith("after correction it neither differs from zero nor")
 
 
 def test_more_claims_need_more_equal_seeds() -> None:

@@ -332,6 +332,16 @@ def test_the_command_prints_curves_and_effects_without_an_interval() -> None:
     assert f"{evidence}\n" in text and text.count("+0.0000 in every seed, share") == 2
 
 
+def test_what_could_not_be_tested_is_counted_apart(folder: Path) -> None:
+    write_verdicts(folder)
+    first, second, *_ = read_verdicts(folder)
+    open_, none = (e | {"verdict": "inconclusive", "reason": "too few"} for e in (first, second))
+    text = table([open_, none | {"effect": None}])
+    assert text.endswith("2 claims, each at its scale only: 1 inconclusive, 1 not tested")
+    words = [line[:13].strip() for line in text.splitlines() if "at this scale" in line]
+    assert words == ["inconclusive", "not tested"]
+
+
 def test_a_folder_without_verdicts_is_a_mistake(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from engram_eval.claims.judge import judge
 from engram_eval.claims.mechanism import MECHANISM
 from engram_eval.claims.registry import CLAIMS
 from engram_eval.claims.stored import read_verdicts
-from engram_eval.claims.verdicts import write_verdicts
+from engram_eval.claims.verdicts import describe, write_verdicts
 from engram_eval.config_json import to_dict
 from engram_eval.publish import kept_rows
 from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
@@ -265,3 +265,9 @@ def test_a_planted_shift_is_found_against_its_null() -> None:
             found[claim.id] += told.verdict == "supported"
     assert found["mechanism.cka_deeper"] >= 18
     assert found["mechanism.cka_other_way"] <= 3, "a plateau is no shift"
+
+
+def test_a_score_names_the_condition_of_its_rows() -> None:
+    told = describe(CLAIMS["mechanism.ngram_decodable_beyond_control"].score)
+    real = "linear ngram_ended code_length_bits"
+    assert told == f"{real} (control task) - {real}"

@@ -227,6 +227,9 @@ def test_a_published_folder_is_drawn_as_what_it_is(
     assert main(["report", str(out), "--out", str(page)]) == 0
     text = page.read_text()
     assert "Not kept in this published folder" in text and "train moe seed 1" in text
+    navigation = text.partition('aria-label="Sections"')[2].partition("</nav>")[0]
+    assert "#method" in navigation and "#samples" not in navigation
+    assert "#mechanism" not in navigation and text.count('href="#mechanism"') == 0
     assert "1 of 3 stages did not finish" in text and "stages.json" not in text
     assert main(["report", str(out), str(study), "--out", str(page)]) == 0
     assert page.read_text().count("unfinished: 1 failed of 3 stages") == 4
@@ -243,4 +246,5 @@ def test_the_markdown_table_has_a_row_per_claim(
     entries = read_verdicts(study)
     assert text == markdown(entries)
     assert len(text.splitlines()) == 2 + len(entries)
-    assert "inconclusive (power 0%), untuned" in text
+    assert all(entry["effect"] is None for entry in entries)
+    assert text.count("| not tested | – |") == len(entries) and "inconclusive" not in text

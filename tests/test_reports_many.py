@@ -65,19 +65,35 @@ def study() -> Study:
 def test_claims_answer_where_no_pair_of_models_does(study: Study) -> None:
     told = answer(study)
     assert told.text == (
-        "Supported: The table helps. Reversed: The cache helps. Inconclusive: 1 of 3 claims tested."
+        f"{told.lead.removesuffix(':')}. Supported: The table helps (+0.200 bit/byte). "
+        "Reversed: The cache helps (−0.100 bit/byte)."
     )
-    assert told.lead == (
-        "Of 3 claims tested here, 2 are decided; the others are inconclusive at this scale:"
-    )
+    counted = "1 is supported, 1 reversed, 1 inconclusive and 1 not tested"
+    assert told.lead == f"Of 4 claims, {counted} at this scale:"
     assert [v.id for v in told.decided] == ["parts.table", "parts.cache"]
     assert "3 seeds per model" in told.scale and "No established baseline" not in told.scale
     cut_off = tuple(r for r in study.rows if r.seed == 0 or r.model != "moe")
     assert "1 or 3 seeds per model" in answer(replace(study, rows=cut_off)).scale
     one = replace(study, verdicts=study.verdicts[1:2])
-    assert answer(one).lead == "Of 1 claims tested here, 1 is decided:"
+    assert answer(one).lead == "Of 1 claim, 1 is supported at this scale:"
     none = replace(study, verdicts=study.verdicts[:1])
-    assert answer(none).text == "Of 1 claims tested here, none is decided at this scale."
+    assert answer(none).text == "Of 1 claim, 1 is inconclusive at this scale."
+
+
+def test_claims_about_something_else_answer_beside_a_single_memory(study: Study) -> None:
+    """Two of three are about a lens, so that no loss answers; of one in two it still does."""
+    few = replace(study, models=study.models[:1] + study.models[2:3])
+    lens, text = ([{"name": name}] for name in ("logit_lens", "heldout"))
+    about = [replace(v, rows=lens) for v in study.verdicts[1:3]]
+    loss = replace(study.verdicts[0], rows=text)
+    told = answer(replace(few, verdicts=(*about, loss)))
+    assert told.text.startswith("Of 3 claims, 1 is supported, 1 reversed and 1 inconclusive at")
+    assert "bits per byte on" not in told.text
+    same = replace(about[0], verdict="no_difference")
+    told = answer(replace(few, verdicts=(*about, same, same)))
+    assert "1 is supported, 1 reversed and 2 show no difference at this scale." in told.text
+    even = answer(replace(few, verdicts=(about[0], loss)))
+    assert even.text.startswith("Overall engram predicts held-out text better")
 
 
 def test_a_single_memory_and_untested_claims_are_answered_by_the_pair(study: Study) -> None:
@@ -94,6 +110,32 @@ def test_a_twin_with_experts_is_no_dense_twin(study: Study) -> None:
     for other, told in ((twin, False), (dense, True)):
         pair = replace(study, models=(study.models[0], other, study.models[2]), verdicts=())
         assert ("moe does not beat its twin no_gate" in answer(pair).scale) is told
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_seeds_of_equal_loss_do_not_cover_each_other(apart: bool) -> None:
+    """Marks are 5 units high; each shows half of it, and all lie within their row."""
+    known = palette(["moe", "engram"], ["ngram"])
+    values = [
+        Dot(place, 1.0, known[name], f"{name} {seed} {place}")
+        for place in range(2)
+        for name, seeds in (("moe", 4), ("engram", 4), ("ngram", 1))
+        for seed in range(seeds)
+        if apart or name == "moe"
+    ]
+    canvas = dots(["code", "docs"], values, "bits", apart=apart, spread=True)
+    height = 72 * canvas.figure.get_size_inches()[1]
+    found: dict[str, list[float]] = {}
+    for line in canvas.axes.lines:
+        if line.get_gid():
+            ((_, y),) = canvas.axes.transData.transform(line.get_xydata())
+            _, _, place = canvas.tips[int(line.get_gid().removeprefix("tip"))].split()
+            found.setdefault(place, []).append(y)
+            middle = canvas.axes.transData.transform((1.0, int(place)))[1]
+            assert abs(y - middle) < (height - 60) / 4
+    for places in found.values():
+        assert len(places) == (9 if apart else 4)
+        assert min(np.diff(sorted(places))) >= 2.5
 
 
 def test_many_models_have_a_row_each_lowest_first(study: Study) -> None:

@@ -10,7 +10,7 @@ from test_reports import Page
 from engram_eval.records import write_json
 from reports.build import build_report
 from reports.load import Verdict
-from reports.sections.verdicts import evidence
+from reports.sections.verdicts import evidence, verdict_table
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,36 @@ def test_every_claim_stands_beside_its_published_figure(html):
     text = " ".join(re.sub("<[^>]+>", " ", table).split())
     assert table.count("1.950 against 1.962 nats (arXiv:2601.07372 Table 1)") == 5
     assert "+0.110 [+0.090, +0.130] bit/byte, untuned" in text
-    assert "not tested: no rows of engram" in text
+    assert "not tested no rows of engram" in text
     for word in ("supported", "no difference", "reversed", "inconclusive"):
         assert word in text
     assert 'href="#heldout-table"' in table
+
+
+def test_the_table_says_what_is_corrected_and_what_is_not(html):
+    (table,) = re.findall(r'<table id="claims".*?</table>', html, flags=re.S)
+    text = " ".join(re.sub("<[^>]+>", " ", table).split())
+    assert "Verdicts are corrected for the number of claims (Holm), the intervals" in text
+    assert "Effect [95 % interval, not corrected] p, corrected" in text
+    # The fixture's corrected p are 0.01 of no difference and 0.4 of equivalence.
+    assert text.count("untuned 0.010") == 4 and "equal:" not in text
+    (power,) = re.findall(r"<dt>Power</dt><dd>(.*?)</dd>", html)
+    assert "correction" in power
+
+
+def test_equivalence_that_is_shown_has_its_p(study):
+    verdict = Verdict("x.y", "y", "no_difference", p_difference=0.3, p_equivalence=0.002)
+    (row,) = verdict_table([verdict]).rows
+    assert (row[3].text, row[3].small) == ("0.300", "equal: 0.002")
+
+
+def test_a_row_has_the_name_that_the_figure_writes(html):
+    (table,) = re.findall(r'<table id="claims".*?</table>', html, flags=re.S)
+    (figure,) = re.findall(
+        r'<figure class="block" id="claims-forest".*?</figure>', html, flags=re.S
+    )
+    for name in ("loss", "reasoning as knowledge", "dense twin", "code"):
+        assert f"<small>{name}</small></th>" in table and f">{name}</text>" in figure
 
 
 def test_the_forest_shows_what_was_tested(html):
@@ -91,7 +117,22 @@ def test_missing_verdicts_are_said(study, tmp_path):
         text = Page(build_report(study, tmp_path / "report.html").read_text()).text()
     finally:
         (study / "verdicts.json").write_text(kept)
-    assert "No verdict is recorded" in text
+    assert "No verdict is recorded yet" in text
+
+
+def test_a_study_that_no_claim_is_about_says_so_in_plain_words(study, tmp_path):
+    kept = (study / "verdicts.json").read_text()
+    try:
+        write_json(study / "verdicts.json", [])
+        plain = build_report(study, tmp_path / "report.html").read_text()
+        (study / "verdicts.json").write_text("{")
+        damaged = build_report(study, tmp_path / "report.html").read_text()
+    finally:
+        (study / "verdicts.json").write_text(kept)
+    assert '<p class="lead">No published claim is about this study.</p>' in plain
+    assert "No claim could be read" not in plain
+    told = '<p class="missing" role="note">No claim could be read (verdicts.json).</p>'
+    assert told in damaged
 
 
 def test_newer_and_damaged_verdicts_are_told_and_the_rest_is_shown(study, tmp_path):

@@ -200,7 +200,8 @@ def _decide(found: Tested, different: float, same: float, count: int) -> Verdict
         reason = "differs from zero"
     else:
         word = "inconclusive"
-        reason = f"neither differs from zero nor is smaller than {bound}; power {power:.0%}"
+        told = f"it neither differs from zero nor is smaller than {bound}"
+        reason = f"after correction {told}; power {power:.0%}"
         if found.shown.estimate.stderr == 0:
             least = by_signs(found.shown.estimate)
             told = (

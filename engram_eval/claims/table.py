@@ -6,6 +6,8 @@ from typing import Any
 
 BRIEF = ("id", "study", "verdict", "effect", "ci_low", "ci_high", "seeds", "scale")
 LEAST_WEIGHT = 0.01
+NOTHING = "–"
+"""Stands for the numbers of what was not tested."""
 MORE = ("unit", "smallest_effect", "power", "tuned", "claim", "source", "published")
 
 
@@ -20,9 +22,19 @@ def table(entries: Sequence[Mapping[str, Any]]) -> str:
     if not entries:
         return "no claims: these studies decide none"
     lines = [line for entry in entries for line in _lines(entry)]
-    counts = Counter(entry["verdict"].replace("_", " ") for entry in entries)
-    told = ", ".join(f"{count} {word}" for word, count in counts.most_common())
-    return "\n".join([*lines, "", f"{len(entries)} claims, each at its scale only: {told}"])
+    told = f"{len(entries)} claims, each at its scale only: {tally(entries)}"
+    return "\n".join([*lines, "", told])
+
+
+def tally(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Count verdicts by their word, the commonest first: ``3 supported, 1 not tested``."""
+    counts = Counter(map(word, entries))
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+
+def word(entry: Mapping[str, Any]) -> str:
+    """Return the verdict as it is read; what had no numbers to test is no verdict."""
+    return "not tested" if entry["effect"] is None else str(entry["verdict"]).replace("_", " ")
 
 
 def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -42,7 +54,7 @@ def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
         (
             f"{entry['claim']} (`{entry['id']}`)",
             f"{entry['published']} ({entry['source']})",
-            _word(entry),
+            _told(entry),
             _effect(entry),
             str(entry["seeds"]),
             f"{entry['scale']}{_rates(entry)}",
@@ -53,11 +65,12 @@ def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in r)} |" for r in lines)
 
 
-def _word(entry: Mapping[str, Any]) -> str:
-    """Return the verdict, with the power of an inconclusive one."""
-    word = str(entry["verdict"]).replace("_", " ")
+def _told(entry: Mapping[str, Any]) -> str:
+    """Return the verdict, with the power of an inconclusive one and how rates were tuned."""
+    if entry["effect"] is None:
+        return word(entry)
     power = f" (power {entry['power']:.0%})" if entry["verdict"] == "inconclusive" else ""
-    return f"{word}{power}{_caution(entry)}"
+    return f"{word(entry)}{power}{_caution(entry)}"
 
 
 def _caution(entry: Mapping[str, Any]) -> str:
@@ -78,11 +91,10 @@ def _rates(entry: Mapping[str, Any]) -> str:
 
 
 def _lines(entry: Mapping[str, Any]) -> list[str]:
-    word = entry["verdict"].replace("_", " ")
     scale = f"at this scale ({entry['scale']}), {entry['seeds']} seeds"
     scale += f"{_caution(entry)}{_rates(entry)}"
     return [
-        f"{word:13} {entry['id']:34} {_effect(entry):44} {scale}",
+        f"{word(entry):13} {entry['id']:34} {_effect(entry):44} {scale}",
         f"{'':13} {entry['claim']} [{entry['source']}: {entry['published']}]",
         *([f"{'':13} {entry['reason']}"] if entry["verdict"] == "inconclusive" else []),
         *([f"{'':13} {_curve(entry['shape'])}"] if entry.get("shape") else []),
@@ -101,7 +113,7 @@ def _curve(shape: Mapping[str, Any]) -> str:
 
 def _effect(entry: Mapping[str, Any]) -> str:
     if entry["effect"] is None:
-        return "not tested"
+        return NOTHING
     if entry["ci_low"] is None:
         return f"{entry['effect']:+.4f} in every seed, {entry['unit']}"
     bounds = f"[{entry['ci_low']:+.4f}, {entry['ci_high']:+.4f}]"

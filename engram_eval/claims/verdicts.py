@@ -287,4 +287,5 @@ def describe(score: Score) -> str:
 def _describe_rows(rows: Rows) -> str:
     labels = "".join(f" {value}" for value in rows.slice.values())
     told = f"{rows.name}{labels} {rows.metric}" + (f" in {rows.other}" if rows.other else "")
-    return told + (" at equal loss" if rows.equal_loss else "")
+    condition = f" ({rows.condition.replace('_', ' ')})" if rows.condition else ""
+    return told + condition + (" at equal loss" if rows.equal_loss else "")

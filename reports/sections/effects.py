@@ -32,6 +32,48 @@ def task_differences(study: Study) -> list[Block]:
     )
 
 
+def told_tasks(study: Study) -> list[Comparison]:
+    """Return the differences in accuracy on the tasks that tell the headline pair apart."""
+    return [c for c in _tasks(study, "acc") if c.name != "tasks"]
+
+
+def task_sentence(found: Sequence[Comparison], a: str, b: str) -> str:
+    """Say how ``b`` does beside ``a`` on tasks; of a single one with its interval; "" of none."""
+    if not found:
+        return ""
+    if len(found) == 1:
+        return _one_task(found[0], a, b)
+    ahead, behind = sides(found)
+    return (
+        f"Of {len(found)} informative tasks, {b} answers more items rightly than {a} in {ahead} "
+        f"and fewer in {behind}; in {len(found) - ahead - behind} the interval over "
+        f"{_units(found)} spans no difference."
+    )
+
+
+def _one_task(found: Comparison, a: str, b: str) -> str:
+    interval = ""
+    if found.ci_low is not None and found.ci_high is not None:
+        low, high = (percent(bound, sign=True) for bound in (found.ci_low, found.ci_high))
+        interval = f" (95 % interval over {_units([found])}: {low} to {high})"
+    points = percent(found.effect, sign=True)
+    return (
+        f"On {found.name}, the accuracy of {b} differs from that of {a} by {points} percentage "
+        f"points{interval}."
+    )
+
+
+def sides(found: Sequence[Comparison]) -> tuple[int, int]:
+    """Count the differences whose interval lies wholly above, and wholly below, none."""
+    ahead = sum(c.ci_low is not None and c.ci_low > 0 for c in found)
+    behind = sum(c.ci_high is not None and c.ci_high < 0 for c in found)
+    return ahead, behind
+
+
+def _units(found: Sequence[Comparison]) -> str:
+    return listing(ordered(c.units or "items" for c in found))
+
+
 def _block(
     study: Study, ident: str, told: str, kinds: list[tuple[str, str, list[Comparison]]]
 ) -> list[Block]:
@@ -40,7 +82,7 @@ def _block(
     if pair is None or not drawn:
         return []
     shown = [c for _, _, found in drawn for c in found]
-    units = listing(ordered(c.units or "items" for c in shown))
+    units = _units(shown)
     caution = "" if units == "seeds" else ", not over seeds"
     block = Block(
         f"{ident}-differences",
@@ -111,8 +153,7 @@ def _write(metric: str, value: float | None) -> str:
 
 def _finding(found: Sequence[Comparison], label: str, name: str) -> str:
     """Count the intervals that exclude no difference; they are over items, which the key says."""
-    better = sum(c.ci_low is not None and c.ci_low > 0 for c in found)
-    worse = sum(c.ci_high is not None and c.ci_high < 0 for c in found)
+    better, worse = sides(found)
     return (
         f"On {label}, the interval lies wholly on the side of {name} in {better} of {len(found)} "
         f"rows and wholly on the other side in {worse}."

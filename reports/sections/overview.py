@@ -27,7 +27,7 @@ def section(study: Study) -> Section:
         "Answer",
         items=[
             *([heldout_block(study, rows, told)] if rows else []),
-            *([ledger_table(study)] if study.models else []),
+            *([ledger_table(study)] if any(map(_counted, study.models)) else []),
         ],
         missing=missing + ([] if study.models or speed_told(study) else ["No model is recorded."]),
         template="overview.html",
@@ -46,7 +46,7 @@ def _verdicts(study: Study, told: Answer) -> str:
     """Return the words that lead to the verdicts; they are not counted twice."""
     if not study.verdicts:
         return ""
-    return f"All {len(study.verdicts)} claims" if told.decided else tally(study.verdicts)
+    return f"All {len(study.verdicts)} claims" if told.lead else tally(study.verdicts)
 
 
 def _decided(v: Verdict) -> dict[str, str]:
@@ -99,7 +99,15 @@ def _by_model(
             for place, name in enumerate(ranked)
             for row in found[name]
         ]
-        return dots(ranked, points, "bits per byte (lower is better)", width, apart=False, row=24)
+        return dots(
+            ranked,
+            points,
+            "bits per byte (lower is better)",
+            width,
+            apart=False,
+            row=24,
+            spread=True,
+        )
 
     return draw
 
@@ -138,7 +146,7 @@ def _picture(
         for row in rows
         if row.model in look
     ]
-    return dots(domains, values, "bits per byte (lower is better)", width)
+    return dots(domains, values, "bits per byte (lower is better)", width, spread=True)
 
 
 def ledger_table(study: Study) -> Table:
@@ -180,6 +188,11 @@ def ledger_table(study: Study) -> Table:
         ident="ledger",
         sortable=False,
     )
+
+
+def _counted(model: Model) -> bool:
+    """Tell whether anything is known of a model's cost; of those that were loaded nothing is."""
+    return model.params_total is not None or model.tokens is not None
 
 
 def _tuning(model: Model) -> str:

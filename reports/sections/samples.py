@@ -117,7 +117,7 @@ def _first_number(response: Any) -> float | None:
 def section(study: Study) -> Section:
     """Choose items of each kind (both right, one right, both wrong) from every task."""
     if study.abridged:
-        return Section("samples", "Samples", missing=[study.abridged])
+        return Section("samples", "Samples", lead=study.abridged)
     pair = headline_pair(study)
     names = [] if pair is None else [pair[0].name, pair[1].name]
     stages = [s for s in (_evaluation(study, name) for name in names) if s is not None]

@@ -30,7 +30,7 @@ from reports.sections.columns import (
     seed_cells,
     seeds_note,
 )
-from reports.sections.effects import task_differences
+from reports.sections.effects import task_differences, task_sentence, told_tasks
 from reports.theme import MUTED, REFERENCE, Look, looks
 
 # Lies above references and models.
@@ -118,6 +118,9 @@ def _finding(study: Study, rows: Sequence[MetricRow]) -> str:
     if pair is None:
         return "Further right is better."
     a, b = pair[0].name, pair[1].name
+    if all(len({row.seed for row in pick(rows, model=name)}) == 1 for name in (a, b)):
+        # One training of each: whether "every seed" is ahead would be a coin's fall.
+        return task_sentence(told_tasks(study), a, b) or "Further right is better."
     won, lost, mixed = 0, 0, 0
     for task in ordered(row.name for row in rows):
         first = [value_of(r) for r in pick(rows, name=task, model=a)]

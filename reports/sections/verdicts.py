@@ -8,16 +8,18 @@ from typing import Any
 from reports.blocks import Block, Cell, Column, Section, Table, View, panel
 from reports.draw import Canvas, Dot, dots, zero_line
 from reports.load import Study, Verdict
-from reports.numbers import MISSING, fixed, listing, percent
+from reports.numbers import MISSING, fixed, listing, p_value, percent
 from reports.query import ordered
 from reports.theme import GRID, INK, MUTED, Look
 
+FILE = "verdicts.json"
 MARKS = {
     "supported": Look(-3, INK, "o"),
     "no_difference": Look(-3, INK, "s"),
     "reversed": Look(-3, INK, "X"),
     "inconclusive": Look(-3, MUTED, "o"),
 }
+ALPHA = 0.05
 # Where on the page the rows of a probe, a task or a training are shown.
 EVIDENCE = {
     "heldout": "heldout-table",
@@ -33,11 +35,9 @@ AT_EQUAL_LOSS = ("logit_lens", "cka")
 
 def section(study: Study) -> Section:
     """Build the forest plot and the table of claims, or say that there are none."""
-    if study.verdicts is None:
-        told = "No verdict is recorded: this study tests no published claim (verdicts.json)."
-        return Section("verdicts", "Verdicts", missing=[told])
     if not study.verdicts:
-        return Section("verdicts", "Verdicts", missing=["No claim could be read (verdicts.json)."])
+        lead, missing = _without(study)
+        return Section("verdicts", "Verdicts", lead=lead, missing=missing)
     tested = [v for v in study.verdicts if v.effect is not None]
     return Section(
         "verdicts",
@@ -53,6 +53,17 @@ def section(study: Study) -> Section:
     )
 
 
+def _without(study: Study) -> tuple[str, list[str]]:
+    """Say why there is no claim: in plain words where none is due, else as what is missing."""
+    if any(problem.where.startswith(FILE) for problem in study.problems):
+        return "", [f"No claim could be read ({FILE})."]
+    if study.abridged:
+        return "No published claim could be tested in this study.", []
+    if study.verdicts is None:
+        return "", [f"No verdict is recorded yet ({FILE})."]
+    return "No published claim is about this study.", []
+
+
 def reasons(verdicts: Sequence[Verdict]) -> str:
     """Join the distinct reasons that are recorded."""
     return "; ".join(ordered(v.reason for v in verdicts if v.reason)) or "no reason is recorded"
@@ -60,7 +71,7 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     """Count verdicts in a sentence: ``9 claims at this scale: 3 supported ...``."""
-    counts = Counter("not tested" if v.effect is None else v.word for v in verdicts)
+    counts = Counter(v.word for v in verdicts)
     parts = [f"{count} {name}" for name, count in counts.most_common()]
     return f"{len(verdicts)} claims at this scale: {listing(parts)}."
 
@@ -123,7 +134,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     columns = [
         Column("Claim", numeric=False),
         Column("Verdict", numeric=False),
-        Column("Here", numeric=False),
+        Column("Effect [95 % interval, not corrected]", numeric=False),
+        Column("p, corrected"),
         Column("Published", numeric=False),
         Column("Seeds"),
         Column("Power, %"),
@@ -134,9 +146,12 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         columns,
         [_row(v) for v in verdicts],
         ident="claims",
-        note="Brackets: 95 % interval over seeds. Power: the chance to find the smallest effect of "
-        "interest with this spread. Supported or reversed: p < 0.05 after Holm's correction. No "
-        "difference: smaller than the smallest effect of interest, by an equivalence test.",
+        stacked=True,
+        note="Verdicts are corrected for the number of claims (Holm), the intervals over seeds are "
+        'not: one that excludes 0 can stand beside "inconclusive". p: of no difference; below '
+        "it, where that is shown, of one as large as the smallest effect of interest. Power: the "
+        "chance to find that effect with this spread, after correction. In small letters: a "
+        "claim's name in the figure above.",
     )
 
 
@@ -173,9 +188,10 @@ def _curve(v: Verdict, shape: Mapping[str, Any], forms: Sequence[str]) -> list[C
 
 def _row(v: Verdict) -> list[Cell]:
     return [
-        Cell(v.claim),
+        Cell(v.claim, small=short(v)),
         Cell(v.word, v.word, tag=v.tag, title=v.reason or ""),
         Cell(_effect(v), v.effect, title=v.test or ""),
+        _corrected(v),
         Cell(f"{v.published} ({v.source})" if v.source else v.published or MISSING),
         Cell(MISSING if v.seeds is None else str(v.seeds), v.seeds),
         Cell(percent(v.power), v.power) if v.effect is not None else Cell(MISSING),
@@ -183,9 +199,17 @@ def _row(v: Verdict) -> list[Cell]:
     ]
 
 
+def _corrected(v: Verdict) -> Cell:
+    """Write the corrected p of no difference, and below it that of equivalence where it counts."""
+    same = v.p_equivalence
+    shown = same is not None and same < ALPHA
+    small = f"equal: {p_value(same)}" if shown else ""
+    return Cell(p_value(v.p_difference), v.p_difference, small=small)
+
+
 def _effect(v: Verdict) -> str:
     if v.effect is None:
-        return f"not tested: {v.reason or 'no reason is recorded'}"
+        return v.reason or "no reason is recorded"
     interval = " in every seed,"
     if v.ci_low is not None and v.ci_high is not None:
         interval = f" [{fixed(v.ci_low, sign=True)}, {fixed(v.ci_high, sign=True)}]"

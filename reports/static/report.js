@@ -38,6 +38,10 @@
     });
   }
 
+  // On a phone the contents would fill the screen.
+  const contents = document.querySelector(".toc details");
+  if (contents && matchMedia("(max-width:48rem)").matches) contents.open = false;
+
   const make = (tag, properties, ...children) => {
     const element = Object.assign(document.createElement(tag), properties);
     element.append(...children);
