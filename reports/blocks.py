@@ -31,10 +31,22 @@ def panel(draw: Callable[[int], Canvas], wide: int = 640) -> Panel:
 
 @dataclass(frozen=True)
 class View:
-    """One of the ways to look at a figure, such as one choice of its axis."""
+    """One of the ways to look at a figure, such as one choice of its axis.
+
+    Attributes:
+        legend: names of the models drawn here, where these are not all of the figure's.
+    """
 
     label: str
     panels: Sequence[Panel]
+    legend: Sequence[str] | None = None
+
+
+class Legend(NamedTuple):
+    """Models by their names, and line styles or hollow marks as (style, words)."""
+
+    models: Sequence[str]
+    strokes: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -61,10 +73,15 @@ class Block:
     strokes: Mapping[str, str] = field(default_factory=dict)
     kind: ClassVar[str] = "figure"
 
-    def drawn_strokes(self) -> list[tuple[str, str]]:
-        """Return (style, words) of the strokes that occur in any of the pictures."""
-        found = [styles(panel.canvas) for view in self.views for panel in view.panels]
-        return told_strokes(self.strokes, set().union(*found))
+    def legends(self) -> list[Legend]:
+        """Return what each view's signs stand for; a single one where it is the same for all."""
+        found = [self._legend(view) for view in self.views]
+        return found[:1] if found and found.count(found[0]) == len(found) else found
+
+    def _legend(self, view: View) -> Legend:
+        drawn = set[str]().union(*(styles(panel.canvas) for panel in view.panels))
+        models = self.legend if view.legend is None else view.legend
+        return Legend(list(models), told_strokes(self.strokes, drawn))
 
     def svg(self, view: int, panel: int, narrow: bool = False) -> Markup:
         """Return one picture as inline SVG."""

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from reports.numbers import count, fixed
 from reports.svg import clean
 from reports.theme import GRID, INK, LINE_MARKERS, MUTED, PAPER, Look
-from reports.ticks import draw_ticks, place_ticks
+from reports.ticks import draw_ticks, name_upwards, place_ticks
 
 # Drawing units are CSS pixels at the narrowest screen, so 11 stays readable on a phone.
 PANEL_WIDTH = 320
@@ -266,7 +266,7 @@ def _curve(target: Canvas, curve: Line) -> None:
 
 def heat_map(matrix: Sequence[Sequence[float | None]], xlabel: str, ylabel: str) -> Canvas:
     """Draw values between 0 and 1 as cells with their number; row 0 is at the bottom."""
-    result = canvas(PANEL_WIDTH, PANEL_WIDTH, left=44, bottom=44, top=28)
+    result = canvas(PANEL_WIDTH, PANEL_WIDTH, left=44, bottom=44)
     axes, colors = result.axes, matplotlib.colormaps["viridis"]
     width = max((len(row) for row in matrix), default=0)
     axes.set_xlim(-0.5, width - 0.5)
@@ -278,7 +278,7 @@ def heat_map(matrix: Sequence[Sequence[float | None]], xlabel: str, ylabel: str)
     place_ticks(axes.xaxis, range(width))
     place_ticks(axes.yaxis, range(len(matrix)))
     axes.set_xlabel(clean(xlabel, 40))
-    axes.set_title(clean(ylabel, 40), loc="left", x=-0.02, y=1.0, fontsize=11, color=MUTED, pad=9)
+    name_upwards(axes, clean(ylabel, 40))
     return result
 
 

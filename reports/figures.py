@@ -133,9 +133,10 @@ def _chosen(study: Study, only: str | None) -> list[Block | TextMap]:
 
 
 def _pictures(block: Block, look: Mapping[str, Look]) -> list[Picture]:
-    models = {name: look[name] for name in block.legend if name in look}
     found = []
     for view in block.views:
+        shown = block.legend if view.legend is None else view.legend
+        models = {name: look[name] for name in shown if name in look}
         for panel in view.panels:
             parts = [view.label] if len(block.views) > 1 else []
             parts += [panel.title] if panel.title else []

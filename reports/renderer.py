@@ -180,9 +180,13 @@ class PageRenderer(RendererBase):
         ismath: Any = False,
         mtext: Text | None = None,
     ) -> None:
-        """Write one line of upright text where it is anchored."""
-        assert mtext is not None and not angle, "pictures of a page hold upright lines alone"
-        left = mtext.get_transform().transform(mtext.get_unitless_position())[0]
+        """Write one line where it is anchored; one that is not upright by its baseline."""
+        assert mtext is not None, "pictures of a page hold single lines alone"
+        left, up = mtext.get_transform().transform(mtext.get_unitless_position())
+        turn = ""
+        if angle:
+            y = self.height - up
+            turn = f' transform="rotate({-angle:g} {_tenths(left)} {_tenths(y)})"'
         ink = names().get(to_hex(gc.get_rgb()))
         size = prop.get_size_in_points()
         told = "" if size == TEXT_SIZE else f"font-size:{size:g}px"
@@ -193,6 +197,7 @@ class PageRenderer(RendererBase):
         attributes += (
             f' x="{_tenths(left)}" y="{_tenths(y)}"' + _ANCHORS[mtext.get_horizontalalignment()]
         )
+        attributes += turn
         self._add(Shape("text", attributes, escape(s, quote=False)))
 
     def _add(self, shape: Shape) -> None:

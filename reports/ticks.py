@@ -17,7 +17,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from reports.theme import GRID, INK, MUTED
 
 # Points from the axes to a label, and from there to what the axis is.
-GAP, BELOW = 5, 22
+GAP, BELOW, BESIDE = 5, 22, 26
 
 
 class Tick(NamedTuple):
@@ -79,6 +79,14 @@ def place_ticks(axis: Axis, places: Sequence[float], labels: Sequence[str] = ())
     """Put ticks at these places; without labels they are numbered."""
     axis.set_major_locator(FixedLocator(list(places)))
     axis.set_major_formatter(FixedFormatter([*labels] or [f"{place:g}" for place in places]))
+
+
+def name_upwards(axes: Axes, text: str) -> None:
+    """Name the vertical axis along it, left of its labels, read from below."""
+    where = _shifted(axes, axes.transAxes, -BESIDE, 0)
+    name = Text(0, 0.5, text, color=MUTED, ha="center", va="baseline", rotation=90)
+    name.set_rotation_mode("anchor")
+    _write(axes, name, where)
 
 
 def draw_ticks(axes: Axes, grid: Literal["", "x", "y"]) -> None:

@@ -13,7 +13,7 @@ from engram_eval.records import MetricRow, row_to_dict
 from reports.build import build_report
 from reports.load import load_study
 from reports.sections.gate_text import gate_text
-from reports.sections.gates import gates_block
+from reports.sections.gates import gates_block, names_tables
 
 WORDS = ("<end>", "Alexander", "the", "Great", "<script>alert(1)</script>")
 
@@ -84,6 +84,19 @@ def test_what_is_missing_is_said(study, loss):
         save_file({"gate1": np.zeros(3, np.float32)}, path)
     (note,) = drawn(study)
     assert note.text.startswith("The gates of engram on text cannot be shown: ")
+
+
+def test_how_well_a_gate_tells_names_is_a_table(study):
+    rows = [
+        MetricRow("gates", "auroc", value, study="main", model="engram", seed=seed, layer=1,
+                  stage="probe", baseline=0.47)
+        for seed, value in enumerate((0.3, 0.62))
+    ]  # fmt: skip
+    (table,) = names_tables(load_study(study), rows)
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["engram", "1", "0.30 / 0.62", "0.47 / 0.47"]
+    ]
+    assert names_tables(load_study(study), []) == []
 
 
 def test_counts_stand_in_their_own_order(study):

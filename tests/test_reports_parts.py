@@ -1,12 +1,16 @@
 """Parts of the report on their own: turned comparisons, merged headers, thinned curves."""
 
+import re
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reports_fixture import SMALL, write_study
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Cell, Column, Panel, Table, View, told_strokes
+from probes import generated_exercises, ngram_exercise, token_tasks
+from reports.blocks import Block, Cell, Column, Legend, Panel, Table, View, told_strokes
 from reports.draw import HOLLOW, Dot, Line, dots, lines, styles
 from reports.load import Comparison, load_study
 from reports.numbers import fixed, quoted, seed_numbers
@@ -14,6 +18,9 @@ from reports.query import widest
 from reports.runs import read_run
 from reports.sections.benchmarks import against
 from reports.sections.columns import _alike, seed_cells, seeds_cell, seeds_note
+from reports.sections.knockout import knockout_block
+from reports.sections.linear import _learnt_by_heart
+from reports.sections.probe_tasks import TASKS
 from reports.sections.training import thinned
 from reports.seeds import bundled
 from reports.theme import Look, stand_in
@@ -155,7 +162,37 @@ def test_line_styles_are_told_where_they_are_drawn():
     assert told_strokes({HOLLOW: "a bound"}, styles(grid)) == [(HOLLOW, "a bound")]
     views = [View("", [Panel("", plain)]), View("", [Panel("", grid)])]
     block = Block("i", "title", "finding", views, [], strokes=STROKES)
-    assert block.drawn_strokes() == [("-", "plain"), (HOLLOW, "a bound")]
+    assert block.legends() == [Legend([], []), Legend([], [(HOLLOW, "a bound")])]
+    assert replace(block, views=views[1:] * 2).legends() == [Legend([], [(HOLLOW, "a bound")])]
+    own = replace(block, legend=["a", "b"], views=[replace(views[0], legend=["b"]), views[0]])
+    assert [signs.models for signs in own.legends()] == [["b"], ["a", "b"]]
+
+
+def test_a_knock_out_by_domain_names_only_who_is_drawn(tmp_path):
+    study = load_study(write_study(tmp_path / "main", SMALL))
+    block = knockout_block(study, [row for row in study.rows if row.name == "knockout"])
+    by_domain, by_block = block.legends()
+    assert by_domain == Legend(["engram"], [])
+    assert by_block.models == ["dense", "moe", "engram"]
+    assert [style for style, _ in by_block.strokes] == ["-", "--"]
+
+
+def test_a_control_that_reaches_the_probe_is_explained():
+    def row(task, value, condition=None):
+        return MetricRow("linear", "acc", value, model="moe", seed=0, layer=1, site="resid_post",
+                         slice={"task": task}, condition=condition)  # fmt: skip
+
+    clear = [row("entity", 0.9), row("entity", 0.5, "control_task")]
+    learnt = [row("recall_key", 0.6), row("recall_key", 1.0, "control_task")]
+    assert _learnt_by_heart(clear) == ""
+    told = _learnt_by_heart(clear + learnt)
+    assert "In 1 task of 2 it reaches the probe" in told and "learnt by heart" in told
+
+
+def test_every_linear_probe_says_what_it_asks():
+    told = generated_exercises.__doc__ + token_tasks.__doc__
+    asked = {ngram_exercise.NAME, *re.findall(r"``([a-z_]+)``", told)} - {"tokenize"}
+    assert set(TASKS) == asked and len(asked) == 11
 
 
 @pytest.mark.parametrize(

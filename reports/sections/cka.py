@@ -26,7 +26,7 @@ def cka_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
         "CKA: which blocks resemble each other",
         "Bright cells are blocks with similar representations; 1 is equal up to rotation and "
         "scale. Two seeds of one model are the yardstick: only what differs from them counts. "
-        "A bright band above the diagonal means that the model on the left needs more blocks "
+        "A bright band above the diagonal means that the model named on the left needs more blocks "
         f"for the same.{_more(kept)}",
         views,
         flat_rows([*kept, *pick(rows, metric="aligned_layer")]),

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from engram_eval.records import MetricRow
-from reports.blocks import Block, Panel, View, flat_rows, panel
+from reports.blocks import Block, Cell, Column, Panel, Table, View, flat_rows, panel
 from reports.draw import Canvas, Line, lines
 from reports.load import Study
-from reports.numbers import fixed
-from reports.query import ordered, pick, value_of, who
+from reports.numbers import MISSING, fixed
+from reports.query import ordered, pick, value_of, values, who
 from reports.sections.category_dots import by_model, category_dots
+from reports.sections.columns import seeds_cell, seeds_note
 from reports.sections.layers import SOLID, drawn_models, layer_panel
 from reports.theme import Look, looks
 
@@ -39,24 +40,44 @@ def gates_block(study: Study, rows: Sequence[MetricRow]) -> Block:
         if part:
             drawn = category_dots(part, _only_label, look, "gate")
             views.append(View(title, [Panel("", drawn)]))
-    auroc = pick(rows, metric="auroc")
-    names = "; ".join(
-        f"{who(row)} {fixed(value_of(row), 2)} (frequency alone {fixed(row.baseline, 2)})"
-        for row in auroc
-    )
     whole = [row for row in kept if not row.slice]
-    told = f"Mean gate: {by_model(models, whole)}."
     return Block(
         "gates",
         "Gates: when the memory is let in",
-        f"{told} How well the gate alone tells the end of a name, AUROC: {names}."
-        if names
-        else told,
+        f"Mean gate: {by_model(models, whole)}.",
         views,
         flat_rows(rows),
         legend=models,
         key="The mean over tokens; one point per seed and memory layer.",
     )
+
+
+def names_tables(study: Study, rows: Sequence[MetricRow]) -> list[Table]:
+    """List how well the gate alone tells the end of a name, beside frequency; none without it."""
+    auroc, look = pick(rows, metric="auroc"), looks(study)
+    if not auroc:
+        return []
+    body = []
+    for model in drawn_models(study, auroc):
+        for layer in ordered(row.layer for row in pick(auroc, model=model)):
+            here = pick(auroc, model=model, layer=layer)
+            alone = [row.baseline for row in here if row.baseline is not None]
+            write = partial(fixed, digits=2)
+            cells = [seeds_cell(values(here), write), seeds_cell(alone, write)]
+            body.append([Cell(model), Cell(MISSING if layer is None else str(layer)), *cells])
+    return [
+        Table(
+            "How well the gate alone tells the end of a name",
+            [Column("Model", numeric=False), *map(Column, ("Block", "gate", "frequency alone"))],
+            body,
+            ident="gates-names",
+            sortable=False,
+            note=f"AUROC: 0.5 tells nothing, 1 all; below 0.5 the gate is less open there. "
+            f"{seeds_note(auroc, bold=False)}".strip(),
+            chips={name: look[name].number for name in look},
+            data=flat_rows(auroc),
+        )
+    ]
 
 
 def _least(row: MetricRow) -> int:

@@ -60,7 +60,7 @@ def _by_domain(study: Study, rows: Sequence[MetricRow], look: Mapping[str, Look]
         for condition in conditions
     ]
     share_axis([panel.canvas for panel in panels], "x")
-    return View("by domain", panels)
+    return View("by domain", panels, [name for name in look if name in owners])
 
 
 def _name(condition: str | None) -> str:

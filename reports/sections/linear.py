@@ -11,15 +11,16 @@ from reports.numbers import fixed, percent
 from reports.query import ordered, pick, value_of, values, who
 from reports.sections.columns import seeds_cell, seeds_note
 from reports.sections.layers import drawn_models, layer_panel, slice_views
+from reports.sections.probe_tasks import TASKS
 from reports.seeds import drawn_seeds
 from reports.theme import looks
 
 DASHES: dict[str | None, str] = {None: "-", "control_task": "--", "last_three_tokens": ":"}
 STROKES = {
     "-": "the probe",
-    "--": "its control task",
+    "--": "its control task: random labels",
     ":": "a probe on the last three embeddings",
-    "o": "control task",
+    "o": "its control task: random labels",
 }
 
 
@@ -40,9 +41,10 @@ def linear_items(study: Study, rows: Sequence[MetricRow]) -> list[Item]:
         [*slice_views(kept, draw, hide="task"), *_lengths(study, rows)],
         flat_rows(rows),
         legend=models,
-        key=f"{drawn_seeds(len(models))} The control task has random labels per token type; what "
-        "the embeddings of the last three tokens tell needs no computing. Code length: of the "
-        "block whose code is shortest.",
+        key=f"{drawn_seeds(len(models))} The control task has a random label for each type, "
+        f"such as a token.{_learnt_by_heart(kept)} What the embeddings of the last three tokens "
+        "tell needs no computing. Code length: of the block whose code is shortest. The table "
+        "below says what each task asks.",
         strokes=STROKES,
     )
     table = linear_table(study, kept, pick(rows, metric="decodable_depth_layers"))
@@ -62,6 +64,25 @@ def _above(rows: Sequence[MetricRow]) -> str:
     return (
         f"In {more} of {len(tasks)} tasks the best block tells more than the embeddings of the "
         "last three tokens do."
+    )
+
+
+def _learnt_by_heart(rows: Sequence[MetricRow]) -> str:
+    """Count the tasks whose control comes out as high as the probe, and say why; "" of none."""
+    plain = [row for row in rows if set(row.slice) <= {"task"}]
+    tasks = ordered(map(_task, pick(plain, condition="control_task")))
+    as_high = 0
+    for task in tasks:
+        here = [row for row in plain if _task(row) == task]
+        real, control = (pick(here, condition=c) for c in (None, "control_task"))
+        as_high += bool(real) and max(map(value_of, control)) >= max(map(value_of, real))
+    if not as_high:
+        return ""
+    noun = "task" if as_high == 1 else "tasks"
+    return (
+        f" In {as_high} {noun} of {len(tasks)} it reaches the probe or lies above it: the types "
+        "are few, and their labels are learnt by heart, while the real ones must hold for texts "
+        "that the probe has not seen. There the distance tells nothing; compare models."
     )
 
 
@@ -101,7 +122,8 @@ def linear_table(study: Study, rows: Sequence[MetricRow], depths: Sequence[Metri
     for task in ordered(map(_task, plain)):
         here = [row for row in plain if _task(row) == task]
         known = next((row.baseline for row in here if row.baseline is not None), None)
-        cells = [Cell(task.replace("_", " ") or "the task"), Cell(percent(known), known)]
+        name = Cell(task.replace("_", " ") or "the task", small=TASKS.get(task, ""))
+        cells = [name, Cell(percent(known), known)]
         cells += [seeds_cell(_best(pick(here, model=model)), percent) for model in models]
         if depths:
             found = [row for row in depths if _task(row) == task]

@@ -13,7 +13,7 @@ from reports.sections.depth import depth_block
 from reports.sections.equal_loss import equal_loss_block
 from reports.sections.equivalent import equivalent_block
 from reports.sections.gate_text import gate_text
-from reports.sections.gates import gates_block, router_block, usage_block
+from reports.sections.gates import gates_block, names_tables, router_block, usage_block
 from reports.sections.knockout import knockout_block
 from reports.sections.lens import lens_block, tuned_lens_block
 from reports.sections.linear import linear_items
@@ -46,7 +46,7 @@ PARTS = (
     Part("surgery", surgery_block, f"Memory surgery is not recorded: {OF_PEOPLE}."),
     Part(
         "gates",
-        lambda s, rows: [gates_block(s, rows), *gate_text(s, rows)],
+        lambda s, rows: [gates_block(s, rows), *names_tables(s, rows), *gate_text(s, rows)],
         "No model has a memory with gates.",
     ),
     Part("memory_usage", usage_block, "No model has a memory that looks tokens up."),
