@@ -1,7 +1,9 @@
 """A study's stages as jobs: the local executor of submitit runs them in processes of their own."""
 
 import functools
+import io
 import os
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -17,7 +19,7 @@ from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import read_record
 from engram_eval.running import submitit_jobs
-from engram_eval.running.submitit_jobs import read_parameters, run_as_jobs
+from engram_eval.running.submitit_jobs import read_parameters, run_as_jobs, run_job
 from engram_eval.running.workers import Plan, run_nodes
 
 QUIET = Reporter(quiet=True)
@@ -27,7 +29,7 @@ JOB_STAGES = """
     from engram_eval.records import MetricRow
     import engram_eval.stages as stages
 
-    NAMES = ("fine", "fails", "dies", "looks")
+    NAMES = ("fine", "fails", "dies", "looks", "late")
     stages.STAGES.update({n: stages.Stage(f"job_stages:{n}", 1) for n in NAMES})
 
     def fine(inputs, config, seed, out, report):
@@ -39,6 +41,11 @@ JOB_STAGES = """
 
     def fails(inputs, config, seed, out, report):
         raise RuntimeError("broken")
+
+    def late(inputs, config, seed, out, report):
+        # As submitit's handler of the signal at the time limit does.
+        from submitit.core.utils import UncompletedJobError
+        raise UncompletedJobError("Job not requeued because: timed-out and not checkpointable.")
 
     def dies(inputs, config, seed, out, report):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -97,6 +104,60 @@ def test_jobs_of_this_machine_see_its_gpus(
     assert run_nodes([node], tmp_path, QUIET, 1, launcher) == []
     record = read_record(node.folder(tmp_path))
     assert record is not None and record.metrics[0].value == 3
+
+
+def test_a_timeout_is_told_as_one(tmp_path: Path, job_stages: None) -> None:
+    node = Node("late", EvalConfig())
+    error, _ = run_job(node, tmp_path, 0)
+    record = read_record(node.folder(tmp_path))
+    assert record is not None and record.status == "failed"
+    assert record.error == error
+    assert error == "took longer than the job's time limit; --job timeout_min=MINUTES allows more"
+
+
+class Here:
+    """An executor whose jobs end when they are asked about it, and that counts them meanwhile."""
+
+    cluster = "local"
+
+    def __init__(self) -> None:
+        self.at_once = [0]
+
+    def submit(self, job, node, store, turn):
+        self.at_once.append(self.at_once[-1] + 1)
+
+        def done() -> bool:
+            self.at_once.append(self.at_once[-1] - 1)
+            return True
+
+        return SimpleNamespace(job_id=turn, done=done, result=lambda: (None, False), cancel=len)
+
+
+def test_without_slurm_jobs_run_here_no_more_than_workers(
+    tmp_path: Path, job_stages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitit_jobs, "POLL_S", 0.0)
+    said = io.StringIO()
+    nodes = [Node("fine", EvalConfig(limit=n)) for n in range(5)]
+    for workers, most in ((2, 2), (None, 3)):
+        executor = Here()
+        monkeypatch.setattr(submitit_jobs, "_executor", lambda *_, made=executor: made)
+        monkeypatch.setattr(submitit_jobs, "cores", lambda: 3)
+        plan = Plan(list(nodes), tmp_path)
+        run_as_jobs(plan, tmp_path, Reporter(out=said), {}, workers)
+        assert max(executor.at_once) == most and len(executor.at_once) == 11
+        told = f"there is no Slurm here (no srun): jobs run on this machine, at most {most} at once"
+        assert said.getvalue().count(told) == 1
+
+
+def test_jobs_here_have_time_unless_they_are_given_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    for given, minutes in (({}, 7 * 24 * 60), ({"timeout_min": 3}, 3)):
+        executor = submitit_jobs._executor(tmp_path, dict(given))
+        assert executor.cluster == "local"
+        assert executor.parameters["timeout_min"] == minutes
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,30 @@ Every job finds its inputs in the store, so that must lie on a disk that all nod
 failed job is recorded like a failed stage; the same command goes on from what is there.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engram_eval.environment import gpus, take_gpu
+from engram_eval.environment import cores, gpus, take_gpu
 from engram_eval.errors import UserError
 from engram_eval.node import Node
 from engram_eval.overrides import read_assignment
 from engram_eval.progress import Board, Reporter
+from engram_eval.records import read_record, write_record
 from engram_eval.running.node_run import run_node
 from engram_eval.running.workers import FOUNDATIONS, TRAININGS, TRAININGS_PER_GPU, Plan
 
 POLL_S = 1.0
 LOCAL = "local"
 """The executor whose jobs are processes of this machine; it hides its GPUs unless told how many."""
+
+LOCAL_MINUTES = 7 * 24 * 60
+"""Time limit of a job of this machine, where none is given; nobody waits for its cores."""
+
+TIMED_OUT = "Job not requeued because: timed-out"
+"""How submitit interrupts a stage at its time limit, as an error in the middle of it."""
 
 
 def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
@@ -31,7 +39,13 @@ def read_parameters(assignments: Sequence[str]) -> dict[str, Any]:
     return dict(read_assignment("--job", word, "timeout_min=60") for word in assignments)
 
 
-def run_as_jobs(plan: Plan, store: Path, report: Reporter, parameters: Mapping[str, Any]) -> None:
+def run_as_jobs(
+    plan: Plan,
+    store: Path,
+    report: Reporter,
+    parameters: Mapping[str, Any],
+    workers: int | None = None,
+) -> None:
     """Submit what can run, wait, submit what that allows, until nothing is left.
 
     Args:
@@ -40,17 +54,26 @@ def run_as_jobs(plan: Plan, store: Path, report: Reporter, parameters: Mapping[s
         report: where messages go.
         parameters: of ``submitit.AutoExecutor.update_parameters``; ``cluster`` (``slurm``,
             ``local``) chooses the executor, default: Slurm where it is installed.
+        workers: most jobs at once where they run on this machine (None: one for each core).
 
     Raises:
         UserError: submitit is not installed, a parameter it does not know, or a mistake in what
             everything else depends on.
     """
     executor = _executor(store, dict(parameters))
+    most = None
+    if executor.cluster == LOCAL:
+        most = workers or cores()
+        why = "" if parameters.get("cluster") == LOCAL else "there is no Slurm here (no srun): "
+        report.say(f"{why}jobs run on this machine, at most {most} at once")
     jobs: dict[str, Any] = {}
     try:
         with Board(report) as board:
             while True:
-                while node := plan.next(_excluded(plan, executor)):
+                while most is None or len(jobs) < most:
+                    node = plan.next(_excluded(plan, executor))
+                    if node is None:
+                        break
                     jobs[node.key] = executor.submit(run_job, node, store, plan.started)
                     board.say(f"{plan.heading(node)}: job {jobs[node.key].job_id}")
                 if not plan.running:
@@ -77,6 +100,7 @@ def _executor(store: Path, parameters: dict[str, Any]) -> Any:
         )
         if executor.cluster == LOCAL:
             parameters.setdefault("gpus_per_node", gpus())
+            parameters.setdefault("timeout_min", LOCAL_MINUTES)
         executor.update_parameters(name="engram-eval", **parameters)
     except (ValueError, NameError, TypeError, RuntimeError) as error:
         raise UserError(f"--job: {str(error).splitlines()[0]}") from error
@@ -97,9 +121,15 @@ def run_job(node: Node, store: Path, turn: int) -> tuple[str | None, bool]:
     """
     take_gpu(turn)
     try:
-        return run_node(node, store, Reporter()), False
+        error = run_node(node, store, Reporter())
     except UserError as mistake:
         return str(mistake), True
+    if error is not None and TIMED_OUT in error:
+        error = "took longer than the job's time limit; --job timeout_min=MINUTES allows more"
+        record = read_record(node.folder(store))
+        if record is not None:
+            write_record(node.folder(store), dataclasses.replace(record, error=error))
+    return error, False
 
 
 def _end(plan: Plan, key: str, job: Any, board: Board) -> None:

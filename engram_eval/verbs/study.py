@@ -89,7 +89,8 @@ def _launcher(arguments: argparse.Namespace) -> Any:
         return None
     from engram_eval.running.submitit_jobs import read_parameters, run_as_jobs
 
-    return functools.partial(run_as_jobs, parameters=read_parameters(arguments.job))
+    parameters = read_parameters(arguments.job)
+    return functools.partial(run_as_jobs, parameters=parameters, workers=arguments.workers)
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
