@@ -190,6 +190,7 @@ def test_parameters_are_read_as_json_or_text() -> None:
     [
         (["--job", "timeout_min=1"], "--job is for --launcher submitit"),
         (["--launcher", "submitit", "--job", "cluster=local", "tmeout=1"], "tmeout"),
+        (["--launcher", "submitit", "--job", "cluster=local", "timeout_min=0.5"], "timeout_min"),
     ],
 )
 def test_a_mistake_in_the_job_is_one_line(

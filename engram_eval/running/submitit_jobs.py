@@ -102,7 +102,7 @@ def _executor(store: Path, parameters: dict[str, Any]) -> Any:
             parameters.setdefault("gpus_per_node", gpus())
             parameters.setdefault("timeout_min", LOCAL_MINUTES)
         executor.update_parameters(name="engram-eval", **parameters)
-    except (ValueError, NameError, TypeError, RuntimeError) as error:
+    except (ValueError, NameError, TypeError, RuntimeError, AssertionError) as error:
         raise UserError(f"--job: {str(error).splitlines()[0]}") from error
     return executor
 
