@@ -178,9 +178,10 @@ def test_what_no_seed_has_in_full_is_named(tmp_path: Path) -> None:
         *list(rows_of("engram", of["context"], np.ones(SEEDS)))[2:3],
     ]
     write_json(tmp_path / "study.json", to_dict(STUDY))
+    zeroed = "retained (memory zeroed)"
     for made, told in (
-        (rows, "context retained of seed 2, task_knockout knowledge retained of seeds 0, 1"),
-        (rows[:1], "context retained of none, task_knockout knowledge retained of seed 0"),
+        (rows, f"context {zeroed} of seed 2, task_knockout knowledge {zeroed} of seeds 0, 1"),
+        (rows[:1], f"context {zeroed} of none, task_knockout knowledge {zeroed} of seed 0"),
     ):
         write_jsonl(tmp_path / "metrics.jsonl", [row_to_dict(row) for row in made])
         write_verdicts(tmp_path)
