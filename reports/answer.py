@@ -208,7 +208,8 @@ def scale_text(study: Study, a: Model, b: Model) -> str:
     if b.tokens:
         parts.append(f"{count(b.tokens)} training tokens".replace(" M t", " million t"))
     scored = _points(heldout(study), a.name, b.name).get("all", {})
-    parts.append(seeds_text([len(scored.get(m.name, m.seeds)) for m in (a, b)]))
+    seeds = [len(scored.get(m.name, m.seeds)) for m in (a, b)]
+    parts.append(seeds_text(seeds, quoted=not _claims_answer(study)))
     if b.tokens and not (a.tuned and b.tuned):
         parts.append(f"learning rates untuned{_of_lookups(study)}")
     elif {a.name, b.name} & set(at_the_edge(study.rows)):
@@ -253,11 +254,12 @@ def baseline_text(study: Study, reference: Model) -> str:
     return ""
 
 
-def seeds_text(seeds: Sequence[int]) -> str:
-    """Say how many seeds each model has and whether that bears an interval."""
+def seeds_text(seeds: Sequence[int], quoted: bool) -> str:
+    """Say how many seeds each model has, whether that bears an interval, and what is quoted."""
     counts = sorted(set(seeds))
     number = listing([str(c) for c in counts], "or")
     noun = "seed" if counts == [1] else "seeds"
     few = " (every point is shown; no interval over seeds)"
-    caution = few if counts[0] < 3 else " (the middle one is quoted, and the range)"
+    middle = " (the middle one is quoted, and the range)" if quoted else ""
+    caution = few if counts[0] < 3 else middle
     return f"{number} {noun} per model{caution}"
