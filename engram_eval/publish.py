@@ -1,9 +1,10 @@
 """Keeps what a finished study found: small, whole, and enough to check its verdicts.
 
 Of the metric rows those stay that a verdict rests on (a lens with what it says without the
-memory's write), those on stored bits and storages, and held-out text, tasks and costs at the end of
-training, before and after an update; of the comparisons those over all seeds. The verdicts follow
-from the kept rows. The report is drawn anew from all rows, by the code that publishes.
+memory's write, a probe's code length with its accuracy), those on stored bits and storages, and
+held-out text, tasks and costs at the end of training, before and after an update; of the
+comparisons those over all seeds. The verdicts follow from the kept rows. The report is drawn anew
+from all rows, by the code that publishes.
 """
 
 import gzip
@@ -45,6 +46,9 @@ MOST_COMPARISONS = 500
 
 KEPT = ("capacity", "equal_loss", "offload", "tune")
 """Names of the few rows that tell all of an analysis."""
+
+BESIDE: Mapping[str, str] = {"acc": "code_length_bits"}
+"""Metrics that are kept where a probe's verdict rests on another of the same classes."""
 
 OF_THE_TEXT = ("entropy_absent_bits", "entropy_perfect_bits")
 """Analytic bounds of a text's answers."""
@@ -211,6 +215,8 @@ def _fits(row: Mapping[str, Any], selector: Mapping[str, Any]) -> bool:
     wanted = row["step"] is None or row["condition"] == EQUAL_LOSS
     control = row["condition"] == MEMORY_SUBTRACTED and selector["condition"] is None
     told = {**row, "condition": None} if control else row
+    if selector["metric"] == BESIDE.get(row["metric"]):
+        told = {**told, "metric": selector["metric"]}
     return wanted and all(told[key] == selector[key] for key in keys)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from reports.load import Comparison, Study
-from reports.numbers import MISSING, fixed
+from reports.numbers import MISSING, fixed, p_value
 
 # How a metric is written: heading, factor, digits.
 SHOWN: Mapping[str, tuple[str, float, int]] = {
@@ -58,7 +58,7 @@ def _cells(study: Study, found: Comparison) -> list[str]:
         *(_number(value, factor, digits) for value in values),
         _number(found.effect, factor, digits),
         f"{low} to {high}" if MISSING not in (low, high) else MISSING,
-        _number(p, 1, 3) + ("" if found.p_adjusted is not None or p is None else " (alone)"),
+        p_value(p) + ("" if found.p_adjusted is not None or p is None else " (alone)"),
         str(found.n or MISSING),
     ]
 

@@ -95,6 +95,11 @@ def test_rows_of_verdicts_stay_and_the_bulk_goes() -> None:
     control = {**lens, "condition": "memory_subtracted"}
     beside = [control, {**control, "layer": 2}, {**lens, "condition": "random_row"}]
     assert kept_rows([lens, *beside], [{"rows": [selector]}]) == [lens, control]
+    bits = {**lens, "name": "linear", "metric": "code_length_bits", "slice": {"task": "entity"}}
+    right = {**bits, "metric": "acc"}
+    others = [{**right, "layer": 0}, {**right, "slice": {"task": "carry"}}, {**ROW, **control}]
+    about = {key: bits[key] for key in selector}
+    assert kept_rows([bits, right, *others], [{"rows": [about]}]) == [bits, right]
     assert kept_rows(rows, []) == [ROW]
     assert kept_rows(rows[1:], []) == [end], "what was scored at the end of training stands in"
     other = {**end, "seed": 1}

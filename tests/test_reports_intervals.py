@@ -1,5 +1,6 @@
 """The table of differences: who is compared with whom, and which way round."""
 
+import dataclasses
 from pathlib import Path
 
 from engram_eval.records import MetricRow
@@ -36,6 +37,8 @@ def test_others_are_held_beside_the_first_model() -> None:
     assert ngram[:7] == ["ngram", "arc", "accuracy, %", "25.0", "20.0", "−10.0", "−15.0 to −5.0"]
     assert engram[:7] == ["engram", "arc", "accuracy, %", "25.0", "35.0", "10.0", "5.0 to 15.0"]
     assert engram[7:] == ["0.010 (alone)", "100"]
+    clear = dataclasses.replace(compared("moe", "engram"), p=1e-7)
+    assert lines(interval_table(study(clear)))[2][7] == "< 0.001 (alone)"
 
 
 def test_of_two_models_all_tasks_are_shown_of_more_those_that_inform() -> None:

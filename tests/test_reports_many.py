@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
 from engram_eval.records import MetricRow
-from reports.answer import answer
+from reports.answer import answer, seeds_text
 from reports.blocks import Block, Cell, Column, Table
 from reports.build import marker
 from reports.draw import Dot, dots
@@ -72,6 +72,11 @@ def test_claims_answer_where_no_pair_of_models_does(study: Study) -> None:
     assert told.lead == f"Of 4 claims, {counted} at this scale:"
     assert [v.id for v in told.decided] == ["parts.table", "parts.cache"]
     assert "3 seeds per model" in told.scale and "No established baseline" not in told.scale
+    assert "middle one" not in told.scale, "no seed's number is quoted"
+    assert seeds_text([3, 3], quoted=True) == (
+        "3 seeds per model (the middle one is quoted, and the range)"
+    )
+    assert seeds_text([3, 3], quoted=False) == "3 seeds per model"
     cut_off = tuple(r for r in study.rows if r.seed == 0 or r.model != "moe")
     assert "1 or 3 seeds per model" in answer(replace(study, rows=cut_off)).scale
     one = replace(study, verdicts=study.verdicts[1:2])

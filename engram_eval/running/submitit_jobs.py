@@ -103,7 +103,9 @@ def _executor(store: Path, parameters: dict[str, Any]) -> Any:
             parameters.setdefault("timeout_min", LOCAL_MINUTES)
         executor.update_parameters(name="engram-eval", **parameters)
     except (ValueError, NameError, TypeError, RuntimeError, AssertionError) as error:
-        raise UserError(f"--job: {str(error).splitlines()[0]}") from error
+        # submitit asserts, too, and not always in words.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"--job: {reason}") from error
     return executor
 
 
