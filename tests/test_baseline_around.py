@@ -96,22 +96,51 @@ def test_logits_become_those_of_the_mixture(corpus: Corpus, model: LlamaForCausa
     with around(model, memory, weights), torch.no_grad():
         whole = model(input_ids=torch.tensor([ids])).logits[0]
         assert whole.numpy() == pytest.approx(expected, abs=1e-4)
-        # In pieces through a cache, behind padding.
-        padded = torch.tensor([[7] * 3 + ids])
-        mask = (torch.arange(len(ids) + 3) >= 3).long()[None]
-        past, pieces = None, []
-        for start, end in ((0, 20), (20, 33), (33, 34)):
-            out = model(
-                input_ids=padded[:, start:end],
-                attention_mask=mask[:, :end],
-                position_ids=(torch.arange(start, end) - 3).clamp_min(0)[None],
-                past_key_values=past or model_cache(),
-                use_cache=True,
-            )
-            past = out.past_key_values
-            pieces.append(out.logits[0])
-        assert torch.cat(pieces)[3:].numpy() == pytest.approx(expected, abs=1e-4)
+        assert in_pieces(model, ids).numpy() == pytest.approx(expected, abs=1e-4)
     assert torch.equal(model(input_ids=torch.tensor([ids])).logits, before)
+
+
+def in_pieces(model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
+    """Logits of 31 tokens that are read through a cache in pieces, behind padding."""
+    padded = torch.tensor([[7] * 3 + ids])
+    mask = (torch.arange(len(ids) + 3) >= 3).long()[None]
+    past, pieces = None, []
+    for start, end in ((0, 20), (20, 33), (33, 34)):
+        out = model(
+            input_ids=padded[:, start:end],
+            attention_mask=mask[:, :end],
+            position_ids=(torch.arange(start, end) - 3).clamp_min(0)[None],
+            past_key_values=past or model_cache(),
+            use_cache=True,
+        )
+        past = out.past_key_values
+        pieces.append(out.logits[0])
+    return torch.cat(pieces)[3:]
+
+
+@pytest.fixture()
+def stored(corpus: Corpus, model: LlamaForCausalLM) -> KnnMemory:
+    """The states of some validation text and what followed them, searched exactly."""
+    tokens = corpus.tokens("val")[:400]
+    found = [*states(model, tokens, 0, SEQ_LEN, 4)]
+    sample = np.concatenate(found)
+    store = build_datastore(iter(found), tokens, sample.shape[1], sample, 0, QUIET)
+    return KnnMemory(store, 1.0, Vocabulary(corpus.vocab_size, 0))
+
+
+@torch.no_grad()
+def test_a_memory_of_states_is_mixed_in_behind_a_cache_and_padding(
+    corpus: Corpus, model: LlamaForCausalLM, stored: KnnMemory
+) -> None:
+    ids = [0, *corpus.tokens("val")[400:430].tolist()]
+    inner = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    own = model(input_ids=torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
+    # The word that follows no stored state gets its share of the model's alone.
+    expected = np.log(0.7 * own + 0.3 * stored.predict([], inner).p)
+    with around(model, stored, Weights(np.full(1, 0.3))):
+        assert in_pieces(model, ids).numpy() == pytest.approx(expected, abs=1e-3)
+        lm = fast_lm(model, corpus.tokenizer(), 4)
+        assert lm.fallback_reason is None
 
 
 def model_cache():

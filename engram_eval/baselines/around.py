@@ -123,10 +123,12 @@ class _Mixer:
         return output
 
     def _mix(self, logits: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Mix logits (B, K, V) of the last K of the tokens (B, S)."""
+        """Mix logits (B, K, V) of the last K of the tokens (B, S); the mask may cover more."""
         assert self.hidden is not None
         batch, kept, size = logits.shape
-        first = np.zeros(batch, np.int64) if mask is None else mask.cpu().numpy().argmax(axis=1)
+        first = np.zeros(batch, np.int64)
+        if mask is not None:
+            first = mask[:, -ids.shape[1] :].cpu().numpy().argmax(axis=1)
         ends = np.arange(ids.shape[1] - kept, ids.shape[1]) + 1
         # What lies within the padding before a row is nobody's prediction.
         rows, columns = np.nonzero(ends[None] > first[:, None])
