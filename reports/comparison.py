@@ -13,7 +13,7 @@ from typing import NamedTuple
 import matplotlib
 from markupsafe import Markup
 
-from engram_eval.records import write_atomic
+from engram_eval.records import MetricRow, write_atomic
 from reports.answer import answer
 from reports.blocks import Block, Cell, Column, Item, Section, Table, View, flat_row, panel
 from reports.build import page, printable
@@ -22,7 +22,7 @@ from reports.load import Model, Study, load_study
 from reports.numbers import MISSING, count, duration, fixed, listing, seed_numbers
 from reports.query import by_domain, domain_of, heldout, ordered, value_of, who
 from reports.sections.columns import MANY, SEVERAL, seeds_cell
-from reports.sections.verdicts import short
+from reports.sections.verdicts import ROW, forest_by_study, short
 from reports.svg import RC
 from reports.theme import Look, palette
 
@@ -60,12 +60,16 @@ def build_comparison(study_dirs: Sequence[Path | str], out_file: Path | str) -> 
         study_dirs: each as for ``build_report``; what is missing or damaged is said in its place.
         out_file: the HTML file.
     """
-    folders, out_file = [Path(folder) for folder in study_dirs], Path(out_file)
-    runs = [Run(name, load_study(d)) for name, d in zip(names(folders), folders, strict=True)]
+    runs = load_runs([Path(folder) for folder in study_dirs])
     with matplotlib.rc_context(RC):
         html = render(runs)
-    write_atomic(out_file, printable(html).encode())
-    return out_file
+    write_atomic(Path(out_file), printable(html).encode())
+    return Path(out_file)
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read several study folders."""
+    return [Run(name, load_study(d)) for name, d in zip(names(folders), folders, strict=True)]
 
 
 def names(folders: Sequence[Path]) -> list[str]:
@@ -80,21 +84,30 @@ def names(folders: Sequence[Path]) -> list[str]:
 
 def render(runs: Sequence[Run]) -> str:
     """Return the whole page."""
-    look = palette(
-        ordered(model.name for run in runs for model in run.study.models),
-        ordered(name for run in runs for name in run.study.baselines()),
-    )
     title = f"{len(runs)} studies side by side"
     listed = Markup(", ").join(Markup("<code>{}</code>").format(run.name) for run in runs)
     source = Markup("Rendered from the records of {}.").format(listed)
-    sections = [
+    return page(title, source, comparison_sections(runs), comparison_looks(runs))
+
+
+def comparison_looks(runs: Sequence[Run]) -> dict[str, Look]:
+    """Return how each model of any of the studies looks."""
+    return palette(
+        ordered(model.name for run in runs for model in run.study.models),
+        ordered(name for run in runs for name in run.study.baselines()),
+    )
+
+
+def comparison_sections(runs: Sequence[Run]) -> list[Section]:
+    """Return the parts of the page."""
+    look = comparison_looks(runs)
+    return [
         first_screen(runs, look),
         Section("verdicts", "Verdicts", items=verdict_items(runs), missing=_no_verdicts(runs)),
         Section("benchmarks", "Benchmarks", items=score_tables(runs, look)),
         Section("ledger-section", "Ledger", items=[ledger_table(runs)]),
         Section("method", "Method and provenance", items=[stage_table(runs)], missing=_bad(runs)),
     ]
-    return page(title, source, sections, look)
 
 
 def first_screen(runs: Sequence[Run], look: dict[str, Look]) -> Section:
@@ -162,42 +175,44 @@ def answer_table(runs: Sequence[Run]) -> Table:
 
 
 def _picture_block(runs: Sequence[Run], look: dict[str, Look]) -> Block:
-    found = [
-        {"run": run.name, **flat_row(row)}
-        for run in runs
-        for row in heldout(run.study)
-        if not row.slice
-    ]
-    drawn = {str(row["model"]) for row in found}
+    found = [(run, [row for row in heldout(run.study) if not row.slice]) for run in runs]
     return Block(
         "heldout-by-study",
         "Bits per byte on all held-out text",
         "Each point is one trained model, one seed; further left is better. Studies with other "
         "text are not comparable with each other.",
-        [View("bits per byte", [panel(partial(_picture, runs, look))])],
-        found,
-        legend=[name for name in look if name in drawn],
+        [View("bits per byte", [panel(partial(_picture, found, look))])],
+        [{"run": run.name, **flat_row(row)} for run, rows in found for row in rows],
     )
 
 
-def _picture(runs: Sequence[Run], look: dict[str, Look], width: int) -> Canvas:
-    values = [
-        Dot(
-            position,
-            value_of(row),
-            look[str(row.model)],
-            f"{run.name}: {who(row)} {fixed(row.value)} bit/byte",
-        )
-        for position, run in enumerate(runs)
-        for row in heldout(run.study)
-        if not row.slice and row.model in look
-    ]
-    where = [run.name for run in runs]
-    return dots(where, values, "bits per byte (lower is better)", width, spread=True)
+def _picture(
+    found: Sequence[tuple[Run, Sequence[MetricRow]]], look: dict[str, Look], width: int
+) -> Canvas:
+    """Draw a row per model below the name of its study."""
+    names, heads, values = list[str](), dict[int, str](), list[Dot]()
+    for run, rows in found:
+        heads[len(names)] = run.name
+        names.append("")
+        known = [*(model.name for model in run.study.models), *run.study.baselines()]
+        for model in [name for name in known if any(row.model == name for row in rows)]:
+            values += [
+                Dot(
+                    len(names),
+                    value_of(row),
+                    look[model],
+                    f"{run.name}: {who(row)} {fixed(row.value)} bit/byte",
+                )
+                for row in rows
+                if row.model == model
+            ]
+            names.append(model)
+    label = "bits per byte (lower is better)"
+    return dots(names, values, label, width, apart=False, row=ROW, spread=True, heads=heads)
 
 
 def verdict_items(runs: Sequence[Run]) -> list[Item]:
-    """List every claim by study; empty where no study judged any."""
+    """Draw and list every claim by study; empty where no study judged any."""
     judged = [(run, {v.id: v for v in run.study.verdicts or ()}) for run in runs]
     claims = {v.id: v for run in runs for v in run.study.verdicts or ()}
     if not claims:
@@ -215,7 +230,10 @@ def verdict_items(runs: Sequence[Run]) -> list[Item]:
         body.append(cells)
     columns = [Column("Claim", numeric=False), Column("Published", numeric=False)]
     columns += [Column(run.name, numeric=False) for run in runs]
-    return [Table("Each claim, study by study", columns, body, ident="claims")]
+    listed = Table("Each claim, study by study", columns, body, ident="claims")
+    verdicts = [(run.name, run.study.verdicts or ()) for run in runs]
+    tested = any(v.effect is not None for _, found in verdicts for v in found)
+    return [*([forest_by_study(verdicts)] if tested else []), listed]
 
 
 def _no_verdicts(runs: Sequence[Run]) -> list[str]:

@@ -1,8 +1,9 @@
 """The three kinds of picture: dots by category, lines, and a heat map. Nothing is computed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import matplotlib
@@ -11,6 +12,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import blended_transform_factory
 
 from reports.numbers import count, fixed
 from reports.svg import clean
@@ -109,6 +111,7 @@ def dots(
     apart: bool = True,
     row: int | None = None,
     spread: bool = False,
+    heads: Mapping[int, str] = MappingProxyType({}),
 ) -> Canvas:
     """Draw one row per category.
 
@@ -121,6 +124,7 @@ def dots(
         row: its height in drawing units.
         spread: so have neighbouring values of one model, up to ``LANES`` of them, and each mark
             an edge in the paper's colour, so that every one can be seen; rows grow as needed.
+        heads: what a row that is empty says of those below it, by its position.
     """
     names = [clean(name, 32) for name in categories]
     longest = max((len(name) for name in names), default=0)
@@ -140,7 +144,11 @@ def dots(
     axes.xaxis.set_major_locator(MaxNLocator(min(5, max(2, (width - left) // TICK))))
     axes.margins(x=0.06)
     for y in range(1, len(names)):
-        axes.axhline(y - 0.5, color=GRID, linewidth=0.8, clip_on=False)
+        if not heads or y in heads:
+            axes.axhline(y - 0.5, color=GRID, linewidth=0.8, clip_on=False)
+    for y, head in heads.items():
+        where = blended_transform_factory(result.figure.transFigure, axes.transData)
+        axes.text(0, y, clean(head, 48), transform=where, color=MUTED, va="center", clip_on=False)
     return result
 
 

@@ -20,11 +20,12 @@ from PIL import Image
 
 from engram_eval.errors import look_up
 from engram_eval.records import write_atomic
-from reports.blocks import Block, Panel, TextMap, to_csv, told_strokes
+from reports.blocks import Block, Panel, Section, TextMap, to_csv, told_strokes
 from reports.build import SECTIONS, uncollected
+from reports.comparison import comparison_looks, comparison_sections, load_runs
 from reports.draw import HOLLOW, styles
 from reports.fonts import use_font, write_small_sans
-from reports.load import Study, load_study
+from reports.load import load_study
 from reports.svg import RC, clean
 from reports.theme import MUTED, PAPER, Look, looks, print_colors
 
@@ -54,7 +55,7 @@ class Picture(NamedTuple):
 
 
 def save_figures(
-    study_dir: Path | str,
+    study_dir: Path | str | Sequence[Path],
     folder: Path | str,
     formats: str | Sequence[str] = FORMATS,
     dpi: int = 200,
@@ -62,10 +63,11 @@ def save_figures(
     watch: Watch = iter,
     workers: int = 1,
 ) -> list[Path]:
-    """Draw all figures of a study's report into ``folder`` and return the files.
+    """Draw all figures of a report into ``folder`` and return the files.
 
     Args:
-        study_dir: a study folder, as for ``build_report``.
+        study_dir: a study folder, as for ``build_report``, or several, as for
+            ``build_comparison``.
         folder: is made where it does not exist; files of the same names are replaced.
         formats: one of ``FORMATS``, or several.
         dpi: resolution of bitmaps.
@@ -82,15 +84,15 @@ def save_figures(
     folder, written = Path(folder), list[Path]()
     rc = {**RC, "svg.fonttype": "path", "pdf.fonttype": 42}
     with matplotlib.rc_context(rc), uncollected():
-        study = load_study(study_dir)
-        chosen = _chosen(study, only)
+        sections, look = _report(study_dir)
+        chosen = _chosen(sections, only)
         folder.mkdir(parents=True, exist_ok=True)
         for item in chosen:
             path = folder / f"{item.ident}.csv"
             write_atomic(path, to_csv(item.rows).encode(errors="replace"))
             written.append(path)
         blocks = [item for item in chosen if isinstance(item, Block)]
-        pictures = [picture for block in blocks for picture in _pictures(block, looks(study))]
+        pictures = [picture for block in blocks for picture in _pictures(block, look)]
         with tempfile.TemporaryDirectory() as place:
             font = write_small_sans(Path(place) / "sans.ttf")
             save = partial(_save, folder=folder, formats=formats, dpi=dpi, font=font)
@@ -124,8 +126,19 @@ def _path(folder: Path, picture: Picture, ending: str) -> Path:
     return folder / f"{picture.stem}.{ending}"
 
 
-def _chosen(study: Study, only: str | None) -> list[Block | TextMap]:
-    items = [item for build in SECTIONS for item in build(study).items]
+def _report(
+    study_dir: Path | str | Sequence[Path],
+) -> tuple[Sequence[Section], Mapping[str, Look]]:
+    """Return the sections of one study's report, or of several studies', and the models' looks."""
+    if isinstance(study_dir, str | Path):
+        study = load_study(study_dir)
+        return [build(study) for build in SECTIONS], looks(study)
+    runs = load_runs(study_dir)
+    return comparison_sections(runs), comparison_looks(runs)
+
+
+def _chosen(sections: Sequence[Section], only: str | None) -> list[Block | TextMap]:
+    items = [item for section in sections for item in section.items]
     figures = {item.ident: item for item in items if isinstance(item, Block | TextMap)}
     if only is None:
         return list(figures.values())

@@ -1,5 +1,6 @@
 """Several studies on one page: each with its own answer, the unfinished ones as such."""
 
+import csv
 import json
 import shutil
 
@@ -71,11 +72,38 @@ def test_the_command_draws_one_or_several(runs, tmp_path, capsys):
     assert page.exists() and stems == {"heldout-by-domain"}
 
 
+def test_each_study_draws_its_own_models_and_claims(runs, tmp_path):
+    renamed = tmp_path / "renamed"
+    shutil.copytree(runs / "whole", renamed)
+    for path in renamed.glob("*.json*"):
+        path.write_text(path.read_text().replace('"engram"', '"other"'))
+    page = Page(build_comparison([runs / "whole", renamed], tmp_path / "x.html").read_text())
+    told = [text for parent, text in page.texts if parent == "text"]
+    picture = told[: told.index("bits per byte (lower is better)")]
+    rows = [text for text in picture if not text.replace(".", "").isdigit()]
+    whole, other = ["dense", "moe", "engram", "ngram"], ["dense", "moe", "other", "ngram"]
+    assert rows == ["whole", "renamed", *whole, *other]
+
+
+def test_figures_of_several_studies_are_saved(runs, tmp_path, capsys):
+    whole, broken = str(runs / "whole"), str(runs / "broken")
+    figures = tmp_path / "figures"
+    given = ["report", whole, broken, "--out", str(tmp_path / "two.html"), "--quiet"]
+    assert main([*given, "--figures", str(figures)]) == 0
+    stems = {path.stem for path in figures.iterdir()}
+    assert {"heldout-by-study", "claims-by-study"} <= stems
+    with (figures / "claims-by-study.csv").open(newline="") as file:
+        told = {(row["run"], row["id"]): float(row["effect"]) for row in csv.DictReader(file)}
+    verdicts = json.loads((runs / "whole" / "verdicts.json").read_text())
+    tested = {("whole", v["id"]): v["effect"] for v in verdicts if v["effect"] is not None}
+    assert told == tested
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["{whole}", "{whole}", "--out", "folder"], "ends in .html"),
-        (["{whole}", "{whole}", "--markdown", "--out", "x.html"], "take one study"),
+        (["{whole}", "{whole}", "--markdown", "--out", "x.html"], "takes one study"),
         (["{whole}", "no_such_study", "--out", "x.html"], "no_such_study"),
         (["{whole}", "--figure", "logit-lens", "--out", "x.html"], "needs --figures DIR"),
         (["{whole}", "--figures", "f", "--figure", "logit-len", "--out", "x.html"], "'logit-lens'"),

@@ -77,16 +77,23 @@ def _draw(arguments: argparse.Namespace) -> int:
 
 def _extras(folder: Path, arguments: argparse.Namespace) -> None:
     """Save figures and print the key results, where that is asked for."""
+    from engram_eval.stages import MARKDOWN, resolve
+
+    _figures(folder, arguments)
+    if arguments.markdown:
+        print(resolve(MARKDOWN)(folder), end="")
+
+
+def _figures(folder: Path | Sequence[Path], arguments: argparse.Namespace) -> None:
+    """Save the figures of one study's report, or of several studies', where that is asked for."""
     from engram_eval.environment import cores
-    from engram_eval.stages import FIGURES, MARKDOWN, resolve
+    from engram_eval.stages import FIGURES, resolve
 
     if arguments.figures is not None:
         watch, workers = partial(_watched, arguments.quiet), arguments.workers or cores()
         options = {"only": arguments.figure, "watch": watch, "workers": workers}
         resolve(FIGURES)(folder, arguments.figures, **options)
         print(arguments.figures)
-    if arguments.markdown:
-        print(resolve(MARKDOWN)(folder), end="")
 
 
 def _watched(quiet: bool, pictures: Sequence[Any]) -> Iterator[Any]:
@@ -105,9 +112,11 @@ def _side_by_side(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("comparison.html")
     if out.suffix != PAGE:
         raise UserError(f"--out {out}: several studies need a file that ends in {PAGE}")
-    if arguments.figures is not None or arguments.markdown:
-        raise UserError("--figures and --markdown take one study, not several")
-    print(resolve(COMPARISON)([_folder(name) for name in arguments.study], out))
+    if arguments.markdown:
+        raise UserError("--markdown takes one study, not several")
+    folders = [_folder(name) for name in arguments.study]
+    _figures(folders, arguments)
+    print(resolve(COMPARISON)(folders, out))
     return 0
 
 

@@ -20,6 +20,15 @@ MARKS = {
     "inconclusive": Look(-3, MUTED, "o"),
 }
 ALPHA = 0.05
+# Height of a claim's row where there may be many, in drawing units.
+ROW = 20
+READ = (
+    "Right of the line is what the claim says; one of no difference is reversed on either side. "
+    "Bars: 95 % intervals over seeds, not "
+    "corrected for the number of claims; the verdicts are. The thin grey bar is the "
+    "smallest effect of interest: an interval within it means no difference. "
+    "Filled circle supported, square no difference, cross reversed, hollow inconclusive."
+)
 # Where on the page the rows of a probe, a task or a training are shown.
 EVIDENCE = {
     "heldout": "heldout-table",
@@ -71,9 +80,16 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     """Count verdicts in a sentence: ``9 claims at this scale: 3 supported ...``."""
+    return f"{len(verdicts)} claims at this scale: {_counts(verdicts)}."
+
+
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    return f"{len(verdicts)} claims, each at its study's scale only: {_counts(verdicts)}."
+
+
+def _counts(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(v.word for v in verdicts)
-    parts = [f"{count} {name}" for name, count in counts.most_common()]
-    return f"{len(verdicts)} claims at this scale: {listing(parts)}."
+    return listing([f"{count} {name}" for name, count in counts.most_common()])
 
 
 def forest_block(verdicts: Sequence[Verdict], every: Sequence[Verdict]) -> Block:
@@ -88,40 +104,76 @@ def forest_block(verdicts: Sequence[Verdict], every: Sequence[Verdict]) -> Block
         View(unit or "effect", [panel(partial(_forest, [v for v in verdicts if v.unit == unit]))])
         for unit in units
     ]
-    return Block(
-        "claims-forest",
-        "Effect of each claim",
-        tally(every),
-        views,
-        [_csv(v) for v in verdicts],
-        key="Right of the line is what the claim says. Bars: 95 % intervals over seeds, not "
-        "corrected for the number of claims; the verdicts are. The thin grey bar is the "
-        "smallest effect of interest: an interval within it means no difference. "
-        "Filled circle supported, square no difference, cross reversed, hollow inconclusive.",
-    )
+    rows = [_csv(v) for v in verdicts]
+    return Block("claims-forest", "Effect of each claim", tally(every), views, rows, key=READ)
+
+
+def forest_by_study(judged: Sequence[tuple[str, Sequence[Verdict]]]) -> Block:
+    """Draw the effects of the tested claims of several studies, one picture per unit.
+
+    Args:
+        judged: names of studies with all their verdicts.
+    """
+    every = [v for _, verdicts in judged for v in verdicts]
+    tested = [(name, [v for v in verdicts if v.effect is not None]) for name, verdicts in judged]
+    units = ordered(v.unit for _, verdicts in tested for v in verdicts)
+
+    def of(unit: str) -> list[tuple[str, list[Verdict]]]:
+        found = [(name, [v for v in verdicts if v.unit == unit]) for name, verdicts in tested]
+        return [(name, verdicts) for name, verdicts in found if verdicts]
+
+    views = [View(unit or "effect", [panel(partial(_forests, of(unit)))]) for unit in units]
+    rows = [{"run": name, **_csv(v)} for name, verdicts in tested for v in verdicts]
+    title = "Effect of each claim, study by study"
+    return Block("claims-by-study", title, _counted(every), views, rows, key=READ)
 
 
 def _forest(verdicts: Sequence[Verdict], width: int) -> Canvas:
-    found = [
-        Dot(
-            position,
-            v.effect or 0,
-            MARKS.get(v.verdict, MARKS["inconclusive"]),
-            f"{v.claim}: {fixed(v.effect, sign=True)} {v.unit}, {v.word}",
-            hollow=v.verdict in ("inconclusive", "no_difference"),
-            low=v.ci_low,
-            high=v.ci_high,
-        )
-        for position, v in enumerate(verdicts)
-    ]
     names = [short(v) for v in verdicts]
+    found = [_effect_dot(v, position) for position, v in enumerate(verdicts)]
     result = dots(names, found, f"effect, {verdicts[0].unit}", width, apart=False)
-    for position, v in enumerate(verdicts):
+    _margins(result, dict(enumerate(verdicts)))
+    return result
+
+
+def _forests(judged: Sequence[tuple[str, Sequence[Verdict]]], width: int) -> Canvas:
+    """Draw claims below the name of their study."""
+    names, heads, placed = list[str](), dict[int, str](), dict[int, Verdict]()
+    for study, verdicts in judged:
+        heads[len(names)] = study
+        placed |= {len(names) + 1 + i: v for i, v in enumerate(verdicts)}
+        names += ["", *map(short, verdicts)]
+    found = [
+        _effect_dot(v, position, study)
+        for position, v in placed.items()
+        for study in [heads[max(head for head in heads if head < position)]]
+    ]
+    unit = judged[0][1][0].unit
+    result = dots(names, found, f"effect, {unit}", width, apart=False, row=ROW, heads=heads)
+    _margins(result, placed)
+    return result
+
+
+def _effect_dot(v: Verdict, position: int, study: str = "") -> Dot:
+    told = f"{v.claim}: {fixed(v.effect, sign=True)} {v.unit}, {v.word}"
+    return Dot(
+        position,
+        v.effect or 0,
+        MARKS.get(v.verdict, MARKS["inconclusive"]),
+        f"{study}: {told}" if study else told,
+        hollow=v.verdict in ("inconclusive", "no_difference"),
+        low=v.ci_low,
+        high=v.ci_high,
+    )
+
+
+def _margins(target: Canvas, verdicts: Mapping[int, Verdict]) -> None:
+    """Draw each row's smallest effect of interest around the line of no effect."""
+    for position, v in verdicts.items():
         if v.smallest_effect:
             margin = [-v.smallest_effect, v.smallest_effect]
-            result.axes.plot(margin, [position, position], color=GRID, linewidth=9, zorder=0.5)
-    zero_line(result)
-    return result
+            target.axes.plot(margin, [position, position], color=GRID, linewidth=9, zorder=0.5)
+    zero_line(target)
 
 
 def short(verdict: Verdict) -> str:
