@@ -22,7 +22,7 @@ from reports.load import Model, Study, load_study
 from reports.numbers import MISSING, count, duration, fixed, listing, seed_numbers
 from reports.query import by_domain, domain_of, heldout, ordered, value_of, who
 from reports.sections.columns import MANY, SEVERAL, seeds_cell
-from reports.sections.verdicts import ROW, forest_by_study, short
+from reports.sections.verdicts import ROW, claims_by_study, forest_by_study
 from reports.svg import RC
 from reports.theme import Look, palette
 
@@ -194,8 +194,7 @@ def _picture(
     for run, rows in found:
         heads[len(names)] = run.name
         names.append("")
-        known = [*(model.name for model in run.study.models), *run.study.baselines()]
-        for model in [name for name in known if any(row.model == name for row in rows)]:
+        for model in [name for name in _models(run.study) if any(r.model == name for r in rows)]:
             values += [
                 Dot(
                     len(names),
@@ -213,27 +212,12 @@ def _picture(
 
 def verdict_items(runs: Sequence[Run]) -> list[Item]:
     """Draw and list every claim by study; empty where no study judged any."""
-    judged = [(run, {v.id: v for v in run.study.verdicts or ()}) for run in runs]
-    claims = {v.id: v for run in runs for v in run.study.verdicts or ()}
-    if not claims:
+    judged = [(run.name, run.study.verdicts or ()) for run in runs]
+    every = [v for _, verdicts in judged for v in verdicts]
+    if not every:
         return []
-    body = []
-    for ident, claim in claims.items():
-        cells = [Cell(f"{claim.claim} ({short(claim)})"), Cell(claim.published or MISSING)]
-        for _, found in judged:
-            v = found.get(ident)
-            if v is None:
-                cells.append(Cell(MISSING))
-                continue
-            effect = "" if v.effect is None else f" {fixed(v.effect, sign=True)}"
-            cells.append(Cell(v.word + effect, tag=v.tag, title=v.reason or ""))
-        body.append(cells)
-    columns = [Column("Claim", numeric=False), Column("Published", numeric=False)]
-    columns += [Column(run.name, numeric=False) for run in runs]
-    listed = Table("Each claim, study by study", columns, body, ident="claims")
-    verdicts = [(run.name, run.study.verdicts or ()) for run in runs]
-    tested = any(v.effect is not None for _, found in verdicts for v in found)
-    return [*([forest_by_study(verdicts)] if tested else []), listed]
+    drawn = [forest_by_study(judged)] if any(v.effect is not None for v in every) else []
+    return [*drawn, claims_by_study(judged)]
 
 
 def _no_verdicts(runs: Sequence[Run]) -> list[str]:
@@ -242,36 +226,35 @@ def _no_verdicts(runs: Sequence[Run]) -> list[str]:
 
 
 def score_tables(runs: Sequence[Run], look: dict[str, Look]) -> list[Item]:
-    """List held-out loss per domain: one row per model and domain, one column per study."""
+    """List held-out loss: one row per study and model, one column per domain."""
     cells: dict[tuple[str, str], dict[str, list[float]]] = {}
     for run in runs:
-        for row in heldout(run.study):
-            values = cells.setdefault((str(row.model), domain_of(row)), {})
-            values.setdefault(run.name, []).append(value_of(row))
-    domains = by_domain(domain for _, domain in cells)
-    keys = sorted(
-        cells,
-        key=lambda key: (domains.index(key[1]), list(look).index(key[0]) if key[0] in look else -1),
-    )
+        found = heldout(run.study)
+        for model in [name for name in _models(run.study) if any(r.model == name for r in found)]:
+            values = cells.setdefault((run.name, model), {})
+            for row in [row for row in found if row.model == model]:
+                values.setdefault(domain_of(row), []).append(value_of(row))
+    domains = by_domain(domain for values in cells.values() for domain in values)
     body = [
-        [
-            Cell(model),
-            Cell(domain),
-            *(seeds_cell(cells[model, domain].get(run.name, []), fixed) for run in runs),
-        ]
-        for model, domain in keys
+        [Cell(name), Cell(model), *(seeds_cell(values.get(d, []), fixed) for d in domains)]
+        for (name, model), values in cells.items()
     ]
-    columns = [Column("Model", numeric=False), Column("Domain", numeric=False)]
+    columns = [Column("Study", numeric=False), Column("Model", numeric=False)]
     return [
         Table(
             "Held-out bits per byte",
-            [*columns, *(Column(run.name) for run in runs)],
+            [*columns, *map(Column, domains)],
             body,
             ident="heldout-table",
             note=f"{SEVERAL}{MANY}It sorts by the middle one.",
             chips={name: look[name].number for name in look},
         )
     ]
+
+
+def _models(study: Study) -> list[str]:
+    """Return the names of trained models and, behind them, of what was scored beside them."""
+    return [*(model.name for model in study.models), *study.baselines()]
 
 
 def ledger_table(runs: Sequence[Run]) -> Table:

@@ -207,6 +207,29 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     )
 
 
+def claims_by_study(judged: Sequence[tuple[str, Sequence[Verdict]]]) -> Table:
+    """List every claim of several studies, those of one claim below each other.
+
+    Args:
+        judged: names of studies with all their verdicts.
+    """
+    heads = ("Claim", "Study", "Verdict", "Effect [95 % interval, not corrected]", "Published")
+    found = [(study, v) for study, verdicts in judged for v in verdicts]
+    order = ordered(v.id for _, v in found)
+    body = [
+        [
+            Cell(v.claim, small=short(v)),
+            Cell(study),
+            Cell(v.word, v.word, tag=v.tag, title=v.reason or ""),
+            Cell(_effect(v), v.effect, title=v.test or ""),
+            Cell(v.published or MISSING),
+        ]
+        for study, v in sorted(found, key=lambda one: order.index(one[1].id))
+    ]
+    columns = [Column(head, numeric=False) for head in heads]
+    return Table("Each claim, study by study", columns, body, ident="claims", stacked=True)
+
+
 def curve_tables(verdicts: Sequence[Verdict]) -> list[Table]:
     """Say of claims about a curve which forms fit it, and where it is lowest; none without any."""
     if not verdicts:
