@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engram_eval.corpus.tokenizer_file import FILE, SETTINGS, named_end, read_tokenizer
-from engram_eval.errors import UserError
+from engram_eval.corpus.tokenizer_file import FILE, SETTINGS, named_end, opened, read_tokenizer
 from engram_eval.records import content_hash
 
 VOCABULARIES = ("tokenizer*", "*vocab*", "*.model")
@@ -71,14 +70,7 @@ def _end(folder: Path) -> str | None:
 
 def _converted(folder: Path) -> Identity:
     """Identify a tokenizer that transformers makes a fast one of; a slow one by its name alone."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: its tokenizer cannot be opened: {reason}") from error
-    return opened_identity(tokenizer)
+    return opened_identity(opened(folder))
 
 
 def opened_identity(tokenizer: Any) -> Identity:
