@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizer_tools import one_word_tokenizer
 
 from engram_eval.cli import VERBS, main
 from engram_eval.environment import versions
@@ -187,8 +188,9 @@ def test_a_plan_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_prompt_and_its_numbers_are_checked(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "model.safetensors"):
         (tmp_path / name).touch()
+    one_word_tokenizer(tmp_path)
     assert main(["generate", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
 
