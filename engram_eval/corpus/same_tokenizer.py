@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engram_eval.corpus.given_tokenizer import given_tokenizer
 from engram_eval.corpus.tokenizer_file import FILE, SETTINGS, named_end, opened, read_tokenizer
 from engram_eval.records import content_hash
 
@@ -28,6 +29,17 @@ def same_tokenizer(first: Path, second: Path) -> bool:
     if not (has_tokenizer(first) and has_tokenizer(second)):
         return True
     return alike(tokenizer_identity(first), tokenizer_identity(second))
+
+
+def reads_given(folder: Path, spec: str) -> bool:
+    """Tell whether a folder's tokenizer gives a corpus's tokens, of which ``spec`` is given.
+
+    Raises:
+        UserError: one of the two cannot be used.
+    """
+    given = given_tokenizer(spec)
+    asked = Identity(_hash(json.loads(given.tokenizer.to_str())), given.end)
+    return not has_tokenizer(folder) or alike(tokenizer_identity(folder), asked)
 
 
 def alike(a: Identity, b: Identity) -> bool:
