@@ -6,13 +6,14 @@ from pathlib import Path
 from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.baselines.registry import check_listed, read_listed
 from engram_eval.config import StudyConfig, TuneConfig, arm_training, trained_positions
+from engram_eval.corpus.same_tokenizer import reads_given
 from engram_eval.errors import UserError, look_up
 from engram_eval.evaluation.settings import check_settings
 from engram_eval.model_folder import check_text_model, max_positions
 from engram_eval.scales import OWN_TEXT, SCALES
 from engram_eval.stages import resolve
 from engram_eval.training.settings import check_training
-from engram_eval.updates.registry import check_people, check_told, check_update
+from engram_eval.updates.registry import check_people, check_told, check_update, other_tokens
 
 
 def check_study(study: StudyConfig, data: bool = True) -> None:
@@ -95,6 +96,7 @@ def _check_names(study: StudyConfig) -> None:
     check_update(study.update, names)
     check_told(study.update, {m.name: m.architecture for m in study.models if not m.path})
     _check_people(study)
+    _check_told_tokens(study)
 
 
 def _check_people(study: StudyConfig) -> None:
@@ -104,6 +106,19 @@ def _check_people(study: StudyConfig) -> None:
         text = arm_corpus(study, model)
         if model.name in told:
             check_people(text, f"the text of {model.name}")
+
+
+def _check_told_tokens(study: StudyConfig) -> None:
+    """Refuse to tell facts to a loaded model in a given tokenizer's tokens, which are not its own.
+
+    Of a tokenizer that is learnt of the text the stage itself tells, before it moves a weight.
+    """
+    paths = {model.name: model for model in study.models if model.path}
+    for listed in study.update.ways:
+        model = paths.get(str(read_listed(listed).model))
+        spec = "" if model is None else arm_corpus(study, model).tokenizer
+        if model is not None and spec and not reads_given(Path(model.path), spec):
+            raise other_tokens(listed, f"{model.name} ({model.path})")
 
 
 def _check_own_texts(study: StudyConfig) -> None:

@@ -5,9 +5,10 @@ code 1.
 """
 
 import argparse
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from engram_eval.errors import UserError, nearest
@@ -18,19 +19,43 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and which takes no abbreviated options."""
+
+    def __init__(self, *args: Any, **keys: Any) -> None:
+        # ``--seed 1``, which other verbs have, would be taken for ``--seeds 1``.
+        super().__init__(*args, **{**keys, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         """Turn argparse's complaint into a ``UserError``."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse what is left over here, where the options are known that it may be meant for."""
+        """Refuse what is unknown here, where the options are known that it may be meant for.
+
+        Options are refused first: what they were meant for may then be missed as required.
+        """
+        if self._subparsers is None:
+            self._refuse_unknown(word for word in _options(args or ()) if self._lacks(word))
         found, rest = super().parse_known_args(args, namespace)
-        if rest:
-            meant = nearest(rest[0].partition("=")[0], self._option_string_actions)
-            self.error(f"unknown argument {rest[0]!r}{meant}")
+        self._refuse_unknown(rest)
         return found, rest
+
+    def _lacks(self, word: str) -> bool:
+        return word.partition("=")[0] not in self._option_string_actions
+
+    def _refuse_unknown(self, words: Iterable[str]) -> None:
+        """Refuse the first of some words with the option that it begins, or is most like."""
+        for word in words:
+            given, known = word.partition("=")[0], self._option_string_actions
+            begun = sorted((o for o in known if given and o.startswith(given)), key=len)
+            meant = f" (did you mean {begun[0]!r}?)" if begun else nearest(given, known)
+            self.error(f"unknown argument {word!r}{meant}")
+
+
+def _options(words: Iterable[str]) -> Iterator[str]:
+    """Yield what argparse reads as long options: up to ``--``, no words with blanks."""
+    before = itertools.takewhile(lambda word: word != "--", words)
+    return (word for word in before if word.startswith("--") and " " not in word)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

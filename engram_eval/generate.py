@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from engram_eval.adapters.load import load_model
+from engram_eval.corpus.tokenizer_file import opened
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 
@@ -28,11 +28,7 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: i
     if tokens < 1 or temperature < 0:
         raise UserError(f"--tokens {tokens} --temperature {temperature}: need >= 1 and >= 0")
     model = load_model(folder).to(compute_device())
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder}: its tokenizer cannot be opened: {reason}") from error
+    tokenizer = opened(folder)
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engram_eval.corpus.tokenizer_file import check_files
 from engram_eval.errors import UserError, nearest
 
 OWN = "engram_moe"
@@ -41,7 +42,7 @@ def check_text_model(folder: Path) -> None:
     """Refuse what ``check_model_folder`` does, and a folder without a tokenizer.
 
     Raises:
-        UserError: which of these it is.
+        UserError: which of these it is, or which file of the tokenizer is none.
     """
     check_model_folder(folder)
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
@@ -49,6 +50,7 @@ def check_text_model(folder: Path) -> None:
             f"{folder}: no tokenizer; expected {TOKENIZERS[0]} beside the weights, as "
             "tokenizer.save_pretrained(folder) writes it"
         )
+    check_files(folder)
 
 
 def tensor_files(source: Path) -> list[Path]:

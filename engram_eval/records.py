@@ -123,6 +123,7 @@ METRICS: dict[str, Metric] = {
     "norm_count_correlation": Metric("Spearman's rho", None),
     "row_norm": Metric("1", None),
     "settled_layer": Metric("layer", None),
+    "zero_streams": Metric("token", None),
     "zipf_exponent": Metric("1", None),
     "code_length_bits": Metric("bit/example", False),
     "decodable_depth_layers": Metric("layer", None),

@@ -25,6 +25,7 @@ from engram_eval.adapters.base import Adapter
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
+from probes.capture import check_kinds
 from probes.findings import Findings, ratio
 from probes.sample import Floats, Mask
 from probes.told_facts import HELD_OUT, STRANGERS, TRAINED, Told
@@ -43,8 +44,9 @@ def capacity(adapter: Adapter, told: Told, report: Reporter | None = None) -> Fi
     Standard errors are over people. No rows for text without generated people.
 
     Raises:
-        UserError: the model knows fewer tokens than the corpus has.
+        UserError: no opened model, no told facts, or those in other tokens than the model's.
     """
+    check_kinds(adapter, told, Told, "told facts (tell_facts)")
     if not len(told.tokens):
         return Findings([], {})
     stored = told.bits - value_bits(adapter, told, report)

@@ -1,7 +1,7 @@
 """Stream a model over a sample: activations come batch by batch and are not kept."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,24 +88,35 @@ def last_stream(adapter: Adapter, tokens: Tensor) -> Tensor:
     return found[end]
 
 
-def check_kinds(adapter: Adapter, sample: Sample) -> None:
-    """Refuse what is no opened model, no sample, or a sample in another model's tokens.
+def check_kinds(
+    adapter: Adapter,
+    given: Any,
+    kind: type[Any] = Sample,
+    named: str = "a sample (draw_sample, sample_of)",
+) -> None:
+    """Refuse what is no opened model, not what it is to read, or that in another model's tokens.
 
     What a probe measures would be of tokens that the model does not have. Nothing can be said where
     the model was opened as an object, or the sample was made before samples knew their tokenizer.
+
+    Args:
+        adapter: the model.
+        given: what it is to read; knows the ``tokenizer`` whose tokens it has, or None.
+        kind: what ``given`` must be.
+        named: how an error calls that, and how one is made.
 
     Raises:
         UserError: which of the three it is.
     """
     if not isinstance(adapter, Adapter):
         raise UserError(f"expected an opened model (open_model), got {type(adapter).__name__}")
-    if not isinstance(sample, Sample):
-        raise UserError(f"expected a sample (draw_sample, sample_of), got {type(sample).__name__}")
-    if sample.tokenizer is not None and not reads(adapter.source, sample.tokenizer):
+    if not isinstance(given, kind):
+        raise UserError(f"expected {named}, got {type(given).__name__}")
+    tokenizer = given.tokenizer
+    if tokenizer is not None and not reads(adapter.source, tokenizer):
         raise UserError(
-            f"the sample has the {len(sample.texts)} tokens of tokenizer "
-            f"{sample.tokenizer.tokens[:12]}, {adapter.source} has another tokenizer: a token of "
-            "one is no token of the other"
+            f"{named.split(' (')[0]} in the tokens of tokenizer {tokenizer.tokens[:12]}: "
+            f"{adapter.source} has another tokenizer, and a token of one is no token of the other"
         )
 
 

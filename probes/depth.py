@@ -28,8 +28,8 @@ from engram_eval.adapters.base import Adapter, Tap, widened
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import Batch, batches, check_kinds
-from probes.findings import Findings, bucket_names, mean_rows
-from probes.sample import Floats, Ints, Sample, Slice
+from probes.findings import Findings, bucket_names, mean_rows, where
+from probes.sample import Floats, Ints, Mask, Sample, Slice
 from probes.settling import prediction_depth
 from probes.vocabulary import CELLS, kl_bits, pieces, token_losses, unembedder
 
@@ -47,6 +47,10 @@ def depth(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> F
     ``resid_post``); ``change_ratio`` per layer and ``kl_bits`` of the prediction by ``slice``
     offset (condition ``stream_replaced``); ``settled_layer`` by ``slice`` difficulty and static
     third. Standard errors are over documents.
+
+    All are means over places. A stream without length has no ratio to it and no direction: such
+    places are left out of ``added_norm_ratio``, ``added_cosine`` and ``change_ratio``, whose ``n``
+    says how many are left; ``zero_streams`` counts them, per layer and site, where there are any.
     """
     check_kinds(adapter, sample)
     found = read_depth(adapter, sample, report)
@@ -62,12 +66,14 @@ class Reading(NamedTuple):
     """What blocks add, and what a replaced stream changes, at every place.
 
     Attributes:
+        lengths: of the stream before and behind each block, (2, layers, N, T).
         added: its length relative to the stream, and the cosine of the stream before and after,
-            (2, layers, N, T).
-        changes: of the streams, relative to their length, (layers, N, T).
+            (2, layers, N, T); they mean nothing where a length is 0.
+        changes: of the streams, relative to their length, (layers, N, T), as ``added``.
         kl_bits: of the prediction, (N, T).
     """
 
+    lengths: Floats
     added: Floats
     changes: Floats
     kl_bits: Floats
@@ -76,12 +82,13 @@ class Reading(NamedTuple):
 def read_depth(adapter: Adapter, sample: Sample, report: Reporter | None = None) -> Reading:
     """Read a sample, and again with one token's stream replaced in each window."""
     (count, length), layers = sample.shape, adapter.n_layers
-    found = Reading(*(np.zeros((*s, count, length)) for s in ((2, layers), (layers,), ())))
+    shapes = ((2, layers), (2, layers), (layers,), ())
+    found = Reading(*(np.zeros((*shape, count, length)) for shape in shapes))
     places = patched_places(sample)
     taps = [Tap(site, layer) for layer in range(layers) for site in ("resid_pre", "resid_post")]
     for batch in batches(adapter, sample, taps, report=report, title=NAME):
         windows = slice(batch.part.start // length, batch.part.stop // length)
-        found.added[:, :, windows] = _added(batch, layers)
+        found.lengths[:, :, windows], found.added[:, :, windows] = _added(batch, layers)
         if layers > 1 and length > 1:
             travelled = _travelled(adapter, batch, torch.from_numpy(places[windows]))
             found.changes[:, windows], found.kl_bits[windows] = travelled
@@ -89,27 +96,42 @@ def read_depth(adapter: Adapter, sample: Sample, report: Reporter | None = None)
 
 
 def _added(batch: Batch, layers: int) -> Floats:
-    """Return the first part of a ``Reading`` for one batch, (2, layers, B, T)."""
+    """Return ``lengths`` and ``added`` of a ``Reading`` for one batch, (2, 2, layers, B, T)."""
     found = []
     for layer in range(layers):
         before, after = (batch.taps[Tap(s, layer)] for s in ("resid_pre", "resid_post"))
-        ratio = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-30)
-        found.append(torch.stack((ratio, F.cosine_similarity(before, after, dim=-1))))
-    return torch.stack(found, dim=1).unflatten(-1, batch.tokens.shape).cpu().double().numpy()
+        lengths = torch.stack((before.norm(dim=-1), after.norm(dim=-1)))
+        ratio = (after - before).norm(dim=-1) / lengths[0]
+        added = torch.stack((ratio, F.cosine_similarity(before, after, dim=-1)))
+        found.append(torch.stack((lengths, added)))
+    return torch.stack(found, dim=2).unflatten(-1, batch.tokens.shape).cpu().double().numpy()
 
 
 def _added_rows(sample: Sample, found: Reading) -> Iterator[MetricRow]:
-    slices = sample.slices("static_in")
-    for metric, values in zip(("added_norm_ratio", "added_cosine"), found.added, strict=True):
+    slices, has_length = sample.slices("static_in"), found.lengths != 0
+    defined = {"added_norm_ratio": has_length[0], "added_cosine": has_length.all(axis=0)}
+    for (metric, wanted), values in zip(defined.items(), found.added, strict=True):
         for layer, value in enumerate(values):
             yield from mean_rows(
                 value.reshape(-1),
                 sample.inputs.document,
-                slices,
+                where(slices, wanted[layer].reshape(-1)),
                 name=NAME,
                 metric=metric,
                 layer=layer,
                 site="resid_post",
+            )
+    for site, lengths in zip(("resid_pre", "resid_post"), has_length, strict=True):
+        yield from _zero_rows(site, lengths)
+
+
+def _zero_rows(site: str, has_length: Mask) -> Iterator[MetricRow]:
+    """Count places (layers, N, T) whose stream has no length, where there are any."""
+    for layer, seen in enumerate(has_length):
+        if not seen.all():
+            count = float((~seen).sum())
+            yield MetricRow(
+                *(NAME, "zero_streams", count), layer=layer, site=site, n=seen.size, split="val"
             )
 
 
@@ -167,7 +189,7 @@ def _travel_rows(sample: Sample, found: Reading) -> Iterator[MetricRow]:
         yield from mean_rows(
             change.reshape(-1),
             documents,
-            parts,
+            where(parts, (found.lengths[1, layer] != 0).reshape(-1)),
             metric="change_ratio",
             layer=layer,
             site="resid_post",

@@ -87,6 +87,12 @@ def ratio_rows(
     return rows
 
 
+def where(slices: Iterable[Slice], wanted: Mask) -> list[Slice]:
+    """Return slices without the tokens that are not wanted, (n,); those with none left go."""
+    parts = [Slice(part.labels, part.mask & wanted) for part in slices]
+    return [part for part in parts if part.mask.any()]
+
+
 def _baseline(given: npt.NDArray[Any] | float | None, mask: Mask) -> float | None:
     return float(given[mask].mean()) if isinstance(given, np.ndarray) else given
 

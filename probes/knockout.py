@@ -23,8 +23,8 @@ from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches, check_kinds
 from probes.cuts import Knockout, Means, cut_parameters, knockouts, memory_means, run_cut
-from probes.findings import Findings, mean_rows, ratio_rows
-from probes.sample import Floats, Sample, Slice
+from probes.findings import Findings, mean_rows, ratio_rows, where
+from probes.sample import Floats, Sample
 from probes.vocabulary import token_losses
 
 NAME = "knockout"
@@ -89,8 +89,7 @@ def knockout(adapter: Adapter, sample: Sample, report: Reporter | None = None) -
     )
     for cut, loss in zip(cuts, table[1:], strict=True):
         increase, seen = loss - intact, ~np.isnan(loss)
-        parts = [Slice(part.labels, part.mask & seen) for part in slices]
-        parts = [part for part in parts if part.mask.any()]
+        parts = where(slices, seen)
         fields = {
             "name": NAME,
             "condition": cut.condition,

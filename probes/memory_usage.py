@@ -29,6 +29,7 @@ from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.cache_curves import hottest_hits, lfu_hits, lru_hits
+from probes.capture import check_kinds
 from probes.findings import Findings
 from probes.ngram_rows import RowMemory, ngram_ids, row_memories, rows_of_text
 from probes.patterns import Text
@@ -130,9 +131,10 @@ def memory_usage(adapter: Adapter, text: Text, report: Reporter | None = None) -
     what tokens read and ``cache_hit_rate`` by policy and size.
 
     Raises:
-        UserError: the text has tokens that the model does not know, or it reads rows that are not
-            where the adapter says.
+        UserError: no opened model, no text, one in other tokens than the model's, or rows that
+            are not where the adapter says.
     """
+    check_kinds(adapter, text, Text, "a text (training_text)")
     memories = row_memories(adapter)
     if not memories:
         return Findings([], {})

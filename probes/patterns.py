@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engram_eval.corpus.same_tokenizer import Identity, tokenizer_identity
 from engram_eval.corpus.store import Corpus
 from probes.names import name_spans
 from probes.sample import Ints, Mask, Sample
@@ -28,9 +29,15 @@ class Patterns(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A long piece of training text: tokens (T,), each document ended by the end of text."""
+    """A long piece of training text, each document ended by the end of text.
+
+    Attributes:
+        tokens: ids, (T,).
+        tokenizer: by what the one is recognised whose tokens these are; None where it is not known.
+    """
 
     tokens: Ints
+    tokenizer: Identity | None = None
 
 
 def count_patterns(corpus: Corpus, sample: Sample) -> Patterns:
@@ -52,4 +59,5 @@ def _names(corpus: Corpus, length: int) -> tuple[Mask, Mask]:
 
 def training_text(corpus: Corpus, _sample: Sample | None = None) -> Text:
     """Return the beginning of the training text; its documents are in random order."""
-    return Text(np.asarray(corpus.tokens("train")[:TEXT_TOKENS]).astype(np.int64))
+    tokens = np.asarray(corpus.tokens("train")[:TEXT_TOKENS]).astype(np.int64)
+    return Text(tokens, tokenizer_identity(corpus.folder / "tokenizer"))

@@ -57,6 +57,7 @@ PROBES: dict[str, Probe] = {
         "probes.depth:depth",
         "single",
         "what layers add, how far early changes travel, when predictions settle",
+        version=2,
     ),
     "patching": Probe(
         "probes.patching:patching",

@@ -19,7 +19,13 @@ from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
-from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow, file_sha256, write_atomic
+from engram_eval.records import (
+    EQUAL_LOSS_FACTS,
+    MetricRow,
+    file_sha256,
+    read_record,
+    write_atomic,
+)
 from engram_eval.stage_config import PairStage, ProbeStage
 from probes.entry import Probe
 from probes.findings import Findings
@@ -141,10 +147,20 @@ def _left_out(probe: str, trained: Sequence[Path], corpus: Corpus, report: Repor
     """
     for train in trained:
         if not same_tokenizer(train / "model", corpus.folder / "tokenizer"):
-            folder = (train / "model").resolve()
-            report.say(f"{probe} is left out of {folder}: another tokenizer than the corpus's")
+            named = _given_as(train)
+            report.say(f"{probe} is left out of {named}: another tokenizer than the corpus's")
             return True
     return False
+
+
+def _given_as(train: Path) -> str:
+    """Return the folder that a study's author has named for a loaded model.
+
+    It may itself be a link, into some study's store, whose names nobody knows.
+    """
+    record = read_record(train)
+    given = None if record is None else record.config.get("path")
+    return str(given or train / "model")
 
 
 def _open(train: Path) -> Adapter:

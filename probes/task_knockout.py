@@ -26,11 +26,12 @@ from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.adapters.hooks import Edit
+from engram_eval.corpus.same_tokenizer import Identity
 from engram_eval.corpus.store import Corpus
 from engram_eval.evaluation.questions import Questions, read_questions
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from probes.capture import batches
+from probes.capture import batches, check_kinds
 from probes.cuts import Knockout, cut_out, knockouts, memory_means
 from probes.findings import Findings, mean_rows, ratio_rows
 from probes.sample import Floats, Mask, Sample, Slice
@@ -47,6 +48,11 @@ class Asked(NamedTuple):
 
     questions: Questions
     sample: Sample
+
+    @property
+    def tokenizer(self) -> Identity | None:
+        """By what the one is recognised that encodes both; None where it is not known."""
+        return self.sample.tokenizer
 
 
 def ask_tasks(
@@ -86,7 +92,11 @@ def task_knockout(adapter: Adapter, asked: Asked, report: Reporter | None = None
     test at 5 %), under each cut (``condition``, ``site``, ``layer``), with chance as baseline;
     ``retained`` under each cut, per task and, over all items of such tasks, per domain and in all.
     Standard errors are over items; those made from one text count as one.
+
+    Raises:
+        UserError: no opened model, no asked tasks, or those in other tokens than the model's.
     """
+    check_kinds(adapter, asked, Asked, "asked tasks (ask_tasks)")
     questions, cuts = asked.questions, task_cuts(adapter)
     everything = np.ones(len(questions.gold), dtype=bool)
     ask = questions.asker(adapter.model)

@@ -21,6 +21,7 @@ from engram_eval.corpus.entities import (
     total_bits,
 )
 from engram_eval.corpus.lines import Line
+from engram_eval.corpus.same_tokenizer import Identity, tokenizer_identity
 from engram_eval.corpus.store import Corpus
 from probes.names import corpus_config, is_pocket
 from probes.sample import Floats, Ints, Mask, Sample
@@ -45,6 +46,7 @@ class Told(NamedTuple):
         bucket: how often the person was told of (``Person.bucket``), (Q,).
         facts: of all people, asked about or not.
         facts_bits: what these facts come to.
+        tokenizer: by what the one is recognised whose tokens these are; None where it is not known.
     """
 
     tokens: Ints
@@ -56,6 +58,7 @@ class Told(NamedTuple):
     bucket: tuple[str, ...]
     facts: int
     facts_bits: float
+    tokenizer: Identity | None = None
 
     def where(self, wording: str, bucket: str | None = None) -> Mask:
         """Return which sentences are of a wording, and of people told of so often, (Q,)."""
@@ -80,15 +83,17 @@ def tell_facts(corpus: Corpus, sample: Sample) -> Told:
     """
     config = corpus_config(corpus)
     people = make_people(config.entities, config.seed) if is_pocket(corpus) else ()
+    tokenizer = tokenizer_identity(corpus.folder / "tokenizer")
     if not people:
         none = np.zeros(0, dtype=np.int64)
-        return Told(none.reshape(0, 1), none, none, none.astype(float), none, (), (), 0, 0.0)
+        empty = none.reshape(0, 1), none, none, none.astype(float), none
+        return Told(*empty, (), (), 0, 0.0, tokenizer)
     rng = np.random.default_rng(sample.seed)
     places = np.unique(np.linspace(0, len(people) - 1, MOST_PEOPLE).round().astype(int))
     chosen = [people[place] for place in places]
     asked = [*_known(chosen, config, rng), *_unknown(chosen, people, config, rng)]
     facts = len(people) * len(ATTRIBUTES)
-    return _encode(asked, corpus, facts, total_bits(people))
+    return _encode(asked, corpus, facts, total_bits(people))._replace(tokenizer=tokenizer)
 
 
 def _known(

@@ -21,7 +21,7 @@ from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, load_study
 from reports.numbers import MISSING, count, duration, fixed, listing, seed_numbers
 from reports.query import by_domain, domain_of, heldout, ordered, value_of, who
-from reports.sections.columns import MANY, SEVERAL, seeds_cell
+from reports.sections.columns import MANY, SEVERAL, seeds_cell, uncounted
 from reports.sections.verdicts import ROW, claims_by_study, forest_by_study
 from reports.svg import RC
 from reports.theme import Look, palette
@@ -267,7 +267,8 @@ def ledger_table(runs: Sequence[Run]) -> Table:
     ]
     columns = [Column("Study", numeric=False), Column("Model", numeric=False)]
     columns += [*map(Column, heads), Column("Seeds", numeric=False), Column("Rates", numeric=False)]
-    return Table("The ledger of all studies", columns, body, ident="ledger")
+    note = uncounted({f"{r.name}, {m.name}": m.uncounted for r in runs for m in r.study.models})
+    return Table("The ledger of all studies", columns, body, ident="ledger", note=note)
 
 
 def _costs(model: Model) -> list[Cell]:
@@ -278,7 +279,7 @@ def _costs(model: Model) -> list[Cell]:
         model.flops_per_token,
         model.tokens,
     )
-    tuned = "tuned" if model.tuned else "untuned"
+    tuned = MISSING if model.loaded else "tuned" if model.tuned else "untuned"
     return [*(Cell(count(x), x) for x in numbers), Cell(seed_numbers(model.seeds)), Cell(tuned)]
 
 

@@ -15,7 +15,12 @@ TOLD = "update"
 
 @dataclass(frozen=True)
 class Model:
-    """One line of the ledger; None where a quantity was not recorded."""
+    """One line of the ledger; None where a quantity was not recorded.
+
+    Attributes:
+        loaded: it was trained elsewhere: of its cost its parameters alone are known.
+        uncounted: of a loaded model, which of its parameters could not be counted, and why.
+    """
 
     name: str
     seeds: list[int] = field(default_factory=list)
@@ -27,6 +32,8 @@ class Model:
     params_table: float | None = None
     params_total_backbone: float | None = None
     flops_per_token: float | None = None
+    loaded: bool = False
+    uncounted: Mapping[str, str] = field(default_factory=dict)
     architecture: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from reports.intervals import interval_table, table_row
 from reports.load import load_study
 from reports.numbers import MISSING, count, fixed, quoted
+from reports.sections.columns import uncounted
 from reports.summary import summary
 
 Values = Mapping[str, Mapping[str, float | None]]
@@ -50,6 +51,9 @@ def markdown(told: Mapping[str, Any]) -> str:
         "",
         told["answer"]["scale"],
     ]
+    note = uncounted({name: costs["uncounted"] for name, costs in told["models"].items()})
+    if note:
+        lines.append(note)
     if told["uninformative"]:
         lines.append(f"Uninformative here: {', '.join(sorted(told['uninformative']))}.")
     return "\n".join(lines) + "\n"
@@ -70,8 +74,11 @@ def _informative(told: Mapping[str, Any]) -> dict[str, Values]:
 
 
 def _ledger_lines(models: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    loaded = any(costs.get("loaded") for costs in models.values())
     kinds = {
         "parameters": "params_total",
+        # Of trained models the study says what they are matched in.
+        **({"... active per token": "params_active"} if loaded else {}),
         "... in the memory table": "params_table",
         "FLOPs per token": "flops_per_token",
         "training tokens": "tokens",
@@ -79,7 +86,7 @@ def _ledger_lines(models: Mapping[str, Mapping[str, Any]], columns: Sequence[str
     return [
         table_row([label, *(count(models[c][key]) if c in models else "" for c in columns)])
         for label, key in kinds.items()
-        # Of models that were only loaded nothing is counted.
+        # Of models that were only loaded parameters alone are counted.
         if any(costs[key] is not None for costs in models.values())
     ]
 

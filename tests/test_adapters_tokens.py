@@ -1,7 +1,9 @@
 """An opened model's tokenizer is the one beside its weights; text in other tokens is refused."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,21 @@ from engram_eval.adapters.load import open_model
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
-from probes.capture import batches, check_fit
+from probes.capacity import capacity
+from probes.capture import batches, check_fit, check_kinds
 from probes.cka import cka
 from probes.depth import depth
 from probes.knockout import knockout
 from probes.lens import logit_lens
 from probes.linear import linear
+from probes.memory_usage import memory_usage
 from probes.offsets import offsets
+from probes.patterns import training_text
 from probes.router import router
-from probes.sample import draw_sample
+from probes.sample import Sample, draw_sample
 from probes.sample_stage import FACTS, read_sample, write_sample
+from probes.task_knockout import ask_tasks, task_knockout
+from probes.told_facts import tell_facts
 from probes.tuned_lens import tuned_lens
 
 TEXT = "The naïve fox, 漢字."
@@ -79,7 +86,7 @@ def test_code_of_a_tokenizer_is_not_run(home: Path, tmp_path: Path) -> None:
 def test_a_sample_in_other_tokens_is_refused(home: Path, corpus: Corpus) -> None:
     sample = draw_sample(corpus, OPTIONS)
     check_fit(open_model(home / "own"), sample)
-    message = r"^the sample has the \d+ tokens of tokenizer [0-9a-f]{12}, .*foreign has another"
+    message = r"^a sample in the tokens of tokenizer [0-9a-f]{12}: .*foreign has another tokenizer"
     foreign = open_model(home / "foreign")
     with pytest.raises(UserError, match=message):
         logit_lens(foreign, sample)
@@ -87,6 +94,34 @@ def test_a_sample_in_other_tokens_is_refused(home: Path, corpus: Corpus) -> None
     check_fit(open_model(home / "none"), sample)
     check_fit(open_model(llama(vocab_size=512)), sample)
     check_fit(foreign, replace(sample, tokenizer=None))
+
+
+MADE: dict[Any, tuple[str, Callable[[Corpus, Sample], Any]]] = {
+    memory_usage: ("a text", training_text),
+    task_knockout: ("asked tasks", partial(ask_tasks, most=1)),
+    capacity: ("told facts", tell_facts),
+}
+"""Probes that read something else than a sample, which is made of one."""
+
+
+@pytest.mark.parametrize("probe", MADE, ids=lambda probe: probe.__name__)
+def test_what_is_made_of_other_tokens_or_is_something_else_is_refused(
+    probe: Any, home: Path, corpus: Corpus
+) -> None:
+    """Their numbers would be plausible: no token id is out of range here."""
+    sample = draw_sample(corpus, OPTIONS)
+    named, make = MADE[probe]
+    given = make(corpus, sample)
+    own, foreign = open_model(home / "own"), open_model(home / "foreign")
+    check_kinds(own, given, type(given))
+    with pytest.raises(
+        UserError, match=rf"^{named} in the tokens of tokenizer .*foreign has anoth"
+    ):
+        probe(foreign, given)
+    with pytest.raises(UserError, match=rf"^expected {named} \(.*\), got Corpus$"):
+        probe(own, corpus)
+    with pytest.raises(UserError, match=r"^expected an opened model .*, got LlamaForCausalLM$"):
+        probe(llama(), given)
 
 
 def test_a_class_that_makes_another_tokenizer_of_a_file_counts_as_both(

@@ -1,12 +1,14 @@
 """The command line, as a user types it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizer_tools import one_word_tokenizer
 
 from engram_eval.cli import VERBS, main
 from engram_eval.environment import versions
@@ -90,6 +92,39 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert captured.out == ""
 
 
+COMMANDS = [[verb] for verb in VERBS if verb != "mirror"] + [
+    ["mirror", "build"],
+    ["mirror", "check"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_an_abbreviated_option_is_refused_with_what_it_is_like(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    options = set(re.findall(r"--[a-z][a-z_-]+", capsys.readouterr().out))
+    assert "--help" in options
+    cut = {option[:end] for option in options for end in range(3, len(option))} - options
+    for short in sorted(cut):
+        for given in ([short, "1"], [f"{short}=1"]):
+            assert main([*command, "x", *given]) == 2
+            told = capsys.readouterr().err
+            assert told.startswith(f"engram-eval: unknown argument {given[0]!r} (did you mean")
+            assert told.count("\n") == 1
+            (meant,) = re.findall(r"did you mean '([^']+)'", told)
+            assert meant in options and meant.startswith(short)
+
+
+def test_words_of_a_text_are_no_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "nowhere", "--tok", "3", "hi"]) == 2
+    assert "unknown argument '--tok' (did you mean '--tokens'?)" in capsys.readouterr().err
+    for words in (["nowhere", "--tok of it"], ["--", "nowhere", "--tok"]):
+        assert main(["generate", *words]) == 2
+        assert "nowhere: no such folder" in capsys.readouterr().err
+
+
 def test_folders_and_files_that_are_no_study_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,8 +188,9 @@ def test_a_plan_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_prompt_and_its_numbers_are_checked(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "model.safetensors"):
         (tmp_path / name).touch()
+    one_word_tokenizer(tmp_path)
     assert main(["generate", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
 

@@ -31,6 +31,7 @@ PROBES_MAY = {
 REPORTS_MAY = {"engram_eval.errors", "engram_eval.records"}
 LAYERS = (
     "errors models paths progress quiet stages tensor_cores threads allocator",
+    "corpus.tokenizer_file",
     "config_json records environment locks listing model_folder decompressed own_module",
     "analysis.stats analysis.contrasts parallel.launched parallel.folders",
     "config overrides parallel.ranks formats",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from models_fixture import build
+from tokenizer_tools import one_word_tokenizer
 
 from engram_eval.cli import main
 from engram_eval.config import StudyConfig
@@ -115,7 +116,7 @@ def test_models_that_are_loaded_are_named_with_what_is_done(
     for name in ("a", "b"):
         folder = tmp_path / name
         build(vocab_size=300).save_pretrained(folder)
-        (folder / "tokenizer.json").write_text("{}")
+        one_word_tokenizer(folder)
         models.append({"name": name, "path": str(folder)})
     study = {"name": "mine", "scale": "mine", "models": models, "baselines": []}
     asked = {"probe": {"probes": ["logit_lens"], "equal_loss": []}, "evaluate": {"heldout": False}}

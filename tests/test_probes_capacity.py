@@ -2,13 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from probes_fixture import engram, small_corpus
 
+from engram_eval.adapters.base import Adapter
 from engram_eval.adapters.load import open_model
 from engram_eval.arm_corpus import arm_corpus
 from engram_eval.config import ProbeConfig
@@ -70,10 +70,25 @@ class Oracle(torch.nn.Module):
         return chances.clamp_min(1e-30).log()
 
 
-def planted(told: Told, chance: np.ndarray, vocab: int) -> SimpleNamespace:
+class Opened(Adapter):
+    """An opened oracle: there is nothing inside that could be looked at."""
+
+    @property
+    def vocab_size(self) -> int:
+        assert isinstance(self.model, Oracle)
+        return self.model.vocab
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model(tokens)
+
+
+def planted(told: Told, chance: np.ndarray, vocab: int) -> Adapter:
     model = Oracle(told, vocab, chance)
-    device = torch.device("cpu")
-    return SimpleNamespace(model=model, logits=model, vocab_size=vocab, device=device)
+    return Opened(*(model,) * 5, places={}, n_layers=1, max_positions=told.tokens.shape[1])
 
 
 def one(rows, metric: str, condition: str | None = None, **labels: str) -> float:

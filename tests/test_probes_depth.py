@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from probes_fixture import PreviousToken, engram, llama, noise_sample, silence
+from probes_fixture import PreviousToken, engram, llama, noise_sample, sample, silence
 
 from engram_eval.adapters.load import open_model
 from engram_eval.records import MetricRow
@@ -91,3 +91,54 @@ def test_choice_of_windows_and_places() -> None:
     places = patched_places(found)
     assert places.shape == (8,) and places.max() < 8
     assert (patched_places(found) == places).all()
+
+
+class Adds(torch.nn.Module):
+    """A feed-forward layer that adds one vector everywhere."""
+
+    def __init__(self, vector: torch.Tensor) -> None:
+        super().__init__()
+        self.vector = torch.nn.Parameter(vector)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.vector.expand_as(hidden)
+
+
+@pytest.mark.parametrize(("adds", "ratio"), [(3.0, 1.5), (-2.0, 1.0)])
+def test_a_stream_without_length_is_left_out_and_counted(adds: float, ratio: float) -> None:
+    """Token 5 is the zero vector, all others have length 2, in the direction of what is added."""
+    model, one = silence(llama(), range(3)), torch.eye(32)[0]
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(2 * one.expand(48, 32))
+        model.model.embed_tokens.weight[5] = 0
+    model.model.layers[0].mlp = Adds(adds * one)
+    token = np.random.default_rng(1).choice([1, 5], (16, 33))
+    found = depth(open_model(model), sample(token)).rows
+    zero = int((token[:, :-1] == 5).sum())
+    assert rows_of(found, "added_norm_ratio")[0] == pytest.approx(ratio)
+    (row,) = [r for r in found if r.metric == "added_norm_ratio" and not r.slice and not r.layer]
+    assert row.n == token[:, :-1].size - zero
+    # Added to, token 5 has a length; where 2 are taken away, the others have none any more.
+    before = {0: zero} if adds > 0 else {0: zero, 1: 512 - zero, 2: 512 - zero}
+    behind = {} if adds > 0 else {0: 512 - zero, 1: 512 - zero, 2: 512 - zero}
+    for site, expected in (("resid_pre", before), ("resid_post", behind)):
+        counted = {r.layer: r.value for r in found if r.metric == "zero_streams" and r.site == site}
+        assert counted == expected
+    cosines = rows_of(found, "added_cosine")
+    assert cosines == ({0: 1, 1: 1, 2: 1} if adds > 0 else {1: 1, 2: 1})
+
+
+def test_a_change_of_a_stream_without_length_has_no_ratio() -> None:
+    model = silence(llama(), range(3))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(2 * torch.eye(32)[0].expand(48, 32))
+        model.model.embed_tokens.weight[5] = 0
+    drawn = sample(np.random.default_rng(1).choice([1, 5], (16, 33)))
+    rows = depth(open_model(model), drawn).rows
+    window, at = np.arange(16), patched_places(drawn)
+    old, new = drawn.token[window, at], drawn.token[window, at + 16]
+    # From length 2 to the same, or to nothing: 0 or 1; nothing is known of what was nothing.
+    expected = (new == 5)[old != 5].mean()
+    assert 0 < expected < 1
+    for value in rows_of(rows, "change_ratio", offset="0").values():
+        assert value == pytest.approx(expected)

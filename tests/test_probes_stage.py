@@ -13,12 +13,15 @@ import pytest
 from probes_fixture import engram, llama, small_corpus
 from safetensors.numpy import load_file
 
+from engram_eval.adapters.stage import model_sha256
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
+from engram_eval.node import Node
 from engram_eval.progress import Reporter
 from engram_eval.records import METRICS, MetricRow, file_sha256
-from engram_eval.stage_config import PairStage, ProbeStage
+from engram_eval.running.node_run import run_node
+from engram_eval.stage_config import LoadStage, PairStage, ProbeStage
 from probes.registry import PROBES, find_probe
 from probes.stage import probe, probe_pair
 
@@ -155,3 +158,23 @@ def test_a_model_of_another_tokenizer_is_left_out(folders: dict[str, Path], tmp_
     assert f"knockout is left out of {other / 'model'}" in said.getvalue()
     path.unlink()
     assert probe(inputs, ProbeStage("knockout", OPTIONS), 0, tmp_path, QUIET)
+
+
+def test_what_is_left_out_is_named_as_it_was_given(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """A model of another study is a link into that one's store."""
+    stored, given = tmp_path / "store" / "0123456789abcdef" / "model", tmp_path / "dense" / "seed0"
+    shutil.copytree(folders["b"] / "model", stored)
+    path = stored / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    saved["model"]["vocab"]["unseen"] = 999
+    path.write_text(json.dumps(saved))
+    given.parent.mkdir()
+    given.symlink_to(stored)
+    loaded = Node("load", LoadStage(str(given), model_sha256(given)), model="dense", seed=0)
+    assert run_node(loaded, tmp_path, QUIET) is None
+    inputs = {"corpus": folders["corpus"], "train": loaded.folder(tmp_path)}
+    said = io.StringIO()
+    assert probe(inputs, ProbeStage("depth", OPTIONS), 0, tmp_path, Reporter(out=said)) == []
+    assert f"depth is left out of {given}: another tokenizer" in said.getvalue()

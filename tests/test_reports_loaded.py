@@ -7,9 +7,14 @@ import pytest
 
 from engram_eval.records import MetricRow
 from reports.answer import answer
+from reports.blocks import Table
+from reports.decode import decode
 from reports.load import Comparison, Model, Study
+from reports.markdown import markdown
+from reports.numbers import MISSING
 from reports.sections.overview import section
 from reports.sections.scores import accuracy_block
+from reports.summary import summary
 
 NAMES = ("moe", "engram")
 
@@ -69,3 +74,25 @@ def test_a_ledger_of_nothing_is_left_out(study: Study) -> None:
     counted = replace(study.models[0], params_total=1e6)
     known = section(replace(study, models=(counted, study.models[1])))
     assert [item.ident for item in known.items] == ["heldout-by-domain", "ledger"]
+
+
+def test_parameters_stand_in_report_table_and_summary_with_what_is_not_known(study: Study) -> None:
+    """Nothing that could not be counted is shown as a number."""
+    why = {"params_table": "no part 'layers'", "params_active": "no part 'layers'"}
+    costs = {"seeds": [0], "loaded": True}
+    moe = decode(Model, {"name": "moe", "params_total": 4_462_000, "uncounted": why, **costs})
+    counts = {"params_total": 4_460_000, "params_active": 1_234_000, "params_table": 680_000}
+    known = replace(study, models=(moe, decode(Model, {"name": "engram", **counts, **costs})))
+    (table,) = (item for item in section(known).items if isinstance(item, Table))
+    cells = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert cells["Parameters"] == ["4.46 M", "4.46 M"]
+    assert cells["… active per token"] == [MISSING, "1.23 M"]
+    assert cells["… in the memory table"] == [MISSING, "680 k"]
+    note = "Parameters that could not be counted: moe, in the table and active (no part 'layers')."
+    assert table.note == note
+    told = summary(known)
+    assert told["models"]["engram"]["params_active"] == 1_234_000
+    assert told["models"]["moe"]["params_active"] is None
+    assert told["models"]["moe"]["uncounted"] == why
+    lines = markdown(told).splitlines()
+    assert f"| ... active per token | {MISSING} | 1.23 M |" in lines and lines[-1] == note

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from tokenizer_tools import one_word_tokenizer
 
 from engram_eval import node as node_module
 from engram_eval import stages
@@ -359,7 +360,7 @@ def test_models_can_be_loaded_instead_of_trained(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(name.encode())
-        (folder / "tokenizer.json").touch()
+        one_word_tokenizer(folder)
         folders.append(str(folder))
     config = loaded_study(folders, ["pocket"], 5, ["ngram", "b/seed0+knn"], ["text.txt"])
     assert [model.name for model in config.models] == ["a/seed0", "b/seed0"]
@@ -394,7 +395,7 @@ def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
             loaded_study([str(tmp_path / wrong), str(tmp_path)], ["pocket"], 0, [])
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    (tmp_path / "tokenizer.json").touch()
+    one_word_tokenizer(tmp_path)
     with pytest.raises(UserError, match="give the text with --corpus"):
         loaded_study([str(tmp_path)], ["pocket"], 0, ["ngram"])
 
@@ -408,7 +409,7 @@ def test_a_comparison_takes_the_text_that_its_models_have_read(
         folder = (tmp_path / "one/models" / name / "seed0").resolve()
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(name.encode())
-        (folder / "tokenizer.json").touch()
+        one_word_tokenizer(folder)
         folders.append(str(tmp_path / "one/models" / name / "seed0"))
     config = loaded_study(folders, ["pocket"], 5, ["knn"])
     assert config.corpus == brief.corpus and config.evaluate.heldout

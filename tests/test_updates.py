@@ -9,7 +9,7 @@ import pytest
 from engram_eval.arm_corpus import told_apart
 from engram_eval.check import check_study
 from engram_eval.cli import main
-from engram_eval.config import UpdateConfig
+from engram_eval.config import ModelSpec, StudyConfig, UpdateConfig
 from engram_eval.corpus.entities import ATTRIBUTES, held_out_template, make_people
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.revised import revise
@@ -28,6 +28,8 @@ from engram_eval.updates.changes import (
 )
 from engram_eval.updates.registry import WAYS, check_update
 from engram_eval.updates.told import groups
+from tests.probes_fixture import engram
+from tests.tokenizer_tools import foreign_tokenizer
 from tests.updates_fixture import DIALS, OPTIONS, TEXT, told_corpus
 
 
@@ -188,6 +190,23 @@ def test_people_are_wanted_before_anything_is_trained() -> None:
         check_study(find_study("brief", "smoke", assignments=few))
     with pytest.raises(UserError, match="the text of engram has none"):
         check_study(find_study("brief", "smoke", assignments=[ways], corpus=["mine.txt"]))
+
+
+def test_a_loaded_model_of_other_tokens_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for name, size in (("ours", 400), ("theirs", 330)):
+        foreign_tokenizer(tmp_path / name, size)
+        engram(layers=2, vocab_size=400).save_pretrained(tmp_path / name)
+    folders = {name: str(tmp_path / name) for name in ("ours", "theirs")}
+    study = find_study("brief", "smoke", tokenizer=folders["ours"])
+
+    def told(way: str) -> StudyConfig:
+        models = tuple(ModelSpec(name, path=path) for name, path in folders.items())
+        return dataclasses.replace(study, models=models, update=UpdateConfig(ways=(way,)))
+
+    check_study(told("ours+finetune"))
+    for way in ("theirs+finetune", "theirs+ngram_added"):
+        with pytest.raises(UserError, match=r"theirs \(.*theirs\) has another tokenizer than the"):
+            check_study(told(way))
 
 
 def test_tuned_rates_are_those_that_updates_start_from() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from engram_eval.models import EngramForCausalLM
 from engram_eval.models.table import RowTable
 from engram_eval.records import MetricRow
 from engram_eval.stage_config import UpdateStage
-from engram_eval.updates import weights
+from engram_eval.updates import index, weights
 from engram_eval.updates.changes import (
     Changes,
     draw_changes,
@@ -41,6 +42,7 @@ from engram_eval.updates.stage import update
 from engram_eval.updates.told import BEFORE, Told, answered, measure
 from tests.evaluation_tools import QUIET, tiny_llama
 from tests.probes_fixture import engram
+from tests.tokenizer_tools import foreign_tokenizer
 from tests.updates_fixture import OPTIONS, told_corpus
 
 TRAIN = TrainConfig(lr=1e-2, table_lr_multiplier=5.0, clip_norm=1.0)
@@ -354,6 +356,22 @@ def test_rows_need_a_table(told: Told, tmp_path: Path) -> None:
     told.corpus.tokenizer().save_pretrained(path)
     with pytest.raises(UserError, match="no table of rows that are trained"):
         weights.rows(dataclasses.replace(told, model=path))
+
+
+@pytest.mark.parametrize("way", ["finetune", "rows", "ngram_added", "knn_replaced"])
+def test_a_model_of_other_tokens_is_refused_before_anything_moves(
+    way: str, corpus: Corpus, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its vocabulary is as large as the text's, so that every number would be plausible."""
+    model = tmp_path / "given" / "model"
+    shutil.copytree(folder, model)
+    foreign_tokenizer(model, corpus.vocab_size)
+    inputs = {"corpus": corpus.folder, "train": model.parent}
+    for told in (weights, index):
+        monkeypatch.setattr(told, "measure", None)
+    message = rf"^update.ways: '{way}': {model} has another tokenizer than the text of the study"
+    with pytest.raises(UserError, match=message):
+        update(inputs, stage(way), 0, tmp_path, QUIET)
 
 
 def test_the_stage_needs_a_seed_and_people(corpus: Corpus, tmp_path: Path) -> None:

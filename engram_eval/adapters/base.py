@@ -84,6 +84,20 @@ class Reads(NamedTuple):
     scale: float = 1.0
 
 
+class Experts(NamedTuple):
+    """The routed experts of a block, stacked: each parameter has an expert for each first index.
+
+    Attributes:
+        module: holds their parameters and no others.
+        size: E, how many there are.
+        visited: K, how many each token visits.
+    """
+
+    module: nn.Module
+    size: int
+    visited: int
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """A causal language model with its parts under common names.
@@ -101,6 +115,7 @@ class Adapter:
         streams: residual streams, side by side; more than one with hyper-connections.
         tables: the rows of each layer's memory, (rows, row width); they share the model's storage.
         reads: of each layer's memory that looks up tokens, what its rows stand for.
+        experts: the routed experts of each block, as far as they are known.
         look_up: token ids (B, T) to the rows that each layer's memory reads, (B, T, heads), as
             ``memory_index`` has them; None where only running the model tells.
         look_back: token ids (B, T) to what n-grams are made of, (N, B, T), where [k] is what stands
@@ -123,6 +138,7 @@ class Adapter:
     streams: int = 1
     tables: Mapping[int, Tensor] = field(default_factory=dict)
     reads: Mapping[int, Reads] = field(default_factory=dict)
+    experts: Mapping[int, Experts] = field(default_factory=dict)
     look_up: Callable[[Tensor], Mapping[int, Tensor]] | None = None
     look_back: Callable[[Tensor], Tensor] | None = None
     needs_all_blocks: str = ""

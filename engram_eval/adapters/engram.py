@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from engram_eval.adapters.base import Adapter, Reads, Tap
-from engram_eval.adapters.hf import hf_adapter, router_taps
+from engram_eval.adapters.hf import experts_of, hf_adapter, router_taps
 from engram_eval.adapters.hooks import Place
 from engram_eval.models.layout import table_layouts
 
@@ -15,7 +15,7 @@ from engram_eval.models.layout import table_layouts
 def engram_adapter(model: PreTrainedModel) -> Adapter:
     """Describe an ``EngramForCausalLM``, with the taps of its memories of any kind."""
     plain = hf_adapter(model)
-    places, tables = dict(plain.places), {}
+    places, tables, experts = dict(plain.places), {}, dict(plain.experts)
     for layer in range(plain.n_layers):
         block: Any = plain.place("resid_pre", layer).module
         memory = block.engram
@@ -23,10 +23,12 @@ def engram_adapter(model: PreTrainedModel) -> Adapter:
             memory = block.mlp.memory
             places[Tap("mlp_out", layer)] = Place(block.mlp.feed_forward, "output")
             places |= router_taps(block.mlp.feed_forward, layer)
+            experts |= experts_of(block.mlp.feed_forward, layer)
         if memory is not None:
             places |= _taps(memory, layer)
             tables[layer] = memory.table.values()
-    found = replace(plain, places=places, tables=tables, **_looks(plain.backbone, _reads(model)))
+    looks = _looks(plain.backbone, _reads(model))
+    found = replace(plain, places=places, tables=tables, experts=experts, **looks)
     streams = model.config.residual_streams
     if streams == 1:
         return found

@@ -1,5 +1,6 @@
 """Gemma 3n: a row for each token and layer (PLE), several residual streams (AltUp)."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -57,7 +58,7 @@ def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
     tables, reads = {}, {}
     width = int(model.config.hidden_size_per_layer_input)
     rows: Any = backbone.embed_tokens_per_layer
-    scale = float(rows.scalar_embed_scale) * float(backbone.per_layer_input_scale)
+    scale = float(rows.scalar_embed_scale) * _number(backbone.per_layer_input_scale)
     for layer in range(plain.n_layers):
         block: Any = plain.place("resid_pre", layer).module
         places |= {
@@ -83,6 +84,11 @@ def gemma3n_adapter(model: PreTrainedModel) -> Adapter:
         memory_ends_block=True,
         needs_all_blocks=f"the last {shared} reuse keys and values of others" if shared else "",
     )
+
+
+def _number(scale: Tensor) -> float:
+    """Return a number of the model; of one without weights, that is only counted, there is none."""
+    return math.nan if scale.is_meta else float(scale)
 
 
 def _look_up(layers: int, size: int, ids: Tensor) -> dict[int, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.adapters.base import Adapter, Experts, Tap
 from engram_eval.adapters.hooks import Place
 from engram_eval.errors import UserError
 
@@ -62,12 +62,14 @@ def hf_adapter(model: PreTrainedModel, layout: Layout = LLAMA) -> Adapter:
     backbone = model.base_model
     blocks = list(_part(backbone, layout.blocks).children())
     places: dict[Tap, Place] = {}
+    experts: dict[int, Experts] = {}
     for layer, block in enumerate(blocks):
         attn, mlp = _writers(block, layout)
         places[Tap("resid_pre", layer)] = Place(block, "input")
         places[Tap("attn_out", layer)] = Place(attn, "output")
         places[Tap("mlp_out", layer)] = Place(mlp, "output")
         places |= router_taps(mlp, layer)
+        experts |= experts_of(mlp, layer)
         places[Tap("resid_post", layer)] = Place(block, "output")
     return Adapter(
         model=model,
@@ -76,6 +78,7 @@ def hf_adapter(model: PreTrainedModel, layout: Layout = LLAMA) -> Adapter:
         final_norm=_part(backbone, layout.norm),
         unembedding=_unembedding(model),
         places=places,
+        experts=experts,
         n_layers=len(blocks),
         max_positions=int(model.config.max_position_embeddings),
     )
@@ -98,14 +101,32 @@ def _unembedding(model: PreTrainedModel) -> nn.Module:
 
 def router_taps(mlp: nn.Module, layer: int) -> dict[Tap, Place]:
     """Return the taps of a router that returns logits, weights and numbers of its experts."""
+    router = _router(mlp)
+    if router is None:
+        return {}
+    sites = ("router_logits", "router_weights", "router_index")
+    return {Tap(site, layer): Place(router, "output", item) for item, site in enumerate(sites)}
+
+
+def experts_of(mlp: nn.Module, layer: int) -> dict[int, Experts]:
+    """Return the routed experts of a block, by its layer, where they are stacked."""
+    router, module = _router(mlp), getattr(mlp, "experts", None)
+    if router is None or not isinstance(module, nn.Module):
+        return {}
+    sizes = {len(parameter) if parameter.dim() else 0 for parameter in module.parameters()}
+    scored = len(getattr(router, "weight", ()))
+    # A router that scores more than there are has experts without parameters.
+    return {layer: Experts(module, scored, int(router.top_k))} if sizes == {scored} else {}
+
+
+def _router(mlp: nn.Module) -> Any:
+    """Return the router of a mixture, which knows how many experts it chooses; None: no mixture."""
     router: Any = getattr(mlp, "gate", getattr(mlp, "router", None))
     if hasattr(router, "get_base_layer"):
         # PEFT changes the weight of a router and then calls the router itself.
         router = router.get_base_layer()
-    if not (isinstance(router, nn.Module) and hasattr(router, "top_k") and hasattr(mlp, "experts")):
-        return {}
-    sites = ("router_logits", "router_weights", "router_index")
-    return {Tap(site, layer): Place(router, "output", item) for item, site in enumerate(sites)}
+    known = isinstance(router, nn.Module) and hasattr(router, "top_k") and hasattr(mlp, "experts")
+    return router if known else None
 
 
 def _part(module: nn.Module, name: str) -> nn.Module:

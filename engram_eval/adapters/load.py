@@ -100,6 +100,27 @@ def load_causal_lm(
     return opened
 
 
+def empty_model(folder: Path) -> PreTrainedModel:
+    """Build a folder's model without reading its weights, to look at its parts.
+
+    Its tensors are on no device and hold no numbers; a module of somebody's own is built as it is.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if model_type(folder) == PLAIN:
+        return load_plain(folder)
+    try:
+        loader, options = _loader(folder, folder, trust_remote_code=False)
+        config = options.get("config") or AutoConfig.from_pretrained(folder, **options)
+        make = getattr(loader, "from_config", loader)
+        with torch.device("meta"):
+            built: PreTrainedModel = make(config)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot open {folder}: {str(error).strip().splitlines()[0]}") from error
+    return built.eval()
+
+
 def _loader(
     source: str | Path, folder: Path, trust_remote_code: bool
 ) -> tuple[Any, dict[str, Any]]:

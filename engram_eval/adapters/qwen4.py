@@ -67,6 +67,10 @@ def _tap_gate(memory: Any) -> None:
     if hasattr(memory, "gate_tap"):
         return
     device, width = memory.value_proj.weight.device, memory.hc_count * memory.hidden_size
+    if device.type == "meta":
+        # A model without weights, that is only counted, computes nothing.
+        memory.gate_tap = nn.Identity()
+        return
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 5, width, generator=generator).to(device)
     ids = torch.randint(memory.ple_embedding.unigram_vocab_size, (1, 5), generator=generator)

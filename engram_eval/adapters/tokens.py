@@ -10,6 +10,7 @@ from engram_eval.corpus.same_tokenizer import (
     opened_identity,
     tokenizer_identity,
 )
+from engram_eval.corpus.tokenizer_file import opened
 from engram_eval.errors import UserError
 from engram_eval.model_folder import CONFIG
 
@@ -18,10 +19,8 @@ def open_tokenizer(source: str) -> Any:
     """Open the tokenizer of a model's folder or hub name; code that lies there is not run.
 
     Raises:
-        UserError: none was named, there is none, or it is code.
+        UserError: none was named, there is none, it is damaged, or it is code.
     """
-    from transformers import AutoTokenizer
-
     if not source:
         raise UserError(
             "this model was opened as an object, which brings no tokenizer: open its folder, or "
@@ -30,11 +29,7 @@ def open_tokenizer(source: str) -> Any:
     if Path(source).is_dir() and not has_tokenizer(Path(source)):
         # Of some families transformers would make an empty one.
         raise UserError(f"{source}: no tokenizer lies beside the weights")
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (ImportError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{source}: its tokenizer cannot be opened: {reason}") from error
+    return opened(source)
 
 
 def reads(source: str, asked: Identity) -> bool:

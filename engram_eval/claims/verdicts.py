@@ -70,8 +70,9 @@ def write_verdicts(study_dir: Path) -> Path:
     rows = [row_from_dict(row) for row in read_jsonl(study_dir / "metrics.jsonl")]
     table, edges = read_table(rows), at_the_edge(rows)
     path = study_dir / "ledger.json"
-    # Models that were loaded have no ledger; how they were tuned is then unknown.
-    ledger = json.loads(path.read_text()) if path.exists() else {}
+    # Of models that were loaded parameters alone are known; how they were tuned is then unknown.
+    found = json.loads(path.read_text()) if path.exists() else {}
+    ledger = {name: costs for name, costs in found.items() if not costs.get("loaded")}
     trained = [model["name"] for model in study.get("models", [])]
     lengths = study.get("evaluate", {}).get("lengths", [])
     declared = claims_of(study.get("name", ""), trained, lengths)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engram_eval.corpus.tokenizer_file import FILE, SETTINGS, named_end, read_tokenizer
-from engram_eval.errors import UserError
+from engram_eval.corpus.given_tokenizer import given_tokenizer
+from engram_eval.corpus.tokenizer_file import FILE, SETTINGS, named_end, opened, read_tokenizer
 from engram_eval.records import content_hash
 
 VOCABULARIES = ("tokenizer*", "*vocab*", "*.model")
@@ -29,6 +29,17 @@ def same_tokenizer(first: Path, second: Path) -> bool:
     if not (has_tokenizer(first) and has_tokenizer(second)):
         return True
     return alike(tokenizer_identity(first), tokenizer_identity(second))
+
+
+def reads_given(folder: Path, spec: str) -> bool:
+    """Tell whether a folder's tokenizer gives a corpus's tokens, of which ``spec`` is given.
+
+    Raises:
+        UserError: one of the two cannot be used.
+    """
+    given = given_tokenizer(spec)
+    asked = Identity(_hash(json.loads(given.tokenizer.to_str())), given.end)
+    return not has_tokenizer(folder) or alike(tokenizer_identity(folder), asked)
 
 
 def alike(a: Identity, b: Identity) -> bool:
@@ -71,14 +82,7 @@ def _end(folder: Path) -> str | None:
 
 def _converted(folder: Path) -> Identity:
     """Identify a tokenizer that transformers makes a fast one of; a slow one by its name alone."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: its tokenizer cannot be opened: {reason}") from error
-    return opened_identity(tokenizer)
+    return opened_identity(opened(folder))
 
 
 def opened_identity(tokenizer: Any) -> Identity:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from engram_eval.corpus.given_tokenizer import SAMPLE
 from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus
+from engram_eval.corpus.tokenizer_file import opened
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import (
     Documents,
@@ -135,9 +136,7 @@ def heldout_text(corpus: Corpus, seq_len: int, max_sequences: int, model: Path) 
     tokens = scored_tokens(corpus, SPLIT, seq_len, max_sequences)
     if same_tokenizer(model, corpus.folder / "tokenizer"):
         return CorpusText(corpus, tokens)
-    from transformers import AutoTokenizer
-
-    return reread(corpus, len(tokens), AutoTokenizer.from_pretrained(str(model)), model)
+    return reread(corpus, len(tokens), opened(model), model)
 
 
 def reread(corpus: Corpus, count: int, tokenizer: Any, model: Path) -> RereadText:

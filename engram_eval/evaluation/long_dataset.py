@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from engram_eval.corpus.tokenizer_file import opened
 from engram_eval.errors import UserError
 from engram_eval.evaluation.long_context import long_items
 from engram_eval.evaluation.repeats import KNOWN, repeat_items
@@ -52,7 +53,7 @@ def load_long(
             f"task {task!r}: name a tokenizer (evaluate.tokenizer; with lm-eval itself "
             f"--metadata '{{\"tokenizer\": ...}}')"
         )
-    size = _sizer(corpus.tokenizer() if corpus else _open(str(named)))
+    size = _sizer(corpus.tokenizer() if corpus else opened(str(named)))
     if task == REPEATED:
         chosen = OCCURRENCES if tuple(loads) == LOADS else tuple(loads)
         items = repeat_items(_texts(corpus), lengths, chosen, count, size)
@@ -84,12 +85,6 @@ def _corpus(items: Path) -> Any:
     if record is None or "corpus" not in record.inputs:
         return None
     return load_corpus(items.parent / record.inputs["corpus"])
-
-
-def _open(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name)
 
 
 def _sizer(tokenizer: Any) -> Callable[[str], int]:

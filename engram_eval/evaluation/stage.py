@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from lm_eval.api.model import LM
-from transformers import AutoTokenizer
 
 from engram_eval.adapters.load import load_model
 from engram_eval.adapters.stage import model_sha256
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import load_corpus
+from engram_eval.corpus.tokenizer_file import opened
 from engram_eval.environment import compute_device, device
 from engram_eval.evaluation.fast_lm import FastLM
 from engram_eval.evaluation.heldout import token_bits
@@ -155,7 +155,7 @@ def hf_lm(folder: Path, batch_size: int, ranks: Ranks | None = None) -> FastLM:
     Raises:
         UserError: the folder holds no model.
     """
-    model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(str(folder))
+    model, tokenizer = load_model(folder), opened(folder)
     place = compute_device() if ranks is None else ranks.device
     return fast_lm(model.to(place), tokenizer, batch_size, ranks)
 

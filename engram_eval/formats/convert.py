@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from engram_eval.corpus.tokenizer_file import opened
 from engram_eval.errors import UserError, unknown
 from engram_eval.formats.official_names import Output, Shapes, to_official, to_ours, with_new_tables
 from engram_eval.model_folder import CONFIG, OWN, PICKLED, model_type, tensor_files
@@ -233,7 +233,9 @@ def _compressed_ids(folder: Path, config: EngramConfig) -> Tensor:
     if not config.engram_compression:
         return torch.arange(config.vocab_size)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer, from which tokens are compressed") from error
+        tokenizer = opened(folder)
+    except UserError as error:
+        raise UserError(
+            f"{folder}: no tokenizer, from which tokens are compressed: {error}"
+        ) from error
     return compress_vocabulary(tokenizer, config.vocab_size)

@@ -4,15 +4,17 @@ Everything here is rebuilt from the records of the store; nothing is kept here a
 """
 
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engram_eval.config import StudyConfig, arm_training
 from engram_eval.config_json import to_dict
 from engram_eval.errors import UserError
+from engram_eval.model_folder import CONFIG
 from engram_eval.node import NAMING, Node
 from engram_eval.records import (
     TOKENIZERS,
@@ -56,7 +58,7 @@ def write_study_folder(study: StudyConfig, nodes: Sequence[Node], store: Path, o
     """
     records = {node.key: read_record(node.folder(store)) for node in nodes}
     write_json(out / "study.json", to_dict(study))
-    write_json(out / "ledger.json", study_ledger(study))
+    write_json(out / "ledger.json", {**study_ledger(study), **loaded_ledger(study)})
     _write_use(study, nodes, store, out)
     write_json(out / "stages.json", [_stage(n, records[n.key], store, out) for n in nodes])
     rows = [
@@ -113,6 +115,33 @@ def study_ledger(study: StudyConfig) -> dict[str, Any]:
         for model in study.models
         if not model.path
     }
+
+
+def loaded_ledger(study: StudyConfig) -> dict[str, Any]:
+    """Count the parameters of each model that is loaded, as far as they can be counted.
+
+    What is None has its reason in ``uncounted``.
+    """
+    return {
+        model.name: {
+            **_counts(Path(model.path), _changed(Path(model.path) / CONFIG)),
+            "seeds": list(model.seeds),
+            "loaded": True,
+        }
+        for model in study.models
+        if model.path
+    }
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+@functools.cache
+def _counts(folder: Path, changed_ns: int) -> Mapping[str, Any]:
+    """Count a model once as long as its configuration does not change."""
+    found: Mapping[str, Any] = resolve("engram_eval.adapters.counts:count_folder")(folder)._asdict()
+    return found
 
 
 def _stage(node: Node, record: StageRecord | None, store: Path, out: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from engram_eval.adapters.base import Adapter, Reads, Tap, widened
 from engram_eval.adapters.load import open_model
 from engram_eval.config import CorpusConfig
+from engram_eval.corpus.tokenizer_file import opened
 from engram_eval.costs.ledger import architecture_config
 from engram_eval.errors import UserError
 from engram_eval.models.modeling_engram import EngramForCausalLM
@@ -96,7 +97,7 @@ def trace_folder(text: str, folder: Path) -> Trace:
         UserError: no model there, or one whose memory reads no tokens.
     """
     adapter = open_model(folder)
-    return trace(text, adapter, AutoTokenizer.from_pretrained(folder), str(folder))
+    return trace(text, adapter, opened(folder), str(folder))
 
 
 def trace_random(text: str, seed: int = 0) -> Trace:

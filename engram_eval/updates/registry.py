@@ -108,6 +108,14 @@ def _has_rows(keys: Mapping[str, Any]) -> bool:
     return bool(keys.get("engram_layers")) and not keys.get("engram_frozen_table", False)
 
 
+def other_tokens(listed: str, model: str) -> UserError:
+    """Return the error for a way that is asked of a model with another tokenizer than the text."""
+    return UserError(
+        f"update.ways: {listed!r}: {model} has another tokenizer than the text of the study, in "
+        "whose tokens facts are told and asked"
+    )
+
+
 def check_people(text: CorpusConfig, what: str) -> None:
     """Check that a text tells of people whose facts can change.
 

@@ -6,17 +6,18 @@ from pathlib import Path
 
 from engram_eval.allocator import keep_freed_memory
 from engram_eval.corpus.excerpt import excerpt
-from engram_eval.corpus.store import load_corpus
+from engram_eval.corpus.same_tokenizer import same_tokenizer
+from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import scored_tokens
 from engram_eval.evaluation.settings import check_settings
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow
+from engram_eval.records import MetricRow, read_record
 from engram_eval.stage_config import UpdateStage
 from engram_eval.stages import resolve
 from engram_eval.training.stage import tuned
 from engram_eval.updates.changes import draw_changes
-from engram_eval.updates.registry import find_way
+from engram_eval.updates.registry import find_way, other_tokens
 from engram_eval.updates.told import Told
 
 
@@ -43,14 +44,16 @@ def update(
         that choose a rate ``update_rate``.
 
     Raises:
-        UserError: an unknown way, one that the model does not allow, an impossible setting, or text
-            of too few generated people.
+        UserError: an unknown way, one that the model does not allow, an impossible setting, text of
+            too few generated people, or a model that reads other tokens than the text's.
     """
     if seed is None:
         raise UserError("what changes is drawn by a seed")
     check_settings(config.evaluate)
     keep_freed_memory()
     corpus = load_corpus(inputs["corpus"])
+    if "train" in inputs:
+        _check_tokens(inputs["train"], corpus, config.way)
     settings = tuned(config.train, inputs["tune"]) if "tune" in inputs else config.train
     told = Told(
         model=inputs["train"] / "model" if "train" in inputs else None,
@@ -69,3 +72,11 @@ def update(
     )
     rows: list[MetricRow] = resolve(find_way(config.way).function)(told)
     return rows
+
+
+def _check_tokens(train: Path, corpus: Corpus, way: str) -> None:
+    """Refuse a model from elsewhere, to which the text's tokens would mean other words."""
+    if not same_tokenizer(train / "model", corpus.folder / "tokenizer"):
+        record = read_record(train)
+        given = None if record is None else record.config.get("path")
+        raise other_tokens(way, str(given or train / "model"))

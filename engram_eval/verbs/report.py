@@ -21,8 +21,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also save PNG, SVG, PDF, CSV")
     parser.add_argument("--figure", metavar="NAME", help="with --figures: only this one")
     parser.add_argument("--markdown", action="store_true", help="print the key results instead")
-    # Else --seed, which other verbs have, would be taken for --seeds.
-    parser.allow_abbrev = False
     # What runs a stage asks for them; nothing runs here.
     parser.set_defaults(
         **{"tensorboard": False, "skip_bad_batches": None, "launcher": "processes", "job": []},

@@ -1,7 +1,7 @@
 """Columns that several tables share: one per model and seed, and the paired difference."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -100,6 +100,22 @@ def _by_model(rows: Iterable[MetricRow]) -> dict[str | None, list[MetricRow]]:
     for row in rows:
         found.setdefault(row.model, []).append(row)
     return found
+
+
+def uncounted(models: Mapping[str, Mapping[str, str]]) -> str:
+    """Say which parameters could not be counted, and why; "" where all could.
+
+    Args:
+        models: name -> ``load.Model.uncounted``.
+    """
+    words = {"params_total": "all", "params_table": "in the table", "params_active": "active"}
+    found = []
+    for model, lacking in models.items():
+        reasons: dict[str, list[str]] = {}
+        for name, reason in lacking.items():
+            reasons.setdefault(reason, []).append(words.get(name, name))
+        found += [f"{model}, {listing(kinds)} ({why})" for why, kinds in reasons.items()]
+    return f"Parameters that could not be counted: {'; '.join(found)}." if found else ""
 
 
 def difference_columns(study: Study, effects: Iterable[Comparison]) -> list[Column]:

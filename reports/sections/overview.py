@@ -10,6 +10,7 @@ from reports.draw import Canvas, Dot, dots
 from reports.load import Model, Study, Verdict
 from reports.numbers import MANY, MISSING, count, each, fixed, middle, seed_numbers
 from reports.query import asked, by_domain, domain_of, heldout, pick, value_of, values, who
+from reports.sections.columns import uncounted
 from reports.sections.offload import told as speed_told
 from reports.sections.verdicts import tally
 from reports.theme import Look, looks
@@ -175,6 +176,7 @@ def ledger_table(study: Study) -> Table:
                 for place, model in enumerate(study.models)
             ],
             ident="ledger",
+            note=uncounted({m.name: m.uncounted for m in study.models}),
             sortable=False,
             chips=chips,
         )
@@ -186,13 +188,14 @@ def ledger_table(study: Study) -> Table:
         ],
         [[Cell(label), *(Cell(text) for text in cells)] for label, cells in lines],
         ident="ledger",
+        note=uncounted({m.name: m.uncounted for m in study.models}),
         sortable=False,
     )
 
 
 def _counted(model: Model) -> bool:
-    """Tell whether anything is known of a model's cost; of those that were loaded nothing is."""
-    return model.params_total is not None or model.tokens is not None
+    """Tell whether anything is known of a model's cost, or why nothing is."""
+    return model.params_total is not None or model.tokens is not None or bool(model.uncounted)
 
 
 def _tuning(model: Model) -> str:
