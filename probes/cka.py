@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.analysis.stats import resample
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
@@ -32,7 +33,7 @@ from probes.capture import batches, check_kinds
 from probes.findings import Findings
 from probes.hsic import hsic_between
 from probes.sample import Floats, Mask, Sample
-from probes.settling import interval, resample
+from probes.settling import interval
 
 NAME = "cka"
 LEAST = 4

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engram_eval.analysis.stats import LEVEL, resample
 from probes.sample import Floats, Ints
 
 EARLY_SHARE = 1 / 3
 DRAWS = 400
-LEVEL = 0.95
 
 
 class Bounds(NamedTuple):
@@ -94,13 +94,6 @@ def drawn_means(values: Floats, documents: Ints, draws: int, rng: np.random.Gene
     sums = np.stack([np.bincount(code, weights=row) for row in rows], axis=1).astype(np.float64)
     drawn = resample(len(sums), draws, rng)
     return (drawn @ sums[:, :-1]) / (drawn @ sums[:, -1])[:, None]
-
-
-def resample(units: int, draws: int, rng: np.random.Generator) -> Floats:
-    """Return how often a bootstrap draws each unit, (draws, units)."""
-    picks = rng.integers(0, units, (draws, units))
-    drawn = [np.bincount(pick, minlength=units) for pick in picks]
-    return np.array(drawn, dtype=np.float64).reshape(draws, units)
 
 
 def interval(draws: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from engram_eval.analysis.stats import ratio
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
-from engram_eval.evaluation.scores import ratio
 from engram_eval.records import MetricRow
 from engram_eval.tensor_cores import tensor_cores
 
