@@ -18,7 +18,7 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from engram_eval.records import write_atomic, write_json
+from engram_eval.files import write_atomic, write_json
 from reports.blocks import Note, Section
 from reports.draw import HOLLOW
 from reports.load import Study, load_study

@@ -21,6 +21,7 @@ PROBES_MAY = {
     "engram_eval.environment",
     "engram_eval.errors",
     "engram_eval.evaluation.questions",
+    "engram_eval.files",
     "engram_eval.models",
     "engram_eval.own_module",
     "engram_eval.progress",
@@ -28,11 +29,16 @@ PROBES_MAY = {
     "engram_eval.stage_config",
     "engram_eval.analysis.stats",
 }
-REPORTS_MAY = {"engram_eval.errors", "engram_eval.records"}
+REPORTS_MAY = {
+    *("engram_eval.errors", "engram_eval.files", "engram_eval.records"),
+    "engram_eval.analysis.arms",
+}
+"""What is recorded, how it is read and written, and what its arms are; nothing that computes."""
 LAYERS = (
     "errors models paths progress quiet stages tensor_cores threads allocator",
+    "files",
     "config_json records environment locks listing model_folder decompressed own_module",
-    "analysis.stats analysis.contrasts parallel.launched parallel.folders",
+    "analysis.arms analysis.stats analysis.contrasts parallel.launched parallel.folders",
     "config overrides parallel.ranks formats",
     "corpus arm_corpus costs scales stage_config",
     "adapters node variants",

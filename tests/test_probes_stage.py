@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
+from engram_eval.files import file_sha256
 from engram_eval.progress import Reporter
-from engram_eval.records import METRICS, MetricRow, file_sha256
+from engram_eval.records import METRICS, MetricRow
 from engram_eval.stage_config import PairStage, ProbeStage
 from probes.registry import PROBES, find_probe
 from probes.stage import probe, probe_pair

@@ -11,11 +11,11 @@ import training_tools as tools
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engram_eval.costs.ledger import architecture_config
+from engram_eval.files import read_jsonl
 from engram_eval.models import grouped_experts, loss, moe
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.moe import MoE
 from engram_eval.progress import Reporter
-from engram_eval.records import read_jsonl
 from engram_eval.stage_config import TrainStage
 from engram_eval.training import loop, optim, step
 from engram_eval.training.data import Batches

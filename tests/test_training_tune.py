@@ -10,8 +10,9 @@ import training_tools as tools
 from engram_eval.check import check_study
 from engram_eval.config import TUNED, TuneConfig
 from engram_eval.errors import UserError
+from engram_eval.files import read_jsonl
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, read_jsonl
+from engram_eval.records import MetricRow
 from engram_eval.running.study_folder import study_ledger
 from engram_eval.stage_config import TrainStage, TuneStage
 from engram_eval.studies.registry import find_study

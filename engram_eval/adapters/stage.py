@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engram_eval.errors import UserError
+from engram_eval.files import content_hash, known_sha256
 from engram_eval.model_folder import PLAIN, check_model_folder, model_type
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, content_hash, known_sha256
+from engram_eval.records import MetricRow
 from engram_eval.stage_config import LoadStage
 from engram_eval.stages import resolve
 

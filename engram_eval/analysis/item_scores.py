@@ -19,7 +19,7 @@ from engram_eval.evaluation.samples import (
     slices_of,
     sources_of,
 )
-from engram_eval.records import read_jsonl
+from engram_eval.files import read_jsonl
 
 Floats = npt.NDArray[np.float64]
 Trained = tuple[str, int | None]

@@ -14,8 +14,8 @@ from engram_eval.corpus.document import BOUNDARY, SPLITS
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.pack import Answers, token_dtype
 from engram_eval.errors import UserError, unknown
+from engram_eval.files import file_sha256
 from engram_eval.locks import waiting_lock
-from engram_eval.records import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

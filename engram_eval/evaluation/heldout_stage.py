@@ -15,9 +15,10 @@ from engram_eval.environment import compute_device
 from engram_eval.evaluation.heldout import Documents, token_bits
 from engram_eval.evaluation.heldout_text import HeldoutText, heldout_text
 from engram_eval.evaluation.settings import check_settings
+from engram_eval.files import write_jsonl
 from engram_eval.parallel.launched import launched
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, write_jsonl
+from engram_eval.records import MetricRow
 from engram_eval.stages import resolve
 
 Floats = npt.NDArray[np.float64]

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from engram_eval.config import CorpusConfig
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.store import load_corpus
+from engram_eval.files import write_jsonl
 from engram_eval.paths import tasks_dir
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, write_jsonl
+from engram_eval.records import MetricRow
 
 Items = list[dict[str, Any]]
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.table import OwnTask, own_tasks
-from engram_eval.records import read_jsonl
+from engram_eval.files import read_jsonl
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

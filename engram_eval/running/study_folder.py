@@ -13,16 +13,9 @@ from typing import Any
 from engram_eval.config import StudyConfig, arm_training
 from engram_eval.config_json import to_dict
 from engram_eval.errors import UserError
+from engram_eval.files import write_json, write_jsonl
 from engram_eval.node import NAMING, Node
-from engram_eval.records import (
-    TOKENIZERS,
-    StageRecord,
-    read_record,
-    row_to_dict,
-    sort_key,
-    write_json,
-    write_jsonl,
-)
+from engram_eval.records import TOKENIZERS, StageRecord, read_record, row_to_dict, sort_key
 from engram_eval.stage_config import LoadStage, TrainStage
 from engram_eval.stages import STAGES, resolve
 from engram_eval.tokenizer_use import tokenizer_use

@@ -11,8 +11,8 @@ from engram_eval.arm_corpus import told_apart
 from engram_eval.config import TUNED, StudyConfig, UpdateConfig
 from engram_eval.config_json import from_dict, to_dict
 from engram_eval.errors import UserError, unknown
+from engram_eval.files import content_hash
 from engram_eval.overrides import override
-from engram_eval.records import content_hash
 from engram_eval.scales import SCALES, Scale
 from engram_eval.stages import resolve
 
