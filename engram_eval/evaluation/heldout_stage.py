@@ -19,10 +19,8 @@ from engram_eval.files import write_jsonl
 from engram_eval.parallel.launched import launched
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-from engram_eval.stages import resolve
 
 Floats = npt.NDArray[np.float64]
-WITH_TASKS = "engram_eval.evaluation.stage:evaluate"
 
 
 def evaluate(
@@ -37,8 +35,9 @@ def evaluate(
     See ``stage.evaluate`` for arguments and errors.
     """
     if config.tasks or launched():
-        rows: list[MetricRow] = resolve(WITH_TASKS)(inputs, config, seed, out, report)
-        return rows
+        from engram_eval.evaluation import stage
+
+        return stage.evaluate(inputs, config, seed, out, report)
     check_settings(config)
     if not config.heldout:
         return []

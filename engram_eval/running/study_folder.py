@@ -17,7 +17,7 @@ from engram_eval.files import write_json, write_jsonl
 from engram_eval.node import NAMING, Node
 from engram_eval.records import TOKENIZERS, StageRecord, read_record, row_to_dict, sort_key
 from engram_eval.stage_config import LoadStage, TrainStage
-from engram_eval.stages import STAGES, resolve
+from engram_eval.stages import STAGES
 from engram_eval.tokenizer_use import tokenizer_use
 
 
@@ -91,16 +91,17 @@ def _named(row: dict[str, Any], node: Node, study: StudyConfig) -> dict[str, Any
 
 def study_ledger(study: StudyConfig) -> dict[str, Any]:
     """Count what each model of a solved study costs: parameters, FLOPs, tokens, seeds."""
-    count = resolve("engram_eval.costs.ledger:ledger_of")
-    drawn_from = resolve("engram_eval.costs.initialisation:initialisation")
+    from engram_eval.costs.initialisation import initialisation
+    from engram_eval.costs.ledger import ledger_of
+
     return {
         model.name: {
-            **dataclasses.asdict(count(model.architecture, study.train.seq_len)),
+            **dataclasses.asdict(ledger_of(model.architecture, study.train.seq_len)),
             "seeds": list(model.seeds),
             "tokens": arm_training(study, model).tokens,
             "matched_to": model.match,
             "tuned": bool(study.tune.lr_factors),
-            "initialisation": drawn_from(model.architecture),
+            "initialisation": initialisation(model.architecture),
             "architecture": dict(model.architecture),
         }
         for model in study.models
