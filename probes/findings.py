@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_eval.analysis.stats import ratio
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.records import MetricRow
-from probes.sample import Floats, Ints, Mask, Slice
+from probes.sample import Slice
 
 
 class Findings(NamedTuple):

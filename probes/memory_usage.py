@@ -5,6 +5,7 @@ adapter says where its rows are and what they stand for (``tables``, ``reads``):
 Qwen4-Exp's n-grams, Gemma 3n's rows of single tokens, and that of a module of one's own. Where the
 adapter cannot tell which rows a text reads, the model is run up to its last memory.
 Collisions of rows drawn at random stand beside the measured ones as ``baseline``.
+
 arXiv:2601.07372 argues from Zipf's law that a small cache would do and measures none: here are the
 hit rates, with what a cache that knew the future's hottest rows would reach.
 
@@ -25,6 +26,7 @@ from scipy.stats import spearmanr
 
 from engram_eval.adapters.base import Adapter, widened
 from engram_eval.adapters.check import check_rows
+from engram_eval.arrays import Floats, Ints
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
@@ -32,7 +34,6 @@ from probes.cache_curves import hottest_hits, lfu_hits, lru_hits
 from probes.findings import Findings
 from probes.ngram_rows import RowMemory, ngram_ids, row_memories, rows_of_text
 from probes.patterns import Text
-from probes.sample import Floats, Ints
 
 NAME = "memory_usage"
 SITE = "memory_rows"

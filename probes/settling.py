@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from engram_eval.analysis.stats import LEVEL, resample
-from probes.sample import Floats, Ints
+from engram_eval.arrays import Floats, Ints, Mask
 
 EARLY_SHARE = 1 / 3
 DRAWS = 400
@@ -105,7 +104,7 @@ def interval(draws: Sequence[float | None]) -> tuple[float | None, float | None]
     return float(low), float(high)
 
 
-def prediction_depth(agrees: npt.NDArray[np.bool_]) -> Ints:
+def prediction_depth(agrees: Mask) -> Ints:
     """Return per token the first depth from which on the lens agrees with the model's choice.
 
     Baldock et al. 2021 (arXiv:2106.09647), with a lens in place of their nearest neighbours.

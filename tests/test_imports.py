@@ -18,6 +18,7 @@ FILES = [
 PROBES_MAY = {
     "engram_eval.adapters",
     "engram_eval.allocator",
+    "engram_eval.arrays",
     "engram_eval.bench.arms",
     "engram_eval.config",
     "engram_eval.config_json",
@@ -39,7 +40,7 @@ REPORTS_MAY = {
 }
 """What is recorded, how it is read and written, and what its arms are; nothing that computes."""
 LAYERS = (
-    "errors models paths progress quiet stages tensor_cores threads allocator",
+    "arrays errors models paths progress quiet stages tensor_cores threads allocator",
     "files",
     "config_json records environment locks listing model_folder decompressed own_module",
     "analysis.arms analysis.stats analysis.contrasts parallel.launched parallel.folders",

@@ -9,9 +9,9 @@ from probes_fixture import llama, noise_sample
 
 from engram_eval.adapters.load import open_model
 from engram_eval.analysis.stats import ratio
+from engram_eval.arrays import Floats
 from probes.patching import Patch, patching
 from probes.people import Pair, People, people_of, swapped
-from probes.sample import Floats
 from probes.surgery import _flip_row
 
 COUNT, DRAWS = 48, 400

@@ -15,10 +15,8 @@ import numpy.typing as npt
 # Not ``from scipy import stats``: half a second that most of what needs these sums never uses.
 import scipy
 
+from engram_eval.arrays import Floats, Ints
 from engram_eval.errors import UserError
-
-Array = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 LEVEL = 0.95
 """Coverage of all intervals."""
@@ -39,7 +37,7 @@ class Interval(NamedTuple):
     p: float
 
 
-def _vector(values: npt.ArrayLike, what: str) -> Array:
+def _vector(values: npt.ArrayLike, what: str) -> Floats:
     """Check that ``values`` are finite numbers, at least one, and return them flat."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not array.size:
@@ -56,7 +54,7 @@ class Ratio(NamedTuple):
     stderr: float | None
 
 
-def ratio(top: Array, bottom: Array, clusters: Sequence[object] | Ints | None = None) -> Ratio:
+def ratio(top: Floats, bottom: Floats, clusters: Sequence[object] | Ints | None = None) -> Ratio:
     """Return ``sum(top) / sum(bottom)`` and its linearised, cluster-robust standard error.
 
     Cochran (1977), Sampling Techniques, eq. 6.13, without the finite-population factor and with
@@ -85,7 +83,7 @@ def ratio(top: Array, bottom: Array, clusters: Sequence[object] | Ints | None = 
     return Ratio(value, None if error is None else error / below)
 
 
-def _clustered_error(rest: Array, clusters: Sequence[object] | Ints) -> float | None:
+def _clustered_error(rest: Floats, clusters: Sequence[object] | Ints) -> float | None:
     """Return the standard error of the sum of residuals; None of a single cluster."""
     if isinstance(clusters, np.ndarray):
         # Whole numbers are quick to tell apart, and a probe asks thousands of times.
@@ -100,7 +98,7 @@ def _clustered_error(rest: Array, clusters: Sequence[object] | Ints) -> float | 
     return math.sqrt(count / (count - 1) * float(np.square(sums).sum()))
 
 
-def shared_error(rest: Array, bottom: Array, sources: Ints) -> float | None:
+def shared_error(rest: Floats, bottom: Floats, sources: Ints) -> float | None:
     """Return the standard error of a sum over items that share sources, on whichever side.
 
     Items vary together if any source of one is a source of the other; items of the same sources,
@@ -133,8 +131,8 @@ def shared_error(rest: Array, bottom: Array, sources: Ints) -> float | None:
 
 
 def bootstrap_ratios(
-    tops: Array,
-    bottoms: Array,
+    tops: Floats,
+    bottoms: Floats,
     rng: np.random.Generator,
     resamples: int = 10_000,
 ) -> list[Interval]:
@@ -165,7 +163,7 @@ def bootstrap_ratios(
     return [Interval(*map(float, entry)) for entry in zip(values, lows, highs, p, strict=True)]
 
 
-def _ratio_draws(tops: Array, bottoms: Array, resamples: int, rng: np.random.Generator) -> Array:
+def _ratio_draws(tops: Floats, bottoms: Floats, resamples: int, rng: np.random.Generator) -> Floats:
     """Return draws of the ratios, (resamples, k), in chunks of bounded memory."""
     size = len(tops)
     chunk = max(1, _CHUNK_CELLS // size)
@@ -177,7 +175,7 @@ def _ratio_draws(tops: Array, bottoms: Array, resamples: int, rng: np.random.Gen
     return np.concatenate(parts)
 
 
-def resample(units: int, draws: int, rng: np.random.Generator) -> Array:
+def resample(units: int, draws: int, rng: np.random.Generator) -> Floats:
     """Return how often a bootstrap draws each unit, (draws, units)."""
     picks = rng.integers(0, units, (draws, units)) + units * np.arange(draws)[:, None]
     counts = np.bincount(picks.ravel(), minlength=draws * units)
@@ -200,7 +198,7 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
-def holm(p_values: npt.ArrayLike) -> Array:
+def holm(p_values: npt.ArrayLike) -> Floats:
     """Return p-values that control the chance of any false positive (Holm 1979)."""
     p = _vector(p_values, "holm")
     order = np.argsort(p, kind="stable")
@@ -208,7 +206,7 @@ def holm(p_values: npt.ArrayLike) -> Array:
     return _unsort(scaled, order)
 
 
-def _unsort(values: Array, order: npt.NDArray[np.intp]) -> Array:
+def _unsort(values: Floats, order: npt.NDArray[np.intp]) -> Floats:
     """Put sorted values back where they came from, capped at 1."""
     result = np.empty_like(values)
     result[order] = np.minimum(values, 1.0)

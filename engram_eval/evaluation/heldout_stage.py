@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from engram_eval.adapters.load import load_model
 from engram_eval.allocator import keep_freed_memory
+from engram_eval.arrays import Floats, Ints
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device
@@ -19,8 +17,6 @@ from engram_eval.files import write_jsonl
 from engram_eval.parallel.launched import launched
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
-
-Floats = npt.NDArray[np.float64]
 
 
 def evaluate(
@@ -45,7 +41,7 @@ def evaluate(
     model = load_model(inputs["train"] / "model").to(compute_device())
     text = text_for(load_corpus(inputs["corpus"]), config, inputs["train"] / "model")
 
-    def cost(tokens: npt.NDArray[np.int64]) -> Floats:
+    def cost(tokens: Ints) -> Floats:
         batch = windows(config)
         return token_bits(model, tokens, config.seq_len, batch, model.device, text.end_id)
 
@@ -63,7 +59,7 @@ def windows(config: EvalConfig) -> int:
 
 
 def heldout(
-    cost: Callable[[npt.NDArray[np.int64]], Floats],
+    cost: Callable[[Ints], Floats],
     text: HeldoutText,
     out: Path,
     report: Reporter,

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
+from engram_eval.arrays import Floats, Ints
 from engram_eval.corpus.given_tokenizer import SAMPLE
 from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import (
     Documents,
-    Floats,
-    Ints,
     check_finite,
     document_rows,
     per_document,

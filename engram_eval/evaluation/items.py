@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from engram_eval.arrays import Floats
 from engram_eval.config import CorpusConfig
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.store import load_corpus
@@ -88,9 +88,7 @@ def label_local(items: Items, tokenizer: Any, ngrams: NGramModel) -> Items:
     return labelled
 
 
-def choice_bits(
-    items: Items, tokenizer: Any, ngrams: NGramModel, order: int
-) -> list[npt.NDArray[np.float64]]:
+def choice_bits(items: Items, tokenizer: Any, ngrams: NGramModel, order: int) -> list[Floats]:
     """Return what each choice costs an n-gram model after its query: one (choices,) per item."""
     texts = [item["query"] + choice for item in items for choice in item["choices"]]
     queries = _encode(tokenizer, [item["query"] for item in items])
