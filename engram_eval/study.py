@@ -20,14 +20,9 @@ from engram_eval.config import (
 from engram_eval.corpus.fingerprint import corpus_fingerprint
 from engram_eval.corpus.vocabulary import token_ids
 from engram_eval.errors import UserError
+from engram_eval.evaluation import table
 from engram_eval.evaluation.included import included_sha256
 from engram_eval.evaluation.suites import expand, parse_request
-from engram_eval.evaluation.table import (
-    LIMITED_LONG,
-    has_generated_items,
-    has_long_contexts,
-    tasks_salt,
-)
 from engram_eval.node import Node
 from engram_eval.stage_config import (
     BaselineStage,
@@ -156,7 +151,7 @@ def graph(study: StudyConfig) -> list[Node]:
 
 def _text(config: CorpusConfig, owner: str | None) -> Text:
     corpus = Node("corpus", config, model=owner, salt=corpus_fingerprint(config))
-    return Text(corpus, Node("items", config, {"corpus": corpus}, owner, salt=tasks_salt()))
+    return Text(corpus, Node("items", config, {"corpus": corpus}, owner, salt=table.tasks_salt()))
 
 
 def _own_texts(study: StudyConfig) -> dict[str, Text]:
@@ -191,7 +186,7 @@ def _scored_text(study: StudyConfig, text: Text) -> dict[str, Node]:
 
     Benchmarks of trained models depend on neither.
     """
-    if any(map(has_generated_items, _task_names(study))):
+    if any(map(table.has_generated_items, _task_names(study))):
         return text._asdict()
     if study.evaluate.heldout or study.baselines:
         return {"corpus": text.corpus}
@@ -212,8 +207,8 @@ def _data_salt(study: StudyConfig) -> dict[str, Any]:
 
 def _items_salt(study: StudyConfig) -> dict[str, Any]:
     """Return which items a limit takes of long contexts, where a study asks for some of them."""
-    asked = study.evaluate.limit and any(map(has_long_contexts, _task_names(study)))
-    return {"limited_long": LIMITED_LONG} if asked else {}
+    asked = study.evaluate.limit and any(map(table.has_long_contexts, _task_names(study)))
+    return {"limited_long": table.LIMITED_LONG} if asked else {}
 
 
 def _own_tokens(study: StudyConfig, model: Node) -> dict[str, Any]:

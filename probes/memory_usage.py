@@ -92,9 +92,9 @@ def crowding(rows: Ints, ngrams: Ints) -> Floats:
     return 1 - np.bincount(ngrams)[ngrams] / np.bincount(rows)[rows]
 
 
-def chance_crowding(heads: list[Head], seed: int = 0) -> list[Floats]:
+def chance_crowding(heads: list[Head]) -> list[Floats]:
     """Return ``crowding`` of each head if its n-grams had drawn their rows at random."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = [rng.integers(head.size, size=int(head.ngrams.max()) + 1) for head in heads]
     return [crowding(draw[h.ngrams], h.ngrams) for draw, h in zip(draws, heads, strict=True)]
 

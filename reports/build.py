@@ -131,7 +131,7 @@ def page(
     )
 
 
-def packed_data(sections: Sequence[Section], most: int | None = None) -> dict[str, str]:
+def packed_data(sections: Sequence[Section], most: int | None) -> dict[str, str]:
     """Return the data of each figure and table as a link, by its id; "" for the largest left out.
 
     Args:

@@ -146,7 +146,7 @@ def test_what_a_limit_takes_of_long_contexts_is_part_of_the_key(
         return {node.label: node.key for node in graph(asked)}
 
     before = keys()
-    monkeypatch.setattr("engram_eval.study.LIMITED_LONG", 99)
+    monkeypatch.setattr("engram_eval.evaluation.table.LIMITED_LONG", 99)
     changed = {label for label, key in keys().items() if before[label] != key}
     scored = {label for label in before if label.startswith(("evaluate ", "baseline "))}
     assert scored and changed == (scored if again else set())

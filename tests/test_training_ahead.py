@@ -29,11 +29,6 @@ from engram_eval.training.watch import Watch
 FILES = ("train.jsonl", "validation.jsonl", "model/model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def let_run_ahead(patch: pytest.MonkeyPatch) -> None:
     """Let a CPU's optimiser be trusted to skip a step, as a GPU's is."""
     for module in (loop, optim):

@@ -25,11 +25,6 @@ from engram_eval.training.stage import train
 from engram_eval.verbs.study import find
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def run(corpus: Path, out: Path, name: str = "moe", **settings: Any) -> list[MetricRow]:
     out.mkdir(parents=True, exist_ok=True)
     stage = TrainStage(tools.ARCHITECTURES[name], dataclasses.replace(tools.SETTINGS, **settings))

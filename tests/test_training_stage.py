@@ -28,11 +28,6 @@ from engram_eval.training.steps import checkpoint_steps, n_steps
 QUIET = Reporter(quiet=True)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def run(
     corpus: Path, out: Path, name: str = "engram", seed: int = 0, **settings: Any
 ) -> list[MetricRow]:

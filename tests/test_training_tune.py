@@ -41,11 +41,6 @@ def test_every_arm_gets_as_many_runs_of_equal_length() -> None:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
 def tuned(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[MetricRow]]:
     out = tmp_path_factory.mktemp("tune")
     return out, tune({"corpus": corpus}, stage("engram"), None, out, QUIET)

@@ -205,7 +205,7 @@ def seed_contrast(values: Values, weights: Mapping[str, float], counted: bool = 
 
 
 def study_contrast(
-    values: Values, weights: Mapping[str, float], *, pooled: bool = True, counted: bool = False
+    values: Values, weights: Mapping[str, float], *, pooled: bool, counted: bool = False
 ) -> Contrast:
     """Estimate a contrast with the variance pooled over the arms that spread alike.
 
