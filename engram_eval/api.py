@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
+from engram_eval.files import read_jsonl
 from engram_eval.progress import Reporter
-from engram_eval.records import read_jsonl
 
 if TYPE_CHECKING:
     import pandas as pd

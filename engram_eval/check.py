@@ -7,11 +7,12 @@ from engram_eval.arm_corpus import arm_corpus, told_apart
 from engram_eval.baselines.registry import check_listed, read_listed
 from engram_eval.config import StudyConfig, TuneConfig, arm_training, trained_positions
 from engram_eval.corpus.same_tokenizer import reads_given
+from engram_eval.corpus.settings import check_corpus
 from engram_eval.errors import UserError, look_up
 from engram_eval.evaluation.settings import check_settings
 from engram_eval.model_folder import check_text_model, max_positions
 from engram_eval.scales import OWN_TEXT, SCALES
-from engram_eval.stages import resolve
+from engram_eval.stages import FIND_PROBE, resolve
 from engram_eval.training.settings import check_training
 from engram_eval.updates.registry import check_people, check_told, check_update, other_tokens
 
@@ -46,7 +47,6 @@ def check_study(study: StudyConfig, data: bool = True) -> None:
     _check_names(study)
     _check_data(study, data)
     if not _lacks_text(study):
-        check_corpus = resolve("engram_eval.corpus.settings:check_corpus")
         for text in (study.corpus, *(arm_corpus(study, m) for m in study.models if m.corpus)):
             check_corpus(text)
     check_training(study.train)
@@ -73,11 +73,12 @@ def _check_data(study: StudyConfig, there: bool) -> None:
     asked = study.evaluate
     if not asked.tasks:
         return
+    from engram_eval.evaluation.loading import check_data, check_tasks
+
     if there:
-        check_data = resolve("engram_eval.evaluation.loading:check_data")
         check_data(asked.tasks, asked.mirror, asked.unsafe_code, asked.include_path)
     else:
-        resolve("engram_eval.evaluation.loading:check_tasks")(asked.tasks, asked.include_path)
+        check_tasks(asked.tasks, asked.include_path)
 
 
 def _lacks_text(study: StudyConfig) -> bool:
@@ -88,7 +89,7 @@ def _lacks_text(study: StudyConfig) -> bool:
 def _check_names(study: StudyConfig) -> None:
     """Check what a study asks for by name, and what its models are told."""
     probes = (*study.probe.probes, *study.probe.equal_loss)
-    find_probe = resolve("probes.registry:find_probe")
+    find_probe = resolve(FIND_PROBE)
     for name in probes:
         find_probe(name)
     names = [model.name for model in study.models]
@@ -131,7 +132,7 @@ def _check_own_texts(study: StudyConfig) -> None:
         return
     for model in study.models:
         arm_corpus(study, model)
-    find_probe = resolve("probes.registry:find_probe")
+    find_probe = resolve(FIND_PROBE)
     compared: dict[str, bool | Sequence[str]] = {
         "evaluate.tasks": study.evaluate.tasks,
         "evaluate.heldout": study.evaluate.heldout,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.config_json import key_dict
-from engram_eval.records import content_hash, read_record
+from engram_eval.files import content_hash
+from engram_eval.records import read_record
 from engram_eval.stage_config import (
     EqualLossScores,
     EqualLossStage,

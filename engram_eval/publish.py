@@ -24,16 +24,13 @@ from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.config import StudyConfig
 from engram_eval.config_json import from_dict, to_dict
 from engram_eval.errors import UserError
+from engram_eval.files import canonical_json, read_jsonl, write_json, write_jsonl
 from engram_eval.records import (
     BEFORE_UPDATE,
     EQUAL_LOSS,
     MEMORY_SUBTRACTED,
     TOKENIZERS,
-    canonical_json,
-    read_jsonl,
     row_from_dict,
-    write_json,
-    write_jsonl,
 )
 from engram_eval.stages import REPORT, resolve
 from engram_eval.studies.registry import STUDIES, find_study

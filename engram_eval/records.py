@@ -1,4 +1,4 @@
-"""What is written down: metric rows, stage records, atomic files. Imports no torch.
+"""What is written down: metric rows and stage records. Imports no torch.
 
 A metric row is one number. A stage record holds the rows of one finished (or failed) stage,
 with everything that is needed to trust them. Both are contracts: a change of meaning bumps
@@ -6,27 +6,17 @@ with everything that is needed to trust them. Both are contracts: a change of me
 """
 
 import dataclasses
-import functools
-import hashlib
 import json
 import math
-import os
-import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from engram_eval.errors import UserError
+from engram_eval.files import canonical_json, write_json
 
 SCHEMA = 1
-
-RATE = "_lr_multiplier"
-"""How the keys of ``config.TrainConfig`` end that are a part's rate over the backbone's."""
-
-PAPER_ROWS = 5.0
-"""The rate of the memory's rows (arXiv:2601.07372 App. A)."""
 
 EQUAL_LOSS = "equal_loss"
 """Condition of scores of the checkpoint that meets another model's loss."""
@@ -42,9 +32,6 @@ EQUAL_LOSS_FACTS = "equal_loss.json"
 
 TOKENIZERS = "tokenizers.json"
 """Lies in the folder of a study whose models do not share a tokenizer: who has another one."""
-
-UNDEEPENED = "moe"
-"""The arm to which others, such as ``moe_plus2``, add blocks."""
 
 
 class Metric(NamedTuple):
@@ -223,83 +210,6 @@ class StageRecord:
     metrics: tuple[MetricRow, ...] = ()
 
 
-def canonical_json(value: Any) -> str:
-    """Serialise with sorted keys and no spaces, so that equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def content_hash(value: Any) -> str:
-    """Hash a JSON value: 16 hex digits of sha256 over ``canonical_json``."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file in hex."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def known_sha256(path: Path) -> str:
-    """Return ``file_sha256``, computed once as long as the file does not change."""
-    return _sha256(path, path.stat().st_mtime_ns)
-
-
-@functools.cache
-def _sha256(path: Path, mtime_ns: int) -> str:
-    return file_sha256(path)
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: temporary name beside it, fsync, rename.
-
-    Raises:
-        OSError: naming ``path``; what was there before is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode() if isinstance(data, str) else data
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(raw)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically; NaN and infinity are refused."""
-    write_atomic(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
-    write_atomic(path, "".join(canonical_json(row) + "\n" for row in rows))
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file; a bad line is named by its number."""
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
-
-
-def read_json(path: Path) -> Any:
-    """Return what a file of ours holds; ``UserError`` names one that is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-
-
 def row_to_dict(row: MetricRow) -> dict[str, Any]:
     """Return a row as plain JSON data."""
     return dataclasses.asdict(row)
@@ -342,55 +252,3 @@ def sort_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Order metric rows independently of the order in which stages ran."""
     head = (row["stage"], row["model"], row["seed"], row["name"], row["metric"], row["layer"])
     return (*((value is not None, value) for value in head), canonical_json(row))
-
-
-def added_blocks(model: str) -> int | None:
-    """Return how many blocks an arm has more than ``UNDEEPENED``; None for other models."""
-    match = re.fullmatch(rf"{UNDEEPENED}_plus(\d+)", model)
-    return 0 if model == UNDEEPENED else int(match[1]) if match else None
-
-
-def lookup_rates(study: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the rates of ``embedding`` and ``rows`` over the backbone's; None if arms differ.
-
-    Args:
-        study: what ``study.json`` holds. One of before token embeddings could have a rate of their
-            own says nothing of it; they had the backbone's.
-    """
-    own = {key for model in study.get("models", []) for key in model.get("train", {})}
-    if any(key.endswith(RATE) for key in own):
-        return None
-    train = study.get("train", {})
-    return {
-        "embedding": train.get(f"embedding{RATE}", 1.0),
-        "rows": train.get(f"table{RATE}", PAPER_ROWS),
-    }
-
-
-def at_the_edge(rows: Iterable[MetricRow]) -> set[str]:
-    """Return the arms whose best tuning run had the lowest or the highest rate that was tried.
-
-    A better rate may then lie beyond. Of the table's or the experts' rate two say nothing: either
-    is an end.
-
-    Args:
-        rows: of a study; those of its tuning stages are read.
-    """
-    tried: dict[str, list[tuple[float, Mapping[str, str]]]] = {}
-    for row in rows:
-        if row.name != "tune" or row.metric != "loss_nats":
-            continue
-        if row.model is not None:
-            # A rate at which no loss was finite is one that was tried.
-            loss = math.inf if row.value is None else row.value
-            tried.setdefault(row.model, []).append((loss, row.slice))
-    return {arm for arm, runs in tried.items() if _is_an_end(runs)}
-
-
-def _is_an_end(runs: Sequence[tuple[float, Mapping[str, str]]]) -> bool:
-    _, best = min(runs, key=lambda run: run[0])
-    for dial, rate in best.items():
-        rates = {float(rates[dial]) for _, rates in runs}
-        if len(rates) > (1 if dial == "lr" else 2) and float(rate) in (min(rates), max(rates)):
-            return True
-    return False

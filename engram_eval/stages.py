@@ -40,6 +40,8 @@ REPORT = "reports.build:build_report"
 COMPARISON = "reports.comparison:build_comparison"
 FIGURES = "reports.figures:save_figures"
 MARKDOWN = "reports.markdown:results"
+FIND_PROBE = "probes.registry:find_probe"
+PROBE_SOURCE = "probes.registry:probe_source"
 
 
 def resolve(target: str) -> Callable[..., Any]:

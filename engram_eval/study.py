@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engram_eval.adapters.stage import model_sha256
 from engram_eval.arm_corpus import arm_corpus, told_apart
+from engram_eval.baselines.registry import read_listed
 from engram_eval.config import (
     OF_PARTS,
     CorpusConfig,
@@ -15,7 +17,12 @@ from engram_eval.config import (
     arm_training,
     trained_positions,
 )
+from engram_eval.corpus.fingerprint import corpus_fingerprint
+from engram_eval.corpus.vocabulary import token_ids
 from engram_eval.errors import UserError
+from engram_eval.evaluation import table
+from engram_eval.evaluation.included import included_sha256
+from engram_eval.evaluation.suites import expand, parse_request
 from engram_eval.node import Node
 from engram_eval.stage_config import (
     BaselineStage,
@@ -29,10 +36,9 @@ from engram_eval.stage_config import (
     TuneStage,
     UpdateStage,
 )
-from engram_eval.stages import resolve
+from engram_eval.stages import FIND_PROBE, PROBE_SOURCE, resolve
+from engram_eval.updates.registry import options_for
 
-READ_LISTED = "engram_eval.baselines.registry:read_listed"
-TOKEN_IDS = "engram_eval.corpus.vocabulary:token_ids"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "engram_pad_id")
 """Keys of an architecture that are the end of text; 0 with a tokenizer that is trained here."""
 
@@ -45,18 +51,18 @@ def solve(study: StudyConfig) -> StudyConfig:
     study = dataclasses.replace(study, corpus=_sized(study.corpus))
     framed = {model.name: _frame(model, study) for model in study.models if not model.path}
     models = (m if m.path else _match(m, framed, study) for m in study.models)
-    tasks = tuple(resolve("engram_eval.evaluation.suites:expand")(study.evaluate.tasks))
+    tasks = tuple(expand(study.evaluate.tasks))
     evaluate = dataclasses.replace(study.evaluate, tasks=tasks)
     return dataclasses.replace(study, models=tuple(models), evaluate=evaluate)
 
 
 def _sized(corpus: CorpusConfig) -> CorpusConfig:
     """Return the configuration with the vocabulary that its tokenizer will have."""
-    return dataclasses.replace(corpus, vocab_size=resolve(TOKEN_IDS)(corpus).size)
+    return dataclasses.replace(corpus, vocab_size=token_ids(corpus).size)
 
 
 def _frame(model: ModelSpec, study: StudyConfig) -> dict[str, Any]:
-    size, end_id = resolve(TOKEN_IDS)(arm_corpus(study, model))
+    size, end_id = token_ids(arm_corpus(study, model))
     return {
         **model.architecture,
         **(dict.fromkeys(SPECIAL_IDS, end_id) if end_id else {}),
@@ -73,10 +79,12 @@ def _match(model: ModelSpec, framed: Mapping[str, Any], study: StudyConfig) -> M
                 f"model {model.name!r} matches {model.match!r}, which is not in the study; "
                 f"allowed: {', '.join(framed)}"
             )
-        match = resolve("engram_eval.costs.solver:match")
+        from engram_eval.costs.solver import match
+
         architecture = match(framed[model.match], architecture, study.train.seq_len)
     elif model.match is not None and model.match in framed:
-        mismatch = resolve("engram_eval.costs.solver:mismatch")
+        from engram_eval.costs.solver import mismatch
+
         missed = mismatch(framed[model.match], architecture, study.train.seq_len)
         if missed:
             raise UserError(
@@ -142,10 +150,8 @@ def graph(study: StudyConfig) -> list[Node]:
 
 
 def _text(config: CorpusConfig, owner: str | None) -> Text:
-    fingerprint = resolve("engram_eval.corpus.fingerprint:corpus_fingerprint")
-    corpus = Node("corpus", config, model=owner, salt=fingerprint(config))
-    tasks = resolve("engram_eval.evaluation.table:tasks_salt")()
-    return Text(corpus, Node("items", config, {"corpus": corpus}, owner, salt=tasks))
+    corpus = Node("corpus", config, model=owner, salt=corpus_fingerprint(config))
+    return Text(corpus, Node("items", config, {"corpus": corpus}, owner, salt=table.tasks_salt()))
 
 
 def _own_texts(study: StudyConfig) -> dict[str, Text]:
@@ -180,8 +186,7 @@ def _scored_text(study: StudyConfig, text: Text) -> dict[str, Node]:
 
     Benchmarks of trained models depend on neither.
     """
-    generated = resolve("engram_eval.evaluation.table:has_generated_items")
-    if any(map(generated, _task_names(study))):
+    if any(map(table.has_generated_items, _task_names(study))):
         return text._asdict()
     if study.evaluate.heldout or study.baselines:
         return {"corpus": text.corpus}
@@ -192,21 +197,18 @@ def _data_salt(study: StudyConfig) -> dict[str, Any]:
     """Return what a mirror's data and the user's own tasks are; others would be other results."""
     found: dict[str, Any] = {}
     if study.evaluate.mirror:
-        opened: Any = resolve("engram_eval.evaluation.mirror:open_mirror")
-        found["mirror"] = opened(Path(study.evaluate.mirror)).sha256
+        from engram_eval.evaluation.mirror import open_mirror
+
+        found["mirror"] = open_mirror(Path(study.evaluate.mirror)).sha256
     if study.evaluate.tasks and study.evaluate.include_path:
-        hashed = resolve("engram_eval.evaluation.included:included_sha256")
-        found["include_path"] = hashed(study.evaluate.include_path)
+        found["include_path"] = included_sha256(study.evaluate.include_path)
     return found
 
 
 def _items_salt(study: StudyConfig) -> dict[str, Any]:
     """Return which items a limit takes of long contexts, where a study asks for some of them."""
-    long, version = (
-        resolve(f"engram_eval.evaluation.table:{f}") for f in ("has_long_contexts", "LIMITED_LONG")
-    )
-    asked = study.evaluate.limit and any(map(long, _task_names(study)))
-    return {"limited_long": version} if asked else {}
+    asked = study.evaluate.limit and any(map(table.has_long_contexts, _task_names(study)))
+    return {"limited_long": table.LIMITED_LONG} if asked else {}
 
 
 def _own_tokens(study: StudyConfig, model: Node) -> dict[str, Any]:
@@ -215,16 +217,13 @@ def _own_tokens(study: StudyConfig, model: Node) -> dict[str, Any]:
 
 
 def _task_names(study: StudyConfig) -> list[str]:
-    expand, parse = (
-        resolve(f"engram_eval.evaluation.suites:{f}") for f in ("expand", "parse_request")
-    )
-    return [parse(task).name for task in expand(study.evaluate.tasks)]
+    return [parse_request(task).name for task in expand(study.evaluate.tasks)]
 
 
 def _model(model: ModelSpec, seed: int, study: StudyConfig, corpus: Node) -> Node:
     if model.path:
-        sha256 = resolve("engram_eval.adapters.stage:model_sha256")(Path(model.path))
-        return Node("load", LoadStage(model.path, sha256), {}, model.name, seed)
+        loaded = LoadStage(model.path, model_sha256(Path(model.path)))
+        return Node("load", loaded, {}, model.name, seed)
     stage = TrainStage(model.architecture, arm_training(study, model))
     inputs = {"corpus": corpus}
     if study.tune.lr_factors:
@@ -238,7 +237,7 @@ def _baselines(
     listed: str, study: StudyConfig, shared: Mapping[str, Node], trains: list[Node]
 ) -> list[Node]:
     """Return a baseline alone, or around every seed of the model that is named with it."""
-    name, model = resolve(READ_LISTED)(listed)
+    name, model = read_listed(listed)
     stage = BaselineStage(name, study.evaluate, study.baseline_tokens)
     if model is None:
         return [Node("baseline", stage, shared, listed)]
@@ -256,10 +255,9 @@ def _updates(
 
     What stands alone takes text and seeds of the first model that is told.
     """
-    listed = [(way, *resolve(READ_LISTED)(way)) for way in study.update.ways]
+    listed = [(way, *read_listed(way)) for way in study.update.ways]
     first = next((model for _, _, model in listed if model), None)
     settings = {model.name: arm_training(study, model) for model in study.models}
-    options_for = resolve("engram_eval.updates.registry:options_for")
     for label, way, model in listed:
         for train in trains:
             if train.model == (model or first):
@@ -299,7 +297,7 @@ def _probes(
     trains: list[Node],
     met: "EqualLoss",
 ) -> list[Node]:
-    kind = resolve("probes.registry:find_probe")
+    kind = resolve(FIND_PROBE)
     options = dataclasses.replace(study.probe, probes=(), equal_loss=())
     samples = {
         each.corpus.key: Node("sample", options, {"corpus": each.corpus}, each.corpus.model)
@@ -338,8 +336,7 @@ def _pair(name: str, options: ProbeConfig, text: Mapping[str, Node], a: Node, b:
 
 def _code_of(name: str) -> dict[str, Any]:
     """Return what tells a probe's code from another version of it."""
-    version: int = resolve("probes.registry:find_probe")(name).version
-    return {"version": version, "source": resolve("probes.registry:probe_source")(name)}
+    return {"version": resolve(FIND_PROBE)(name).version, "source": resolve(PROBE_SOURCE)(name)}
 
 
 class EqualLoss(NamedTuple):

@@ -4,7 +4,7 @@ import heapq
 
 import numpy as np
 
-from probes.sample import Floats, Ints
+from engram_eval.arrays import Floats, Ints
 
 
 def lru_distances(reads: Ints) -> Ints:

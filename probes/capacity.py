@@ -22,12 +22,13 @@ import numpy as np
 import torch
 
 from engram_eval.adapters.base import Adapter
+from engram_eval.analysis.stats import ratio
+from engram_eval.arrays import Floats, Mask
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import check_kinds
-from probes.findings import Findings, ratio
-from probes.sample import Floats, Mask
+from probes.findings import Findings
 from probes.told_facts import HELD_OUT, STRANGERS, TRAINED, Told
 
 NAME = "capacity"

@@ -11,6 +11,7 @@ separators are left out: their states say nothing about text. In three lines::
     sample = draw_sample(load_corpus("runs/quick/corpus"))
     rows = cka(first, second, sample).rows
 
+
 Twice: on all tokens, and on the last tokens of names, as arXiv:2601.07372 does. A layer's soft
 alignment (eq. 9) is read against two lines: what the layer gives in its own model (``self``, the
 zero), and what two seeds of one architecture give (the null, a pair of its own in every study).
@@ -25,14 +26,16 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.analysis.stats import resample
+from engram_eval.arrays import Floats, Mask
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches, check_kinds
 from probes.findings import Findings
 from probes.hsic import hsic_between
-from probes.sample import Floats, Mask, Sample
-from probes.settling import interval, resample
+from probes.sample import Sample
+from probes.settling import interval
 
 NAME = "cka"
 LEAST = 4

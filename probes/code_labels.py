@@ -6,9 +6,8 @@ import tokenize
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from engram_eval.arrays import Ints
 
 KINDS = ("keyword", "name", "number", "string", "operator", "comment", "layout")
 OTHER = -1

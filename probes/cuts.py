@@ -209,7 +209,7 @@ def memory_parameters(adapter: Adapter) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def cut_parameters(adapter: Adapter, cut: Knockout, seed: int = 0) -> int | None:
+def cut_parameters(adapter: Adapter, cut: Knockout, seed: int) -> int | None:
     """Return how many parameters a knock-out puts out of use; None where nobody compares them."""
     if cut.condition == "memory_zeroed" and cut.layers == adapter.memory_layers:
         return memory_parameters(adapter)

@@ -25,11 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap, widened
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import Batch, batches, check_kinds
 from probes.findings import Findings, bucket_names, mean_rows, where
-from probes.sample import Floats, Ints, Mask, Sample, Slice
+from probes.sample import Sample, Slice
 from probes.settling import prediction_depth
 from probes.vocabulary import CELLS, kl_bits, pieces, token_losses, unembedder
 

@@ -2,6 +2,7 @@
 
 An exercise is made once, from text alone, and is the same for every model. Its control task (Hewitt
 & Liang 2019, arXiv:1909.03368) gives every *type* a random class, with the frequencies of the real
+
 ones: a probe that learns it memorises types, and shows how much of the real accuracy memorising
 could explain.
 """
@@ -11,10 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engram_eval.arrays import Ints, Mask
 from probes.split import training_part
-
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 # A fit takes time in proportion, and more examples would hardly narrow its error over groups.
 MOST_EXAMPLES = 1_500

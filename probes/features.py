@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap, widened
-from probes.exercises import Ints
+from engram_eval.arrays import Ints
 from probes.lens import lens_taps
 
 LOCAL = "last_three_tokens"

@@ -1,6 +1,5 @@
 """What a probe returns: metric rows with errors over documents, and the arrays behind them."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -8,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engram_eval.analysis.stats import ratio
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.records import MetricRow
-from probes.sample import Floats, Ints, Mask, Slice
-from probes.sharing import shared_error
+from probes.sample import Slice
 
 
 class Findings(NamedTuple):
@@ -18,43 +18,6 @@ class Findings(NamedTuple):
 
     rows: list[MetricRow]
     arrays: Mapping[str, npt.NDArray[Any]]
-
-
-class Ratio(NamedTuple):
-    """A ratio of sums with its standard error over documents; None where it is not defined."""
-
-    value: float | None
-    stderr: float | None
-
-
-def ratio(top: Floats, bottom: Floats, documents: Ints) -> Ratio:
-    """Return sum(top) / sum(bottom) over tokens, with tokens of one document kept together.
-
-    The standard error linearises the ratio (Cochran 1977, eq. 6.13), so that it equals the
-    clustered standard error of the mean where ``bottom`` is 1. A denominator that is not
-    positive gives None, as does the error of a single document.
-
-    Args:
-        top: per token, (n,).
-        bottom: per token, (n,).
-        documents: which document each token is from, (n,); or (n, k) where each item depends on
-            several sources, as a pair does on two people (``sharing``).
-    """
-    below = float(bottom.sum())
-    if below <= 0:
-        return Ratio(None, None)
-    value = float(top.sum()) / below
-    if documents.ndim > 1:
-        shared = shared_error(top - value * bottom, bottom, documents)
-        return Ratio(value, None if shared is None else shared / below)
-    sizes = np.bincount(documents - documents.min())
-    count = int((sizes > 0).sum())
-    if count < 2:
-        return Ratio(value, None)
-    # As ``stats.clustered_stderr``, for whole numbers as names: a probe asks thousands of times.
-    sums = np.bincount(documents - documents.min(), weights=top - value * bottom)
-    error = math.sqrt(count / (count - 1) * float(np.square(sums).sum()))
-    return Ratio(value, error / below)
 
 
 def ratio_rows(
@@ -65,7 +28,7 @@ def ratio_rows(
     Args:
         top: per token, (n,).
         bottom: per token, (n,).
-        documents: see ``ratio``.
+        documents: which one each token is from, (n,), or several sources (``stats.ratio``), (n, k).
         slices: which tokens; their labels join ``fields["slice"]``.
         fields: the rest of ``MetricRow``; a ``baseline`` may be per token, (n,), and the split is
             ``val`` where none is given.

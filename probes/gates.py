@@ -19,12 +19,13 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches, check_kinds
 from probes.findings import Findings, mean_rows
 from probes.patterns import Patterns
-from probes.sample import Floats, Ints, Mask, Slice
+from probes.sample import Slice
 
 NAME = "gates"
 SITE = "memory_gate"

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.arrays import Floats
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches, check_kinds
 from probes.cuts import Knockout, Means, cut_parameters, knockouts, memory_means, run_cut
 from probes.findings import Findings, mean_rows, ratio_rows, where
-from probes.sample import Floats, Sample
+from probes.sample import Sample
 from probes.vocabulary import token_losses
 
 NAME = "knockout"

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap, widened
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.progress import Reporter
 from engram_eval.records import MEMORY_SUBTRACTED, MetricRow
 from probes.capture import Batch, batches, check_kinds
 from probes.findings import Findings, mean_rows
-from probes.sample import Floats, Ints, Mask, Sample, Slice
+from probes.sample import Sample, Slice
 from probes.settling import early_weights, fall_bounds, prediction_depth
 from probes.vocabulary import CELLS, pieces, row_dots, unembedder
 

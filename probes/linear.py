@@ -23,15 +23,16 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter
+from engram_eval.arrays import Floats, Ints
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import check_fit
-from probes.exercises import FEWEST_EXAMPLES, Exercise, Ints
+from probes.exercises import FEWEST_EXAMPLES, Exercise
 from probes.features import LOCAL, Features, gather
 from probes.findings import Findings, mean_rows
 from probes.logistic import fit_each, fit_logistic, log_probs
-from probes.sample import Floats, Sample, Slice
+from probes.sample import Sample, Slice
 from probes.settling import drawn_means, interval, rise_depth
 from probes.token_tasks import KINDS, token_exercises, usable
 

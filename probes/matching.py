@@ -8,10 +8,8 @@ the least predictable third are taken *within* each stratum, equally many of eac
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+from engram_eval.arrays import Floats, Mask
 
 # A stratum is wide enough for its thirds to be thirds, and there are no more than make a match.
 TOKENS_PER_STRATUM, MOST_STRATA = 60, 100

@@ -5,6 +5,7 @@ adapter says where its rows are and what they stand for (``tables``, ``reads``):
 Qwen4-Exp's n-grams, Gemma 3n's rows of single tokens, and that of a module of one's own. Where the
 adapter cannot tell which rows a text reads, the model is run up to its last memory.
 Collisions of rows drawn at random stand beside the measured ones as ``baseline``.
+
 arXiv:2601.07372 argues from Zipf's law that a small cache would do and measures none: here are the
 hit rates, with what a cache that knew the future's hottest rows would reach.
 
@@ -25,6 +26,7 @@ from scipy.stats import spearmanr
 
 from engram_eval.adapters.base import Adapter, widened
 from engram_eval.adapters.check import check_rows
+from engram_eval.arrays import Floats, Ints
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
@@ -33,7 +35,6 @@ from probes.capture import check_kinds
 from probes.findings import Findings
 from probes.ngram_rows import RowMemory, ngram_ids, row_memories, rows_of_text
 from probes.patterns import Text
-from probes.sample import Floats, Ints
 
 NAME = "memory_usage"
 SITE = "memory_rows"
@@ -92,9 +93,9 @@ def crowding(rows: Ints, ngrams: Ints) -> Floats:
     return 1 - np.bincount(ngrams)[ngrams] / np.bincount(rows)[rows]
 
 
-def chance_crowding(heads: list[Head], seed: int = 0) -> list[Floats]:
+def chance_crowding(heads: list[Head]) -> list[Floats]:
     """Return ``crowding`` of each head if its n-grams had drawn their rows at random."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = [rng.integers(head.size, size=int(head.ngrams.max()) + 1) for head in heads]
     return [crowding(draw[h.ngrams], h.ngrams) for draw, h in zip(draws, heads, strict=True)]
 

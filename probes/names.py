@@ -8,16 +8,13 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
+from engram_eval.arrays import Ints, Mask
 from engram_eval.config import CorpusConfig
 from engram_eval.config_json import from_dict
 from engram_eval.corpus.entities import make_people
 from engram_eval.corpus.facts import taught_facts
 from engram_eval.corpus.store import Corpus
-
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 def corpus_config(corpus: Corpus) -> CorpusConfig:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engram_eval.arrays import Ints
 from engram_eval.corpus.store import Corpus
-from probes.exercises import Exercise, Ints, make_exercise, padded
+from probes.exercises import Exercise, make_exercise, padded
 
 NAME = "ngram_ended"
 PAIRS, ORDER = 12, 3

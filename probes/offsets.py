@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from engram_eval.adapters.base import Adapter, Tap, widened
+from engram_eval.arrays import Floats
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches, check_kinds, last_stream
 from probes.findings import Findings, bucket_names, mean_rows
-from probes.sample import Floats, Sample
+from probes.sample import Sample
 from probes.vocabulary import token_losses
 
 NAME = "offsets"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engram_eval.errors import UserError, unknown
+from engram_eval.files import file_sha256
 from engram_eval.own_module import own_module
-from engram_eval.records import file_sha256
 from probes.entry import Probe
 
 SINGLE, PAIR = 3, 4

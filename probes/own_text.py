@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engram_eval.adapters.tokens import open_tokenizer
+from engram_eval.arrays import Floats, Ints
 from engram_eval.corpus.longest_match import longest_match
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.same_tokenizer import opened_identity, tokenizer_identity
 from engram_eval.corpus.store import NGRAM_ORDERS
 from engram_eval.corpus.texts import Texts, records
 from engram_eval.errors import UserError
-from probes.sample import STATIC_ORDER, Floats, Ints, Sample, spelt
+from probes.sample import STATIC_ORDER, Sample, spelt
 
 
 class Stream(NamedTuple):

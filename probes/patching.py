@@ -2,6 +2,7 @@
 
 Two prompts differ in one name. The model reads prompt b while one tensor, at some tokens, is
 replaced by what it was on prompt a (Meng et al. 2022, arXiv:2202.05262; Zhang & Nanda 2024,
+
 arXiv:2309.16042). What counts is the difference of the two answers' logits after the last token:
 
     restored = (patched - b) / (a - b)        1: as if a had been asked;  0: as if nothing was done
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.arrays import Floats
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import check_kinds
@@ -39,7 +41,7 @@ from probes.people import (
     prompts,
     swapped,
 )
-from probes.sample import Floats, Slice
+from probes.sample import Slice
 
 NAME = "patching"
 SITES = ("memory_out", "resid_pre", "attn_out", "mlp_out")

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engram_eval.arrays import Ints, Mask
 from engram_eval.corpus.same_tokenizer import Identity, tokenizer_identity
 from engram_eval.corpus.store import Corpus
 from probes.names import name_spans
-from probes.sample import Ints, Mask, Sample
+from probes.sample import Sample
 
 TEXT_TOKENS = 131_072
 

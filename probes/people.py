@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.arrays import Ints, Mask
 from engram_eval.corpus.entities import ATTRIBUTES, Person, held_out_template, make_people, question
 from engram_eval.corpus.lines import answer_is_last
 from engram_eval.corpus.store import Corpus
 from probes.names import corpus_config, is_pocket
-from probes.sample import Ints, Mask, Sample
+from probes.sample import Sample
 
 # The people who are told of most often, of whom something may have been learnt.
 PEOPLE = 48

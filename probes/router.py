@@ -17,11 +17,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from engram_eval.adapters.base import Adapter, Tap
+from engram_eval.arrays import Floats, Ints
 from engram_eval.progress import Reporter
 from engram_eval.records import MetricRow
 from probes.capture import batches, check_kinds
 from probes.findings import Findings, mean_rows
-from probes.sample import Floats, Ints, Sample
+from probes.sample import Sample
 
 NAME = "router"
 SITE = "router"

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.longest_match import longest_match
 from engram_eval.corpus.same_tokenizer import Identity, tokenizer_identity
@@ -32,10 +33,6 @@ from probes.matching import matched_thirds
 from probes.names import name_ends
 from probes.ngram_exercise import ngram_exercise
 from probes.token_tasks import code_exercises
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 STATIC_ORDER = 3
 

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.same_tokenizer import Identity
 from engram_eval.corpus.store import load_corpus
+from engram_eval.files import write_atomic, write_json
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, write_atomic, write_json
+from engram_eval.records import MetricRow
 from probes.exercises import Exercise
 from probes.findings import mean_rows
 from probes.sample import Sample, draw_sample

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from probes.sample import Floats, Ints
+from engram_eval.analysis.stats import LEVEL, resample
+from engram_eval.arrays import Floats, Ints, Mask
 
 EARLY_SHARE = 1 / 3
 DRAWS = 400
-LEVEL = 0.95
 
 
 class Bounds(NamedTuple):
@@ -96,13 +95,6 @@ def drawn_means(values: Floats, documents: Ints, draws: int, rng: np.random.Gene
     return (drawn @ sums[:, :-1]) / (drawn @ sums[:, -1])[:, None]
 
 
-def resample(units: int, draws: int, rng: np.random.Generator) -> Floats:
-    """Return how often a bootstrap draws each unit, (draws, units)."""
-    picks = rng.integers(0, units, (draws, units))
-    drawn = [np.bincount(pick, minlength=units) for pick in picks]
-    return np.array(drawn, dtype=np.float64).reshape(draws, units)
-
-
 def interval(draws: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Return the percentile interval of draws; None where too many of them are undefined."""
     known = np.array([draw for draw in draws if draw is not None])
@@ -112,7 +104,7 @@ def interval(draws: Sequence[float | None]) -> tuple[float | None, float | None]
     return float(low), float(high)
 
 
-def prediction_depth(agrees: npt.NDArray[np.bool_]) -> Ints:
+def prediction_depth(agrees: Mask) -> Ints:
     """Return per token the first depth from which on the lens agrees with the model's choice.
 
     Baldock et al. 2021 (arXiv:2106.09647), with a lens in place of their nearest neighbours.

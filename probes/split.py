@@ -1,12 +1,9 @@
 """Which examples fit a probe and which test it: whole groups, never parts of one."""
 
 import numpy as np
-import numpy.typing as npt
 
+from engram_eval.arrays import Ints, Mask
 from engram_eval.errors import UserError
-
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 TRAIN_SHARE = 0.7
 

@@ -18,14 +18,9 @@ from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
+from engram_eval.files import file_sha256, write_atomic
 from engram_eval.progress import Reporter
-from engram_eval.records import (
-    EQUAL_LOSS_FACTS,
-    MetricRow,
-    file_sha256,
-    read_record,
-    write_atomic,
-)
+from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow, read_record
 from engram_eval.stage_config import PairStage, ProbeStage
 from probes.entry import Probe
 from probes.findings import Findings

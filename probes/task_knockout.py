@@ -26,6 +26,7 @@ from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.adapters.hooks import Edit
+from engram_eval.arrays import Floats, Mask
 from engram_eval.corpus.same_tokenizer import Identity
 from engram_eval.corpus.store import Corpus
 from engram_eval.evaluation.questions import Questions, read_questions
@@ -34,7 +35,7 @@ from engram_eval.records import MetricRow
 from probes.capture import batches, check_kinds
 from probes.cuts import Knockout, cut_out, knockouts, memory_means
 from probes.findings import Findings, mean_rows, ratio_rows
-from probes.sample import Floats, Mask, Sample, Slice
+from probes.sample import Sample, Slice
 
 NAME = "task_knockout"
 MOST_ITEMS = 100

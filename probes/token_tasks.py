@@ -10,11 +10,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from engram_eval.arrays import Ints, Mask
 from engram_eval.corpus.store import Corpus
 from probes.code_labels import OTHER, code_labels
-from probes.exercises import Exercise, Ints, Mask, make_exercise
+from probes.exercises import Exercise, make_exercise
 
 KINDS = ("special", "space", "number", "word_start", "word_inside", "symbol")
 CODE = "code"
@@ -98,7 +98,7 @@ def token_kind(text: str) -> int:
     return 5
 
 
-def usable(document: Ints) -> npt.NDArray[np.bool_]:
+def usable(document: Ints) -> Mask:
     """Return which inputs have both neighbours in their window and in their document, (N * T,)."""
     same = document[:, 1:] == document[:, :-1]
     before = np.zeros_like(same)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.config import CorpusConfig
 from engram_eval.corpus.entities import (
     ATTRIBUTES,
@@ -24,7 +25,7 @@ from engram_eval.corpus.lines import Line
 from engram_eval.corpus.same_tokenizer import Identity, tokenizer_identity
 from engram_eval.corpus.store import Corpus
 from probes.names import corpus_config, is_pocket
-from probes.sample import Floats, Ints, Mask, Sample
+from probes.sample import Sample
 
 MOST_PEOPLE = 512
 """People who are asked about, spread over the ranks; more would hardly narrow the error."""

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from engram_eval.adapters.base import Adapter
+from engram_eval.arrays import Mask
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
 from probes.capture import batches, check_kinds
 from probes.findings import Findings
 from probes.lens import View, lens_findings, lens_taps, measure, views
-from probes.sample import Mask, Sample
+from probes.sample import Sample
 from probes.split import training_part
 
 NAME = "tuned_lens"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram_eval.adapters.base import Adapter, widened
-from probes.sample import Floats
+from engram_eval.arrays import Floats
 
 CELLS = 262_144
 """Of one temporary matrix (places, V): a few of them fit into a core's cache."""

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engram_eval.records import MetricRow, at_the_edge, lookup_rates
+from engram_eval.analysis.arms import at_the_edge, lookup_rates
+from engram_eval.records import MetricRow
 from reports.load import Model, Study, Verdict
 from reports.numbers import count, fixed, listing, quoted
 from reports.query import (

@@ -18,7 +18,7 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 
-from engram_eval.records import write_atomic, write_json
+from engram_eval.files import write_atomic, write_json
 from reports.blocks import Note, Section
 from reports.draw import HOLLOW
 from reports.load import Study, load_study
@@ -131,7 +131,7 @@ def page(
     )
 
 
-def packed_data(sections: Sequence[Section], most: int | None = None) -> dict[str, str]:
+def packed_data(sections: Sequence[Section], most: int | None) -> dict[str, str]:
     """Return the data of each figure and table as a link, by its id; "" for the largest left out.
 
     Args:

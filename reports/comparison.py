@@ -13,7 +13,8 @@ from typing import NamedTuple
 import matplotlib
 from markupsafe import Markup
 
-from engram_eval.records import MetricRow, write_atomic
+from engram_eval.files import write_atomic
+from engram_eval.records import MetricRow
 from reports.answer import answer
 from reports.blocks import Block, Cell, Column, Item, Section, Table, View, flat_row, panel
 from reports.build import page, printable

@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from engram_eval.errors import look_up
-from engram_eval.records import write_atomic
+from engram_eval.files import write_atomic
 from reports.blocks import Block, Panel, Section, TextMap, to_csv, told_strokes
 from reports.build import SECTIONS, uncollected
 from reports.comparison import comparison_looks, comparison_sections, load_runs

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
+from engram_eval.files import file_sha256
 from engram_eval.models import reference as ref
-from engram_eval.records import file_sha256
 
 TEXT = "The the THE café Café CAFE naïve  naive\n\n\tend End 你好 你们 ½ ﬁ fi "
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from engram_eval.analysis.analyze import analyze
-from engram_eval.records import MetricRow, row_to_dict, sort_key, write_json, write_jsonl
+from engram_eval.files import write_json, write_jsonl
+from engram_eval.records import MetricRow, row_to_dict, sort_key
 
 DOMAINS = ("code", "docs", "facts", "entities", "math", "recall")
 GENERATED = {"facts": (9.4, 0.0), "entities": (7.1, 0.4), "math": (6.6, 0.0), "recall": (5.0, 0.0)}

@@ -13,14 +13,8 @@ from engram_eval.analysis.item_scores import Measure, Scores, Table, load_scores
 from engram_eval.analysis.stats import bootstrap_ratios, holm
 from engram_eval.errors import UserError
 from engram_eval.evaluation.samples import pool, source_of, sources_of
-from engram_eval.records import (
-    MetricRow,
-    content_hash,
-    read_jsonl,
-    row_to_dict,
-    write_json,
-    write_jsonl,
-)
+from engram_eval.files import content_hash, read_jsonl, write_json, write_jsonl
+from engram_eval.records import MetricRow, row_to_dict
 
 
 @pytest.fixture(scope="module")

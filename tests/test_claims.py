@@ -27,9 +27,7 @@ from engram_eval.claims.judge import Verdict, bounds, judge
 from engram_eval.claims.registry import CLAIMS, claims_of
 from engram_eval.claims.shapes import describe_shape
 from engram_eval.errors import UserError
-from engram_eval.records import (
-    MetricRow,
-)
+from engram_eval.records import MetricRow
 from engram_eval.studies.registry import STUDIES, find_study
 
 ARMS = ("a", "b", "c", "d")

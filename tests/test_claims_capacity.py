@@ -14,7 +14,8 @@ from engram_eval.claims.registry import claims_of
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.config_json import to_dict
-from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
+from engram_eval.files import write_json, write_jsonl
+from engram_eval.records import MetricRow, row_to_dict
 from engram_eval.studies.capacity import PEOPLE
 from engram_eval.studies.offload import TABLES
 from engram_eval.studies.registry import find_study

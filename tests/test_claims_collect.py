@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engram_eval.analysis.arms import PAPER_ROWS, RATE, at_the_edge
 from engram_eval.claims.claim import Rows, Score
 from engram_eval.claims.collect import read_table
 from engram_eval.claims.registry import claims_of
@@ -17,16 +18,8 @@ from engram_eval.cli import main
 from engram_eval.config import OF_PARTS, TrainConfig
 from engram_eval.config_json import to_dict
 from engram_eval.errors import UserError
-from engram_eval.records import (
-    PAPER_ROWS,
-    RATE,
-    MetricRow,
-    at_the_edge,
-    read_jsonl,
-    row_to_dict,
-    write_json,
-    write_jsonl,
-)
+from engram_eval.files import read_jsonl, write_json, write_jsonl
+from engram_eval.records import MetricRow, row_to_dict
 from engram_eval.studies.registry import find_study
 from engram_eval.variants import VARIANTS
 

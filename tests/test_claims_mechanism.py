@@ -15,8 +15,9 @@ from engram_eval.claims.registry import CLAIMS
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.claims.verdicts import describe, write_verdicts
 from engram_eval.config_json import to_dict
+from engram_eval.files import write_json, write_jsonl
 from engram_eval.publish import kept_rows
-from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
+from engram_eval.records import MetricRow, row_to_dict
 from engram_eval.studies.registry import find_study
 
 STUDY = find_study("mechanism", "tiny")

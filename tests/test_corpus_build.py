@@ -21,8 +21,9 @@ from engram_eval.corpus.spool import Spool
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.corpus.tokenizer import EOS, train_tokenizer
 from engram_eval.errors import UserError
+from engram_eval.files import file_sha256
 from engram_eval.progress import Reporter, Task
-from engram_eval.records import MetricRow, file_sha256
+from engram_eval.records import MetricRow
 
 QUIET = Reporter(quiet=True)
 POCKET = CorpusConfig(

@@ -13,8 +13,9 @@ from probes_fixture import engram, llama, small_corpus
 from engram_eval.config import EvalConfig, ProbeConfig
 from engram_eval.errors import UserError
 from engram_eval.evaluation.stage import evaluate, evaluate_equal_loss
+from engram_eval.files import write_jsonl
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, row_to_dict, write_jsonl
+from engram_eval.records import MetricRow, row_to_dict
 from engram_eval.stage_config import EqualLossScores, EqualLossStage, PairStage, ProbeStage
 from engram_eval.studies.registry import find_study
 from engram_eval.study import graph, solve

@@ -13,9 +13,9 @@ from engram_eval.errors import UserError
 from engram_eval.evaluation.loading import check_tasks, load_tasks
 from engram_eval.evaluation.runner import run_tasks
 from engram_eval.evaluation.scores import task_rows
+from engram_eval.files import read_jsonl, write_jsonl
 from engram_eval.paths import tasks_dir
 from engram_eval.progress import Reporter
-from engram_eval.records import read_jsonl, write_jsonl
 
 TASKS = ("math_addition", "context_copy")
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engram_eval.analysis.stats import ratio
 from engram_eval.evaluation.dataset import process_results
 from engram_eval.evaluation.informative import judge_tasks
-from engram_eval.evaluation.scores import chance_level, ratio, task_rows
+from engram_eval.evaluation.scores import chance_level, task_rows
 from engram_eval.records import MetricRow
 
 NUMBERS = itertools.count()

@@ -14,7 +14,7 @@ from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import Corpus
 from engram_eval.evaluation.shared_lm import parts
 from engram_eval.evaluation.stage import evaluate
-from engram_eval.records import read_jsonl
+from engram_eval.files import read_jsonl
 
 CONFIG = EvalConfig(
     tasks=("math_comparison",), limit=9, batch_size=8, seq_len=32, heldout_sequences=9

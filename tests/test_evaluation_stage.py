@@ -25,9 +25,10 @@ from engram_eval.errors import UserError
 from engram_eval.evaluation import stage
 from engram_eval.evaluation.items import LOCAL_ORDER, choice_bits, label_local
 from engram_eval.evaluation.stage import evaluate
+from engram_eval.files import read_jsonl
 from engram_eval.paths import tasks_dir
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, read_jsonl, row_to_dict
+from engram_eval.records import MetricRow, row_to_dict
 from engram_eval.stage_config import BaselineStage
 from tests.slow_ngrams import SlowNGrams
 

@@ -11,8 +11,8 @@ from engram_eval.errors import UserError
 from engram_eval.evaluation.long_context import MAKERS, in_turns, long_items
 from engram_eval.evaluation.long_dataset import load_long, process_fragment
 from engram_eval.evaluation.repeats import FRAGMENT, KNOWN, repeat_items
+from engram_eval.files import write_json
 from engram_eval.paths import tasks_dir
-from engram_eval.records import write_json
 
 LENGTHS, LOADS = (120, 400), (1, 2, 4, 8)
 

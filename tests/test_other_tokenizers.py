@@ -21,8 +21,8 @@ from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import token_bits
 from engram_eval.evaluation.heldout_text import CorpusText, heldout_text
+from engram_eval.files import read_jsonl, write_jsonl
 from engram_eval.progress import Reporter
-from engram_eval.records import read_jsonl, write_jsonl
 from engram_eval.running.runner import run_study
 
 SEQ_LEN = 16

@@ -45,11 +45,6 @@ SETTINGS = dataclasses.replace(
 ARCHITECTURE = {**tools.ARCHITECTURES["engram"], "engram_layers": [0, 1]}
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def run(corpus: Path, out: Path, settings: TrainConfig = SETTINGS, **architecture: Any) -> int:
     out.mkdir(exist_ok=True)
     stage = TrainStage({**ARCHITECTURE, **architecture}, settings)

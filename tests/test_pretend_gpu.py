@@ -11,7 +11,7 @@ import pytest
 from torch.utils import backend_registration
 
 from engram_eval.cli import main
-from engram_eval.records import read_jsonl
+from engram_eval.files import read_jsonl
 
 pytestmark = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),

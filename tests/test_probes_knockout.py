@@ -24,7 +24,7 @@ from probes.cuts import (
     removed_experts,
     run_cut,
 )
-from probes.findings import Ratio, mean_rows, ratio
+from probes.findings import mean_rows
 from probes.knockout import knockout, losses
 from probes.sample import Slice
 
@@ -232,19 +232,6 @@ def test_nothing_is_retained_of_no_gain() -> None:
     rows = knockout(open_model(llama()), noise_sample()).rows
     assert (value(rows, "loss_nats", None) or 0) > math.log(VOCAB)
     assert value(rows, "retained", "mlp_zeroed") is None
-
-
-def test_ratio_by_hand() -> None:
-    top, bottom = np.array([1.0, 2, 3, 6]), np.array([2.0, 2, 2, 4])
-    documents = np.array([0, 0, 1, 1])
-    # Sums per document: (3, 4) and (9, 6); ratio 1.2; residuals -1.8 and 1.8.
-    expected = math.sqrt(2 / 1 * (1.8**2 + 1.8**2)) / 10
-    found = ratio(top, bottom, documents)
-    assert found.value == pytest.approx(1.2)
-    assert found.stderr == pytest.approx(expected)
-    assert ratio(top, np.zeros(4), documents) == Ratio(None, None)
-    assert ratio(top, bottom, np.zeros(4, dtype=int)) == Ratio(1.2, None)
-    assert ratio(top[:1], bottom[:1], documents[:1]) == Ratio(0.5, None)
 
 
 def test_rows_join_slice_labels() -> None:

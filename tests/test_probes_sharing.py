@@ -8,11 +8,10 @@ import torch
 from probes_fixture import llama, noise_sample
 
 from engram_eval.adapters.load import open_model
-from engram_eval.analysis.stats import clustered_stderr
-from probes.findings import ratio
+from engram_eval.analysis.stats import ratio
+from engram_eval.arrays import Floats
 from probes.patching import Patch, patching
 from probes.people import Pair, People, people_of, swapped
-from probes.sample import Floats
 from probes.surgery import _flip_row
 
 COUNT, DRAWS = 48, 400
@@ -100,7 +99,7 @@ def test_errors_equal_sums_by_hand(width: int) -> None:
 def test_pairs_that_share_nobody_are_plain_numbers() -> None:
     rng = np.random.default_rng(0)
     values, sources = rng.normal(size=20), np.arange(40).reshape(20, 2)
-    expected = clustered_stderr(values, list(range(20)))
+    expected = ratio(values, np.ones(20)).stderr
     assert ratio(values, np.ones(20), sources).stderr == pytest.approx(expected)
     assert expected == pytest.approx(values.std(ddof=1) / math.sqrt(20))
 
@@ -109,7 +108,7 @@ def test_an_error_is_not_less_than_that_of_pairs_that_share_nobody() -> None:
     """Planted: every person's pairs cancel out."""
     ring = np.stack([np.arange(20), (np.arange(20) + 1) % 20], axis=1)
     values = np.tile([1.0, -1.0], 10)
-    expected = clustered_stderr(values, list(range(20)))
+    expected = ratio(values, np.ones(20)).stderr
     assert ratio(values, np.ones(20), ring).stderr == pytest.approx(expected)
 
 

@@ -17,9 +17,10 @@ from engram_eval.adapters.stage import model_sha256
 from engram_eval.config import ProbeConfig
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
+from engram_eval.files import file_sha256
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
-from engram_eval.records import METRICS, MetricRow, file_sha256
+from engram_eval.records import METRICS, MetricRow
 from engram_eval.running.node_run import run_node
 from engram_eval.stage_config import LoadStage, PairStage, ProbeStage
 from probes.registry import PROBES, find_probe

@@ -14,7 +14,8 @@ from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.questions import Questions, make_questions, read_questions
 from engram_eval.evaluation.table import OwnTask, own_tasks
-from engram_eval.records import MetricRow, write_jsonl
+from engram_eval.files import write_jsonl
+from engram_eval.records import MetricRow
 from probes.task_knockout import Asked, above_chance, ask_tasks, task_cuts, task_knockout
 
 WORDS = ("the", "of", "cat", "dog", "runs", "under", "over", "house", "blue")

@@ -15,6 +15,7 @@ from engram_eval.cli import main
 from engram_eval.config import StudyConfig
 from engram_eval.config_json import from_dict, to_dict
 from engram_eval.errors import UserError
+from engram_eval.files import write_json, write_jsonl
 from engram_eval.publish import (
     MOST_BYTES,
     command,
@@ -24,7 +25,7 @@ from engram_eval.publish import (
     publish,
     slim,
 )
-from engram_eval.records import row_from_dict, write_json, write_jsonl
+from engram_eval.records import row_from_dict
 from engram_eval.studies.registry import find_study
 from engram_eval.study import solve
 

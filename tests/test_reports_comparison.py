@@ -10,7 +10,7 @@ from test_reports import Page
 from test_reports_damage import HOSTILE, poison
 
 from engram_eval.cli import main
-from engram_eval.records import write_json
+from engram_eval.files import write_json
 from reports.comparison import build_comparison, names
 
 

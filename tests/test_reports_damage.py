@@ -8,7 +8,7 @@ import pytest
 from reports_fixture import SMALL, read_metrics, write_metrics, write_study
 from test_reports import Page
 
-from engram_eval.records import write_json, write_jsonl
+from engram_eval.files import write_json, write_jsonl
 from reports.blocks import to_csv
 from reports.build import build_report
 from reports.decode import fits

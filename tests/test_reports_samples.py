@@ -6,7 +6,7 @@ import pytest
 from reports_fixture import SMALL, write_study
 from test_reports import Page
 
-from engram_eval.records import write_jsonl
+from engram_eval.files import write_jsonl
 from reports.build import build_report
 from reports.load import load_study
 from reports.sections.samples import read_sample, section

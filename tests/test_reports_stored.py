@@ -9,7 +9,8 @@ import pytest
 from engram_eval.bench.offload import STORAGES
 from engram_eval.bench.offload_stage import arm_name
 from engram_eval.config_json import to_dict
-from engram_eval.records import MetricRow, row_to_dict, write_json, write_jsonl
+from engram_eval.files import write_json, write_jsonl
+from engram_eval.records import MetricRow, row_to_dict
 from engram_eval.running.study_folder import study_ledger
 from engram_eval.studies.registry import find_study
 from engram_eval.study import solve

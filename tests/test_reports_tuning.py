@@ -7,7 +7,8 @@ from pathlib import Path
 from reports_fixture import SMALL, read_metrics, write_metrics, write_study
 from test_reports import Page
 
-from engram_eval.records import MetricRow, row_to_dict, write_json
+from engram_eval.files import write_json
+from engram_eval.records import MetricRow, row_to_dict
 from reports.build import build_report
 
 RUNS = {

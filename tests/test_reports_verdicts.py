@@ -7,7 +7,7 @@ import pytest
 from reports_fixture import SMALL, write_study
 from test_reports import Page
 
-from engram_eval.records import write_json
+from engram_eval.files import write_json
 from reports.build import build_report
 from reports.load import Verdict
 from reports.sections.verdicts import evidence, verdict_table

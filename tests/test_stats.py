@@ -20,22 +20,40 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_clustered_stderr_by_hand():
+def error(values, clusters=None):
+    """Return the standard error of a mean."""
+    return stats.ratio(np.array(values), np.ones(len(values)), clusters).stderr
+
+
+def test_the_error_of_a_mean_by_hand():
     # mean 3; sums of deviations per cluster: (1-3)+(2-3) = -3, (3-3)+(6-3) = 3;
     # sqrt(2/1 * (9 + 9)) / 4 = 6 / 4
-    assert stats.clustered_stderr([1, 2, 3, 6], ["x", "x", "y", "y"]) == pytest.approx(1.5)
+    assert error([1, 2, 3, 6], ["x", "x", "y", "y"]) == pytest.approx(1.5)
 
 
-def test_clusters_of_one_item_give_the_plain_stderr():
+def test_items_apart_give_the_plain_stderr():
     values = rng().normal(size=20)
-    assert stats.clustered_stderr(values, range(20)) == pytest.approx(scipy_stats.sem(values))
+    assert error(values) == error(values, range(20)) == pytest.approx(scipy_stats.sem(values))
+
+
+def test_ratio_by_hand():
+    top, bottom = np.array([1.0, 2, 3, 6]), np.array([2.0, 2, 2, 4])
+    documents = np.array([0, 0, 1, 1])
+    # Sums per document: (3, 4) and (9, 6); ratio 1.2; residuals -1.8 and 1.8.
+    expected = math.sqrt(2 / 1 * (1.8**2 + 1.8**2)) / 10
+    found = stats.ratio(top, bottom, documents)
+    assert found.value == pytest.approx(1.2)
+    assert found.stderr == pytest.approx(expected)
+    assert stats.ratio(top, np.zeros(4), documents) == stats.Ratio(None, None)
+    assert stats.ratio(top, bottom, np.zeros(4, dtype=int)) == stats.Ratio(1.2, None)
+    assert stats.ratio(top[:1], bottom[:1], documents[:1]) == stats.Ratio(0.5, None)
+    assert stats.ratio(top, bottom, list("aabb")) == found
 
 
 def test_copied_items_in_clusters_do_not_shrink_the_stderr():
     values = rng().normal(size=12)
     copies = np.repeat(values, 5)
-    clusters = np.repeat(np.arange(12), 5).tolist()
-    assert stats.clustered_stderr(copies, clusters) == pytest.approx(scipy_stats.sem(values))
+    assert error(copies, np.repeat(np.arange(12), 5)) == pytest.approx(scipy_stats.sem(values))
 
 
 def bootstrap(values, source, weights=None, resamples=10_000):
@@ -147,10 +165,6 @@ def test_centred_maps_chance_to_zero_and_one_to_one(chance):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: stats.clustered_stderr([1.0], ["x"]),
-        lambda: stats.clustered_stderr([1.0, math.nan], ["x", "y"]),
-        lambda: stats.clustered_stderr([1, 2], ["x"]),
-        lambda: stats.clustered_stderr([1, 2], ["x", "x"]),
         lambda: stats.bootstrap_ratios(np.ones((1, 1)), np.ones((1, 1)), rng()),
         lambda: stats.mcnemar([0.5], [1]),
         lambda: stats.centred(0.5, 1.0),

@@ -17,7 +17,7 @@ def test_mcnemar() -> None:
     assert stats.mcnemar(a, b) == pytest.approx(mcnemar(table, exact=True).pvalue)
 
 
-def test_clustered_stderr() -> None:
+def test_the_clustered_error_of_a_mean() -> None:
     rng = np.random.default_rng(1)
     clusters = rng.integers(15, size=120)
     values = rng.standard_normal(15)[clusters] + rng.standard_normal(120)
@@ -26,7 +26,7 @@ def test_clustered_stderr() -> None:
     )
     count = len(set(clusters))
     expected = fit.bse[0] * np.sqrt(count / (count - 1))
-    assert stats.clustered_stderr(values, clusters.tolist()) == pytest.approx(expected)
+    assert stats.ratio(values, np.ones(120), clusters).stderr == pytest.approx(expected)
 
 
 def test_holm() -> None:

@@ -11,7 +11,8 @@ from engram_eval.cli import main
 from engram_eval.config import TrainConfig
 from engram_eval.config_json import to_dict
 from engram_eval.errors import UserError
-from engram_eval.records import SCHEMA, StageRecord, write_json, write_jsonl, write_record
+from engram_eval.files import write_json, write_jsonl
+from engram_eval.records import SCHEMA, StageRecord, write_record
 from engram_eval.running.status import status, status_table
 from engram_eval.stage_config import TrainStage
 

@@ -29,8 +29,8 @@ from engram_eval.corpus.tokenizer import train_tokenizer
 from engram_eval.evaluation.choices import Draft, fair
 from engram_eval.evaluation.committed import LIBRARY, committed_items, library
 from engram_eval.evaluation.loading import load_tasks
+from engram_eval.files import read_jsonl
 from engram_eval.paths import tasks_dir
-from engram_eval.records import read_jsonl
 
 DOMAINS = {"knowledge": 3, "code": 3, "math": 3, "context": 2}
 FILES = {path.stem: path for path in sorted(tasks_dir().glob("*/data/*.jsonl"))}

@@ -11,11 +11,11 @@ import training_tools as tools
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engram_eval.costs.ledger import architecture_config
+from engram_eval.files import read_jsonl
 from engram_eval.models import grouped_experts, loss, moe
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.moe import MoE
 from engram_eval.progress import Reporter
-from engram_eval.records import read_jsonl
 from engram_eval.stage_config import TrainStage
 from engram_eval.training import loop, optim, step
 from engram_eval.training.data import Batches
@@ -27,11 +27,6 @@ from engram_eval.training.step import stepper
 from engram_eval.training.watch import Watch
 
 FILES = ("train.jsonl", "validation.jsonl", "model/model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def let_run_ahead(patch: pytest.MonkeyPatch) -> None:

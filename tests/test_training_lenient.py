@@ -14,19 +14,15 @@ import training_tools as tools
 from engram_eval.cli import build_parser
 from engram_eval.config import TrainConfig
 from engram_eval.config_json import key_dict, to_dict
+from engram_eval.files import read_jsonl, write_atomic
 from engram_eval.models.moe import MoE
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, read_jsonl, write_atomic
+from engram_eval.records import MetricRow
 from engram_eval.stage_config import TrainStage
 from engram_eval.training.loop import TrainingError
 from engram_eval.training.stage import train
 from engram_eval.verbs.study import find
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def run(corpus: Path, out: Path, name: str = "moe", **settings: Any) -> list[MetricRow]:

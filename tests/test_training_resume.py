@@ -31,11 +31,6 @@ UNSAVED = dataclasses.replace(STAGE, train=dataclasses.replace(STAGE.train, save
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return finish(corpus, tmp_path_factory.mktemp("whole"))
 

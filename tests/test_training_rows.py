@@ -23,11 +23,6 @@ WIDE = {**tools.ARCHITECTURES["engram"], "engram_row_dim": 16}
 SETTINGS = dataclasses.replace(tools.SETTINGS, clip_norm=1e9, tokens=2_500, checkpoints=(1.0,))
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def trained(
     corpus: Path, out: Path, settings: TrainConfig = SETTINGS, **architecture: Any
 ) -> tuple[dict[str, torch.Tensor], list[float]]:

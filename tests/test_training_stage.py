@@ -15,9 +15,10 @@ from engram_eval.config import TrainConfig
 from engram_eval.corpus.store import load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import heldout_rows
+from engram_eval.files import read_jsonl
 from engram_eval.models import EngramForCausalLM
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, read_jsonl
+from engram_eval.records import MetricRow
 from engram_eval.stage_config import TrainStage
 from engram_eval.training.data import Batches
 from engram_eval.training.loop import TrainingError
@@ -25,11 +26,6 @@ from engram_eval.training.stage import build_model, train
 from engram_eval.training.steps import checkpoint_steps, n_steps
 
 QUIET = Reporter(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def run(

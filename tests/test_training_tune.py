@@ -10,8 +10,9 @@ import training_tools as tools
 from engram_eval.check import check_study
 from engram_eval.config import TUNED, TuneConfig
 from engram_eval.errors import UserError
+from engram_eval.files import read_jsonl
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, read_jsonl
+from engram_eval.records import MetricRow
 from engram_eval.running.study_folder import study_ledger
 from engram_eval.stage_config import TrainStage, TuneStage
 from engram_eval.studies.registry import find_study
@@ -37,11 +38,6 @@ def test_every_arm_gets_as_many_runs_of_equal_length() -> None:
     assert rates == pytest.approx([1e-4, 10 ** (-8 / 3), 10 ** (-4 / 3), 1.0])
     (only,) = candidates(stage("dense", TuneConfig(lr_factors=(0.5,))))
     assert only.lr == pytest.approx(tools.SETTINGS.lr / 2)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tools.make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from engram_eval.bench import offload
 from engram_eval.claims.stored import read_verdicts
 from engram_eval.corpus.store import load_corpus
+from engram_eval.files import read_jsonl
 from engram_eval.progress import Reporter
-from engram_eval.records import read_jsonl
 from engram_eval.running.runner import run_study
 from engram_eval.studies.registry import find_study
 

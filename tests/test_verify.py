@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from engram_eval.errors import UserError
+from engram_eval.files import file_sha256
 from engram_eval.formats.verify import TOLERANCES, verify, verify_file
 from engram_eval.progress import Reporter
-from engram_eval.records import file_sha256
 
 STORED = sorted((Path(__file__).parents[2] / "shared" / "reference").glob("*.safetensors"))
 DEMONSTRATIONS = {

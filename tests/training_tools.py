@@ -5,8 +5,8 @@ from typing import Any
 
 from engram_eval.config import CorpusConfig, TrainConfig
 from engram_eval.corpus.build import build_corpus
+from engram_eval.files import write_jsonl
 from engram_eval.progress import Reporter
-from engram_eval.records import write_jsonl
 
 BACKBONE: dict[str, Any] = {
     "vocab_size": 300,

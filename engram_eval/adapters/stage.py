@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engram_eval.errors import UserError
+from engram_eval.files import content_hash, known_sha256
 from engram_eval.model_folder import PLAIN, check_model_folder, model_type
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, content_hash, known_sha256
+from engram_eval.records import MetricRow
 from engram_eval.stage_config import LoadStage
-from engram_eval.stages import resolve
 
 # Weights, settings, vocabularies (merges.txt, tokenizer.model), remote code; not the model card.
 _DEFINING = {".safetensors", ".json", ".txt", ".model", ".jinja", ".py"}
@@ -24,7 +24,9 @@ def model_sha256(folder: Path) -> str:
     check_model_folder(folder)
     if model_type(folder) == PLAIN:
         # Told before anything runs; what it takes is imported only here.
-        resolve("engram_eval.adapters.plain_model:check_known")(folder)
+        from engram_eval.adapters.plain_model import check_known
+
+        check_known(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix in _DEFINING)
     return content_hash({path.name: known_sha256(path) for path in files})
 

@@ -20,14 +20,8 @@ from engram_eval.analysis.stats import Interval, bootstrap_ratios, holm, mcnemar
 from engram_eval.claims.verdicts import write_verdicts
 from engram_eval.errors import UserError
 from engram_eval.evaluation.informative import Judgement, judge_tasks
-from engram_eval.records import (
-    METRICS,
-    canonical_json,
-    content_hash,
-    read_jsonl,
-    row_from_dict,
-    write_jsonl,
-)
+from engram_eval.files import canonical_json, content_hash, read_jsonl, write_jsonl
+from engram_eval.records import METRICS, row_from_dict
 
 RESAMPLES = 10_000
 SEEDS_FOR_A_TEST = 3

@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 # Not ``scipy.stats``: its distributions take half a second to import, and sixty times as long.
 import scipy
 
+from engram_eval.arrays import Floats
 from engram_eval.errors import UserError
 
-Array = npt.NDArray[np.float64]
 Values = Mapping[str, Mapping[int, float]]
 """Arm -> seed -> value."""
 
@@ -70,10 +69,10 @@ class Design(NamedTuple):
         dof: n minus the effects that can be told apart.
     """
 
-    solve: Array
-    residual: Array
-    covariance: Array
-    told: Array
+    solve: Floats
+    residual: Floats
+    covariance: Floats
+    told: Floats
     dof: int
 
 
@@ -90,7 +89,7 @@ def block_design(cells: tuple[tuple[str, int], ...]) -> Design:
     for row, (arm, seed) in enumerate(cells):
         matrix[row, arms.index(arm)] = 1.0
         matrix[row, len(arms) + seeds.index(seed)] = 1.0
-    solve: Array = np.linalg.pinv(matrix).astype(np.float64)
+    solve: Floats = np.linalg.pinv(matrix).astype(np.float64)
     residual = np.eye(len(cells)) - matrix @ solve
     covariance = (solve @ solve.T)[: len(arms), : len(arms)]
     dof = len(cells) - int(np.linalg.matrix_rank(matrix))
@@ -168,7 +167,7 @@ def _residual(values: Values, cells: Sequence[tuple[str, int]]) -> tuple[float, 
     return _squares(design, np.array([values[arm][seed] for arm, seed in cells])), design.dof
 
 
-def _squares(design: Design, observed: Array) -> float:
+def _squares(design: Design, observed: Floats) -> float:
     left = design.residual @ observed
     return float(left @ left)
 
@@ -206,7 +205,7 @@ def seed_contrast(values: Values, weights: Mapping[str, float], counted: bool = 
 
 
 def study_contrast(
-    values: Values, weights: Mapping[str, float], *, pooled: bool = True, counted: bool = False
+    values: Values, weights: Mapping[str, float], *, pooled: bool, counted: bool = False
 ) -> Contrast:
     """Estimate a contrast with the variance pooled over the arms that spread alike.
 

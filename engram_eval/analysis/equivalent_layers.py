@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engram_eval.records import UNDEEPENED, MetricRow, added_blocks
+from engram_eval.analysis.arms import UNDEEPENED, added_blocks
+from engram_eval.records import MetricRow
 
 
 class Worth(NamedTuple):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from engram_eval.arrays import Floats, Mask
 from engram_eval.errors import UserError
 from engram_eval.evaluation.samples import (
     FRACTIONS,
@@ -19,9 +19,8 @@ from engram_eval.evaluation.samples import (
     slices_of,
     sources_of,
 )
-from engram_eval.records import read_jsonl
+from engram_eval.files import read_jsonl
 
-Floats = npt.NDArray[np.float64]
 Trained = tuple[str, int | None]
 
 BITS_PER_NAT = 1 / np.log(2)
@@ -71,7 +70,7 @@ class Table:
         measure = self.metrics[metric]
         return float(measure.tops[who].sum() / measure.bottom.sum())
 
-    def rows(self, keep: npt.NDArray[np.bool_], labels: Mapping[str, str]) -> "Table":
+    def rows(self, keep: Mask, labels: Mapping[str, str]) -> "Table":
         """Return some of the units under another label."""
         return Table(
             self.name,

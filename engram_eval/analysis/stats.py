@@ -15,15 +15,17 @@ import numpy.typing as npt
 # Not ``from scipy import stats``: half a second that most of what needs these sums never uses.
 import scipy
 
+from engram_eval.arrays import Floats, Ints
 from engram_eval.errors import UserError
-
-Array = npt.NDArray[np.float64]
 
 LEVEL = 0.95
 """Coverage of all intervals."""
 
 # Bounds the resampling matrix to 64 MB however many items there are.
 _CHUNK_CELLS = 8_000_000
+
+# What rounding leaves of the weight of items that share nothing.
+_ROUNDING = 1e-9
 
 
 class Interval(NamedTuple):
@@ -35,45 +37,102 @@ class Interval(NamedTuple):
     p: float
 
 
-def _vector(values: npt.ArrayLike, what: str, least: int = 1) -> Array:
-    """Check that ``values`` are at least ``least`` finite numbers and return them flat."""
+def _vector(values: npt.ArrayLike, what: str) -> Floats:
+    """Check that ``values`` are finite numbers, at least one, and return them flat."""
     array = np.asarray(values, dtype=np.float64).ravel()
-    if array.size < least:
-        raise UserError(f"{what}: {array.size} values, at least {least} are needed")
+    if not array.size:
+        raise UserError(f"{what}: no values, at least 1 is needed")
     if not np.isfinite(array).all():
         raise UserError(f"{what}: holds values that are not finite")
     return array
 
 
-def clustered_stderr(values: npt.ArrayLike, clusters: Sequence[object]) -> float:
-    """Return the standard error of the mean of items that share sources.
+class Ratio(NamedTuple):
+    """A ratio of sums with its standard error; None where it is not defined."""
 
-    The cluster-robust sandwich of an intercept-only regression with the usual small-sample
-    factor G / (G - 1); clusters of one item give s / sqrt(n).
+    value: float | None
+    stderr: float | None
 
-    Raises:
-        UserError: if lengths differ or there are fewer than two clusters.
+
+def ratio(top: Floats, bottom: Floats, clusters: Sequence[object] | Ints | None = None) -> Ratio:
+    """Return ``sum(top) / sum(bottom)`` and its linearised, cluster-robust standard error.
+
+    Cochran (1977), Sampling Techniques, eq. 6.13, without the finite-population factor and with
+    the usual small-sample factor G / (G - 1). Where ``bottom`` is 1 it is the error of a mean, of
+    independent items s / sqrt(n).
+
+    Args:
+        top: e.g. the bits of each item, (n,).
+        bottom: e.g. the bytes of each item, (n,).
+        clusters: label of each item, (n,); items of one label are no independent evidence. Or
+            (n, k) where each item depends on several sources, as a pair does on two people
+            (``shared_error``).
+
+    Returns:
+        No value where the denominator is not positive, and no error of a single cluster.
     """
-    array = _vector(values, "clustered_stderr", least=2)
-    if len(clusters) != array.size:
-        raise UserError(f"clustered_stderr: {array.size} values, {len(clusters)} clusters")
-    sums = _cluster_sums(array - array.mean(), clusters)
-    if sums.size < 2:
-        raise UserError("clustered_stderr: one cluster; at least 2 are needed")
-    factor = sums.size / (sums.size - 1)
-    return float(math.sqrt(factor * np.square(sums).sum()) / array.size)
+    below = float(bottom.sum())
+    if below <= 0:
+        return Ratio(None, None)
+    value = float(top.sum()) / below
+    rest = top - value * bottom
+    if isinstance(clusters, np.ndarray) and clusters.ndim > 1:
+        error = shared_error(rest, bottom, clusters)
+    else:
+        error = _clustered_error(rest, range(len(rest)) if clusters is None else clusters)
+    return Ratio(value, None if error is None else error / below)
 
 
-def _cluster_sums(values: Array, clusters: Sequence[object]) -> Array:
-    """Sum ``values`` within each cluster, in the order of first appearance."""
-    index: dict[object, int] = {}
-    codes = [index.setdefault(cluster, len(index)) for cluster in clusters]
-    return np.bincount(codes, weights=values, minlength=len(index)).astype(np.float64)
+def _clustered_error(rest: Floats, clusters: Sequence[object] | Ints) -> float | None:
+    """Return the standard error of the sum of residuals; None of a single cluster."""
+    if isinstance(clusters, np.ndarray):
+        # Whole numbers are quick to tell apart, and a probe asks thousands of times.
+        codes = clusters - clusters.min()
+    else:
+        index: dict[object, int] = {}
+        codes = np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
+    count = int((np.bincount(codes) > 0).sum())
+    if count < 2:
+        return None
+    sums = np.bincount(codes, weights=rest)
+    return math.sqrt(count / (count - 1) * float(np.square(sums).sum()))
+
+
+def shared_error(rest: Floats, bottom: Floats, sources: Ints) -> float | None:
+    """Return the standard error of a sum over items that share sources, on whichever side.
+
+    Items vary together if any source of one is a source of the other; items of the same sources,
+    in any order, are one cell. The cluster-robust variance for dyads (Fafchamps & Gubert 2007;
+    Aronow, Samii & Assenova 2015, arXiv:1312.3398): the sum of the products of all residuals that
+    share a source. Clustering by each side and subtracting both (Cameron, Gelbach & Miller 2011)
+    would leave out who stands first in one pair and second in another. Residuals sum to 0, which
+    takes the share of such products from what is expected; it is given back, as G / (G - 1) does
+    for G equal clusters. By chance, the result may be less than that of cells that share nothing,
+    or negative; then theirs is returned.
+
+    Args:
+        rest: residuals, (n,).
+        bottom: weights of the items, (n,); the error is that of a ratio if divided by their sum.
+        sources: of each item, (n, k), numbered together.
+
+    Returns:
+        None where all cells share a source with all others.
+    """
+    cells, code = np.unique(np.sort(sources, axis=1), axis=0, return_inverse=True)
+    sums, weights = (np.bincount(code.reshape(-1), weights=each) for each in (rest, bottom))
+    sharing = (cells[:, None, :, None] == cells[None, :, None, :]).any(axis=(2, 3))
+    whole = weights.sum() ** 2
+    left = 1 - float(weights @ sharing @ weights) / whole
+    if left < _ROUNDING:
+        return None
+    together = float(sums @ sharing @ sums) / left
+    apart = float(sums @ sums) / (1 - float(weights @ weights) / whole)
+    return math.sqrt(max(together, apart))
 
 
 def bootstrap_ratios(
-    tops: Array,
-    bottoms: Array,
+    tops: Floats,
+    bottoms: Floats,
     rng: np.random.Generator,
     resamples: int = 10_000,
 ) -> list[Interval]:
@@ -104,18 +163,23 @@ def bootstrap_ratios(
     return [Interval(*map(float, entry)) for entry in zip(values, lows, highs, p, strict=True)]
 
 
-def _ratio_draws(tops: Array, bottoms: Array, resamples: int, rng: np.random.Generator) -> Array:
+def _ratio_draws(tops: Floats, bottoms: Floats, resamples: int, rng: np.random.Generator) -> Floats:
     """Return draws of the ratios, (resamples, k), in chunks of bounded memory."""
     size = len(tops)
     chunk = max(1, _CHUNK_CELLS // size)
     parts = []
     for start in range(0, resamples, chunk):
         rows = min(chunk, resamples - start)
-        picks = rng.integers(0, size, size=(rows, size)) + size * np.arange(rows)[:, None]
-        counts = np.bincount(picks.ravel(), minlength=rows * size).reshape(rows, size)
-        drawn = counts.astype(np.float64)
+        drawn = resample(size, rows, rng)
         parts.append((drawn @ tops) / (drawn @ bottoms))
     return np.concatenate(parts)
+
+
+def resample(units: int, draws: int, rng: np.random.Generator) -> Floats:
+    """Return how often a bootstrap draws each unit, (draws, units)."""
+    picks = rng.integers(0, units, (draws, units)) + units * np.arange(draws)[:, None]
+    counts = np.bincount(picks.ravel(), minlength=draws * units)
+    return counts.reshape(draws, units).astype(np.float64)
 
 
 def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
@@ -134,7 +198,7 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
-def holm(p_values: npt.ArrayLike) -> Array:
+def holm(p_values: npt.ArrayLike) -> Floats:
     """Return p-values that control the chance of any false positive (Holm 1979)."""
     p = _vector(p_values, "holm")
     order = np.argsort(p, kind="stable")
@@ -142,7 +206,7 @@ def holm(p_values: npt.ArrayLike) -> Array:
     return _unsort(scaled, order)
 
 
-def _unsort(values: Array, order: npt.NDArray[np.intp]) -> Array:
+def _unsort(values: Floats, order: npt.NDArray[np.intp]) -> Floats:
     """Put sorted values back where they came from, capped at 1."""
     result = np.empty_like(values)
     result[order] = np.minimum(values, 1.0)

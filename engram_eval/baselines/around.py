@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engram_eval.arrays import Ints
 from engram_eval.baselines.mixture import Weights
-from engram_eval.baselines.predictor import Ints, Predicted, Predictor, in_chunks
+from engram_eval.baselines.predictor import Predicted, Predictor, in_chunks
 from engram_eval.baselines.training_text import Vocabulary
 from engram_eval.errors import UserError
 from engram_eval.models.cache import HistoryLayer

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.baselines.around import Memory, TokenMemory, around
 from engram_eval.baselines.built import Built, Setting, document_side, known_bits
 from engram_eval.baselines.costs import Costs
@@ -24,7 +24,7 @@ from engram_eval.baselines.knn import (
 from engram_eval.baselines.memories import PREDICTORS
 from engram_eval.baselines.mixture import SetBy, cross_tuned, tune
 from engram_eval.baselines.model_rows import model_row_bits
-from engram_eval.baselines.predictor import Floats, Ints, Scored
+from engram_eval.baselines.predictor import Scored
 from engram_eval.baselines.rag import build_rag
 from engram_eval.baselines.training_text import TrainingText, text_for
 from engram_eval.evaluation.fast_lm import FastLM
@@ -96,7 +96,7 @@ def knn(setting: Setting) -> AbstractContextManager[Built]:
             near = store.search(queries)
         val, kind = carrier.val, np.zeros(len(carrier.val), np.int64)
 
-        def chosen_by(part: NDArray[np.bool_]) -> float:
+        def chosen_by(part: Mask) -> float:
             return best_temperature(near.of(part), val[part], carrier.p[part])
 
         def votes(temperature: float) -> Scored:

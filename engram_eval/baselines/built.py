@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engram_eval.baselines.predictor import Floats, Ints
+from engram_eval.arrays import Floats, Ints
 from engram_eval.baselines.training_text import TrainingText
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import Corpus

@@ -11,9 +11,9 @@ The text of a document is its own training text: nothing is built and nothing st
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engram_eval.baselines.predictor import Floats, Ints, Predicted, Predictor, Scored, history
+from engram_eval.arrays import Floats, Ints, Mask
+from engram_eval.baselines.predictor import Predicted, Predictor, Scored, history
 from engram_eval.corpus.document import BOUNDARY
 from engram_eval.corpus.ngrams import history_starts
 
@@ -103,7 +103,7 @@ class Cache(Predictor):
         return follows[follows != BOUNDARY]
 
 
-def _equal(tokens: Ints, at: int, lag: int, size: int) -> NDArray[np.bool_]:
+def _equal(tokens: Ints, at: int, lag: int, size: int) -> Mask:
     """Tell of ``size`` positions from ``at`` on whether the token ``lag`` before is the same."""
     same = np.zeros(size, np.bool_)
     lost = max(0, lag - at)

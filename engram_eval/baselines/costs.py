@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from engram_eval.arrays import Ints
 from engram_eval.baselines.mixture import Weights
-from engram_eval.baselines.predictor import Ints
 from engram_eval.records import MetricRow
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from engram_eval.arrays import Ints
 from engram_eval.baselines.predictor import (
     CELLS,
     SILENT,
-    Ints,
     Predicted,
     Predictor,
     Scored,

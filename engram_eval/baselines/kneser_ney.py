@@ -14,15 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engram_eval.baselines.predictor import (
-    Floats,
-    Ints,
-    Predicted,
-    Predictor,
-    Scored,
-    history,
-    spans,
-)
+from engram_eval.arrays import Floats, Ints
+from engram_eval.baselines.predictor import Predicted, Predictor, Scored, history, spans
 from engram_eval.corpus.document import BOUNDARY
 from engram_eval.corpus.ngrams import NGramModel, history_starts
 from engram_eval.errors import UserError

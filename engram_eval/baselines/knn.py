@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.baselines.mixture import tune
-from engram_eval.baselines.predictor import Floats, Ints, Predicted, Scored
+from engram_eval.baselines.predictor import Predicted, Scored
 from engram_eval.baselines.training_text import Vocabulary
 from engram_eval.errors import UserError
 from engram_eval.progress import Reporter
@@ -57,7 +58,7 @@ class Neighbours:
     def __init__(self, squared: Floats, tokens: Ints) -> None:
         self.squared, self.tokens = squared, tokens
 
-    def of(self, queries: NDArray[np.bool_]) -> "Neighbours":
+    def of(self, queries: Mask) -> "Neighbours":
         """Return those of some queries, a mask (N,)."""
         return Neighbours(self.squared[queries], self.tokens[queries])
 

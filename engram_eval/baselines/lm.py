@@ -9,7 +9,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
-from engram_eval.baselines.predictor import Floats, Ints, Predictor, in_chunks, join
+from engram_eval.arrays import Floats, Ints
+from engram_eval.baselines.predictor import Predictor, in_chunks, join
 from engram_eval.baselines.training_text import Vocabulary
 from engram_eval.errors import UserError
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engram_eval.baselines.predictor import SILENT, Floats, Ints, Predicted, Predictor, Scored
+from engram_eval.arrays import Floats, Ints, Mask
+from engram_eval.baselines.predictor import SILENT, Predicted, Predictor, Scored
 
 # A weight of 1 would forbid what a memory has not seen.
 MOST = 0.9999
@@ -19,7 +19,7 @@ MOST = 0.9999
 LEAST_TOKENS = 50
 HALVINGS = 30
 
-SetBy = Callable[[NDArray[np.bool_]], Scored]
+SetBy = Callable[[Mask], Scored]
 """Returns what a memory gives to all tokens of a text, (T,), as those of a mask have set it."""
 
 

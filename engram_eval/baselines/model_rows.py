@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engram_eval.baselines.predictor import Floats
+from engram_eval.arrays import Floats
 from engram_eval.evaluation.batching import pad_right
 
 Rows = Sequence[tuple[Sequence[int], Sequence[int]]]

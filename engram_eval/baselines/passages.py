@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engram_eval.errors import UserError
-from engram_eval.records import write_jsonl
+from engram_eval.files import write_jsonl
 
 PASSAGE_WORDS, QUERY_WORDS = 48, 32
 # Letters, digits and underscores; everything else separates. No stop words: code has none.

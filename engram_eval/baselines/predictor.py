@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engram_eval.arrays import Floats, Ints
 from engram_eval.corpus.document import BOUNDARY
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 # The kind of position at which a predictor gives 0 to every token.
 SILENT = "none"

@@ -14,10 +14,10 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from engram_eval.arrays import Floats, Ints
 from engram_eval.baselines.built import Built, Setting
 from engram_eval.baselines.costs import Costs
 from engram_eval.baselines.passages import Passages
-from engram_eval.baselines.predictor import Floats, Ints
 from engram_eval.baselines.training_text import documents
 
 BEST, BUDGET, STRIDE = 4, 160, 64

@@ -17,8 +17,9 @@ from engram_eval.evaluation.heldout_stage import text_for
 from engram_eval.evaluation.result_cache import FOLDER, ResultCache, identity
 from engram_eval.evaluation.settings import check_settings
 from engram_eval.evaluation.stage import asked_tasks, score
+from engram_eval.files import file_sha256
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, file_sha256
+from engram_eval.records import MetricRow
 from engram_eval.stage_config import BaselineStage
 from engram_eval.stages import STAGES
 

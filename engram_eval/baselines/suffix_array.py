@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_eval.baselines.predictor import Ints
+from engram_eval.arrays import Ints, Mask
 from engram_eval.errors import UserError
 
 CHUNK = 4
@@ -115,7 +115,7 @@ class SuffixArray:
             step *= 2
         return low, high
 
-    def _less(self, places: Ints, queries: Queries, end: int) -> NDArray[np.bool_]:
+    def _less(self, places: Ints, queries: Queries, end: int) -> Mask:
         """Tell whether the suffix at each place is less than the query, ``end`` behind it."""
         less = np.zeros(len(places), np.bool_)
         open_, offset = np.arange(len(places)), 0

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engram_eval.baselines.predictor import Ints
+from engram_eval.arrays import Ints
 from engram_eval.corpus.document import BOUNDARY
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError

@@ -11,18 +11,13 @@ from transformers import PreTrainedModel
 
 from engram_eval.adapters.load import load_causal_lm
 from engram_eval.analysis.stats import bootstrap_ratios
+from engram_eval.arrays import Ints
 from engram_eval.bench.products import wait_for
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
-from engram_eval.evaluation.heldout import (
-    Documents,
-    Ints,
-    per_document,
-    scored_tokens,
-    token_bits,
-)
+from engram_eval.evaluation.heldout import Documents, per_document, scored_tokens, token_bits
 from engram_eval.model_folder import OWN, model_type
 from engram_eval.models.configuration_engram import NGRAM_MEMORIES, EngramConfig
 from engram_eval.models.row_format import ROW_FORMATS

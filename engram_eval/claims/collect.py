@@ -10,7 +10,8 @@ from typing import NamedTuple
 from engram_eval.claims.claim import MEAN_OF_TASKS, Rows, Score
 from engram_eval.errors import UserError
 from engram_eval.evaluation.informative import judge_tasks
-from engram_eval.records import EQUAL_LOSS, MetricRow, canonical_json
+from engram_eval.files import canonical_json
+from engram_eval.records import EQUAL_LOSS, MetricRow
 
 NO_LOGARITHM = "no logarithm of a number that is not above 0"
 NO_VALUE = "their rows have no value"

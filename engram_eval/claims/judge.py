@@ -78,7 +78,7 @@ class Verdict(NamedTuple):
     power: float = 0.0
 
 
-def judge_claim(claim: Claim, values: Values, step: float = 0.0) -> Tested | str:
+def judge_claim(claim: Claim, values: Values, step: float) -> Tested | str:
     """Test one claim; return the reason instead where its rows do not allow it.
 
     Args:

@@ -23,7 +23,7 @@ NONE = "not published"
 OURS = "this suite's control"
 
 
-def _answers(facts: str, wording: str = "", before: bool = False) -> Rows:
+def _answers(facts: str, wording: str, before: bool = False) -> Rows:
     labels = {"facts": facts, **({"wording": wording} if wording else {})}
     return Rows("update", "exact_match", labels, BEFORE_UPDATE if before else None)
 

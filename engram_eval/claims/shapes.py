@@ -13,9 +13,10 @@ import numpy as np
 # Not ``from scipy import stats``: half a second that most of what needs these sums never uses.
 import scipy
 
-from engram_eval.analysis.contrasts import Array, Values
+from engram_eval.analysis.contrasts import Values
+from engram_eval.arrays import Floats
 
-CURVES: Mapping[str, Callable[[Array], list[list[Array]]]] = {
+CURVES: Mapping[str, Callable[[Floats], list[list[Floats]]]] = {
     "flat": lambda x: [[]],
     "step at the end": lambda x: [[(x == x.max()).astype(np.float64)]],
     "line": lambda x: [[x]],
@@ -56,12 +57,12 @@ def describe_shape(axis: Mapping[str, float], values: Values) -> dict[str, Any] 
     }
 
 
-def _bends(x: Array) -> Array:
+def _bends(x: Floats) -> Floats:
     """Return where a curve may bend: every place but the two outermost."""
     return np.unique(x)[1:-1]
 
 
-def _aicc(designs: list[list[Array]], y: Array) -> float:
+def _aicc(designs: list[list[Floats]], y: Floats) -> float:
     """Return AICc of the best least-squares fit with an intercept; y is (arms, seeds)."""
     squares = max(min(_squares(columns, y) for columns in designs), 1e-18)
     # Intercept, error variance, seeds' levels and the place of a bend are parameters too.
@@ -69,13 +70,13 @@ def _aicc(designs: list[list[Array]], y: Array) -> float:
     return n * math.log(squares / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
-def _squares(columns: list[Array], y: Array) -> float:
+def _squares(columns: list[Floats], y: Floats) -> float:
     design = np.column_stack([np.ones(len(y)), *columns])
     fitted = design @ np.linalg.lstsq(design, y.mean(axis=1), rcond=None)[0]
     return float(np.square(y - fitted[:, None]).sum())
 
 
-def _lowest(x: Array, y: Array) -> dict[str, float | None]:
+def _lowest(x: Floats, y: Floats) -> dict[str, float | None]:
     """Return the parabola's lowest point within the range, and Fieller's interval of it.
 
     All places are in it at which the parabola's slope is not told apart from 0.

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError
-from engram_eval.records import read_json
+from engram_eval.files import read_json
 
 FILE = "verdicts.json"
 

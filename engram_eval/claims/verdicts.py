@@ -34,6 +34,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engram_eval.analysis.arms import at_the_edge, lookup_rates
 from engram_eval.analysis.contrasts import Values
 from engram_eval.claims.claim import MEAN_OF_TASKS, Claim, Rows, Score
 from engram_eval.claims.collect import NO_VALUE, Table, read_table
@@ -43,15 +44,8 @@ from engram_eval.claims.shapes import describe_shape
 from engram_eval.claims.stored import FILE
 from engram_eval.errors import UserError
 from engram_eval.evaluation.suites import BPB, expand
-from engram_eval.records import (
-    EQUAL_LOSS,
-    at_the_edge,
-    canonical_json,
-    lookup_rates,
-    read_jsonl,
-    row_from_dict,
-    write_json,
-)
+from engram_eval.files import canonical_json, read_jsonl, write_json
+from engram_eval.records import EQUAL_LOSS, row_from_dict
 
 SCHEMA = 1
 LEVEL = 0.95

@@ -43,8 +43,9 @@ from engram_eval.corpus.tokenizer import (
     vocabulary_size,
 )
 from engram_eval.errors import UserError
+from engram_eval.files import file_sha256, write_json
 from engram_eval.progress import Reporter, Task
-from engram_eval.records import MetricRow, file_sha256, write_json
+from engram_eval.records import MetricRow
 
 SPLIT_RULE = (
     "the source's own split where it has one, else val if sha256(text) (first 8 bytes, "

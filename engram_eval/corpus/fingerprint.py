@@ -11,7 +11,7 @@ from engram_eval.corpus.packed import is_packed
 from engram_eval.corpus.readers import Source, open_sources
 from engram_eval.corpus.stdlib import stdlib_fingerprint
 from engram_eval.corpus.store import MANIFEST
-from engram_eval.records import file_sha256
+from engram_eval.files import file_sha256
 
 TABLES = Path(__file__).resolve().parent / "tables"
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from engram_eval.corpus.tokenizer import EOS, token_bytes, vocabulary_size
 from engram_eval.corpus.tokenizer_file import FILE, SETTINGS, named_end, read_tokenizer
 from engram_eval.errors import UserError, nearest
-from engram_eval.records import content_hash, file_sha256
+from engram_eval.files import content_hash, file_sha256
 
 KNOWN_ENDS = (EOS, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
 """Taken for the end of text where no settings beside ``tokenizer.json`` name another."""

@@ -8,6 +8,7 @@ longest suffix ``h`` of the document so far that occurs in the training text, an
 with ``p_n`` the interpolated n-gram model, which also serves where it sees all of ``h``.
 Infini-gram itself leaves ``p_n`` out and so gives probability 0 to what it has not seen.
 
+
 Method: train and scored text are reversed, one behind the other, so that histories become
 prefixes, and ranked by their first 1, 2, 4, ... tokens (prefix doubling, Manber and Myers 1993).
 Equal ranks are equal strings, which answers every question below exactly.
@@ -18,10 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.corpus.ngrams import NGramModel, history_starts
 from engram_eval.errors import UserError
-
-Ints = NDArray[np.int64]
 
 
 class Match(NamedTuple):
@@ -35,7 +35,7 @@ class Match(NamedTuple):
 
     length: Ints
     occurrences: Ints
-    surprisal_bits: NDArray[np.float64]
+    surprisal_bits: Floats
 
 
 def longest_match(
@@ -128,7 +128,7 @@ class _Index:
             low, high = np.where(same, middle, low), np.where(same, high, middle - 1)
         return low
 
-    def _same(self, place: Ints, other_place: Ints, length: Ints) -> NDArray[np.bool_]:
+    def _same(self, place: Ints, other_place: Ints, length: Ints) -> Mask:
         """Tell whether two histories share ``length`` tokens: two overlapping powers of two."""
         one, other = self.order[place], self.order[other_place]
         level = np.frexp(np.maximum(length, 1))[1] - 1

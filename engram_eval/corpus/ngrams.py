@@ -18,13 +18,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.corpus.document import BOUNDARY
 from engram_eval.errors import UserError
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 END_ID = "end_id.npy"
 """Written only where documents do not end with 0."""
@@ -230,7 +228,7 @@ def _keys(ids: Ints, tokens: Ints, vocab_size: int, order: int) -> Ints:
     return _previous(ids, order) * vocab_size + tokens
 
 
-def _find(table: Ints, keys: Ints, wanted: NDArray[np.bool_]) -> Ints:
+def _find(table: Ints, keys: Ints, wanted: Mask) -> Ints:
     """Return the index of each wanted key in a sorted table, -1 where it is not there."""
     index = np.minimum(np.searchsorted(table, keys), len(table) - 1)
     return np.where(wanted & (table[index] == keys), index, -1)

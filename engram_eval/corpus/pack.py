@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from engram_eval.arrays import Floats, Ints
 from engram_eval.corpus.document import BOUNDARY, Document
 from engram_eval.corpus.tokenizer import token_bytes, vocabulary_size
 from engram_eval.errors import UserError
@@ -27,11 +27,11 @@ class Answers(NamedTuple):
         domain: index into the corpus's domains.
     """
 
-    start: NDArray[np.int64]
-    end: NDArray[np.int64]
-    absent_bits: NDArray[np.float64]
-    perfect_bits: NDArray[np.float64]
-    domain: NDArray[np.int64]
+    start: Ints
+    end: Ints
+    absent_bits: Floats
+    perfect_bits: Floats
+    domain: Ints
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from engram_eval.config import CorpusConfig
 from engram_eval.corpus.store import MANIFEST, NGRAMS, Corpus, load_corpus
 from engram_eval.errors import UserError
-from engram_eval.records import write_json
+from engram_eval.files import write_json
 
 TOKENS = ".bin"
 """Suffix of token streams, which are compressed: to about 60 %."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engram_eval.arrays import Ints
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.pack import Answers
 from engram_eval.corpus.store import NGRAM_ORDERS, Corpus
@@ -22,13 +23,13 @@ class Retold(Corpus):
     """
 
     train_tokens: NDArray[np.integer]
-    train_docs: NDArray[np.int64]
+    train_docs: Ints
 
     def tokens(self, split: str) -> NDArray[np.integer]:  # type: ignore[override]
         """Return a split's token stream, (T,); every document ends with ``end_id``."""
         return self.train_tokens if split == "train" else super().tokens(split)
 
-    def docs(self, split: str) -> NDArray[np.int64]:
+    def docs(self, split: str) -> Ints:
         """Return start, end, domain and bytes of a split's documents, see ``Corpus.docs``."""
         return self.train_docs if split == "train" else super().docs(split)
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engram_eval.arrays import Ints
 from engram_eval.corpus.retold import Retold, retell
 from engram_eval.corpus.store import Corpus
 
@@ -39,7 +39,7 @@ def revise(
 
 def _remove(
     corpus: Corpus,
-    parts: list[NDArray[np.int64]],
+    parts: list[Ints],
     facts: list[tuple[int, int]],
     number: int,
     removed: Collection[str],
@@ -60,7 +60,7 @@ def _remove(
         facts[place] = (number, len(text.encode()))
 
 
-def _encode(corpus: Corpus, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+def _encode(corpus: Corpus, texts: Sequence[str]) -> list[Ints]:
     """Return the tokens of documents, each with the end of text behind it."""
     if not texts:
         return []

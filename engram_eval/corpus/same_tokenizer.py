@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from engram_eval.corpus.given_tokenizer import given_tokenizer
 from engram_eval.corpus.tokenizer_file import FILE, SETTINGS, named_end, opened, read_tokenizer
-from engram_eval.records import content_hash
+from engram_eval.files import content_hash
 
 VOCABULARIES = ("tokenizer*", "*vocab*", "*.model")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from engram_eval.corpus.document import SPLITS, Answer, Document, hash_fraction
-from engram_eval.records import canonical_json
+from engram_eval.files import canonical_json
 
 
 class Spool:

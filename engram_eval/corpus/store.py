@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engram_eval.arrays import Ints
 from engram_eval.corpus.document import BOUNDARY, SPLITS
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.pack import Answers, token_dtype
 from engram_eval.errors import UserError, unknown
+from engram_eval.files import file_sha256
 from engram_eval.locks import waiting_lock
-from engram_eval.records import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,7 +44,7 @@ class Corpus:
     folder: Path
     manifest: Mapping[str, Any]
     domains: tuple[str, ...]
-    token_bytes: NDArray[np.int64]
+    token_bytes: Ints
 
     @property
     def vocab_size(self) -> int:
@@ -61,7 +61,7 @@ class Corpus:
         path = self._file(split, "bin")
         return np.memmap(path, dtype=token_dtype(self.vocab_size), mode="r")
 
-    def docs(self, split: str) -> NDArray[np.int64]:
+    def docs(self, split: str) -> Ints:
         """Return start, end (exclusive, end of text included), domain, bytes: (documents, 4)."""
         return np.load(self._file(split, "docs.npy"))
 

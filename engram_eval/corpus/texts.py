@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from engram_eval.errors import UserError
-from engram_eval.records import content_hash, write_atomic
+from engram_eval.files import content_hash, write_atomic
 
 Texts = Iterable[str] | Mapping[str, Iterable[str]]
 DOMAIN = "texts"

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from engram_eval.arrays import Ints
 from engram_eval.errors import UserError
 
 EOS = "<|endoftext|>"
@@ -85,7 +85,7 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
+def token_bytes(tokenizer: Tokenizer) -> Ints:
     """Return how many bytes of text each token stands for, (V,).
 
     0 for special tokens, which stand for no text, and for ids that are no token.

@@ -11,8 +11,8 @@ from typing import Any
 from engram_eval.config import CorpusConfig
 from engram_eval.corpus.stdlib import stdlib_fingerprint
 from engram_eval.evaluation.items import find_generators, load_generator
+from engram_eval.files import write_json, write_jsonl
 from engram_eval.paths import tasks_dir
-from engram_eval.records import write_json, write_jsonl
 
 LIBRARY = "library.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from engram_eval.errors import UserError
-from engram_eval.records import read_jsonl
+from engram_eval.files import read_jsonl
 
 
 def items_file(yaml_file: Path, data_dir: Path | None = None) -> Path:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from engram_eval.arrays import Ints
 from engram_eval.evaluation.batching import Budget, Size, cut_batches
 from engram_eval.evaluation.cached_model import CachedModel, Past, StemBatch, join
 from engram_eval.evaluation.prefix_tree import Stem, Tokens, make_stem, split_clusters
@@ -80,9 +80,9 @@ class Tally:
     def _add_block(
         self,
         logits: torch.Tensor,
-        rows: npt.NDArray[np.int64],
-        tokens: npt.NDArray[np.int64],
-        requests: npt.NDArray[np.int64],
+        rows: Ints,
+        tokens: Ints,
+        requests: Ints,
     ) -> None:
         top, best = logits.max(dim=-1)
         norm = top + logits.sub(top[:, None]).exp_().sum(dim=-1).log()

@@ -14,14 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from engram_eval.analysis.stats import ratio
+from engram_eval.arrays import Floats, Ints
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
-from engram_eval.evaluation.scores import ratio
 from engram_eval.records import MetricRow
 from engram_eval.tensor_cores import tensor_cores
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 LN2 = math.log(2)
 
 

@@ -4,24 +4,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from engram_eval.adapters.load import load_model
 from engram_eval.allocator import keep_freed_memory
+from engram_eval.arrays import Floats, Ints
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.environment import compute_device
 from engram_eval.evaluation.heldout import Documents, token_bits
 from engram_eval.evaluation.heldout_text import HeldoutText, heldout_text
 from engram_eval.evaluation.settings import check_settings
+from engram_eval.files import write_jsonl
 from engram_eval.parallel.launched import launched
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, write_jsonl
-from engram_eval.stages import resolve
-
-Floats = npt.NDArray[np.float64]
-WITH_TASKS = "engram_eval.evaluation.stage:evaluate"
+from engram_eval.records import MetricRow
 
 
 def evaluate(
@@ -36,8 +31,9 @@ def evaluate(
     See ``stage.evaluate`` for arguments and errors.
     """
     if config.tasks or launched():
-        rows: list[MetricRow] = resolve(WITH_TASKS)(inputs, config, seed, out, report)
-        return rows
+        from engram_eval.evaluation import stage
+
+        return stage.evaluate(inputs, config, seed, out, report)
     check_settings(config)
     if not config.heldout:
         return []
@@ -45,7 +41,7 @@ def evaluate(
     model = load_model(inputs["train"] / "model").to(compute_device())
     text = text_for(load_corpus(inputs["corpus"]), config, inputs["train"] / "model")
 
-    def cost(tokens: npt.NDArray[np.int64]) -> Floats:
+    def cost(tokens: Ints) -> Floats:
         batch = windows(config)
         return token_bits(model, tokens, config.seq_len, batch, model.device, text.end_id)
 
@@ -63,7 +59,7 @@ def windows(config: EvalConfig) -> int:
 
 
 def heldout(
-    cost: Callable[[npt.NDArray[np.int64]], Floats],
+    cost: Callable[[Ints], Floats],
     text: HeldoutText,
     out: Path,
     report: Reporter,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
+from engram_eval.arrays import Floats, Ints
 from engram_eval.corpus.given_tokenizer import SAMPLE
 from engram_eval.corpus.same_tokenizer import same_tokenizer
 from engram_eval.corpus.store import Corpus
@@ -20,8 +21,6 @@ from engram_eval.corpus.tokenizer_file import opened
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import (
     Documents,
-    Floats,
-    Ints,
     check_finite,
     document_rows,
     per_document,

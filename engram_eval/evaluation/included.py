@@ -10,8 +10,8 @@ from pathlib import Path
 
 from engram_eval.errors import UserError
 from engram_eval.evaluation.suites import BPB, SUITES
+from engram_eval.files import content_hash, known_sha256
 from engram_eval.paths import tasks_dir
-from engram_eval.records import content_hash, known_sha256
 
 _NAME = re.compile(r"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([\w.:+-]+)[\"']?[ \t]*$", re.M)
 _TAGS = re.compile(r"^[\"']?tag[\"']?[ \t]*:[ \t]*(\S[^\n#]*|(?:\n[ \t]*-[^\n#]*)+)", re.M)

@@ -8,14 +8,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from engram_eval.arrays import Floats
 from engram_eval.config import CorpusConfig
 from engram_eval.corpus.ngrams import NGramModel
 from engram_eval.corpus.store import load_corpus
+from engram_eval.files import write_jsonl
 from engram_eval.paths import tasks_dir
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, write_jsonl
+from engram_eval.records import MetricRow
 
 Items = list[dict[str, Any]]
 
@@ -87,9 +88,7 @@ def label_local(items: Items, tokenizer: Any, ngrams: NGramModel) -> Items:
     return labelled
 
 
-def choice_bits(
-    items: Items, tokenizer: Any, ngrams: NGramModel, order: int
-) -> list[npt.NDArray[np.float64]]:
+def choice_bits(items: Items, tokenizer: Any, ngrams: NGramModel, order: int) -> list[Floats]:
     """Return what each choice costs an n-gram model after its query: one (choices,) per item."""
     texts = [item["query"] + choice for item in items for choice in item["choices"]]
     queries = _encode(tokenizer, [item["query"] for item in items])

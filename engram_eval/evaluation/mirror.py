@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from engram_eval.errors import UserError, nearest
 from engram_eval.evaluation.mirror_build import MANIFEST, SCHEMA
-from engram_eval.records import file_sha256, known_sha256
+from engram_eval.files import file_sha256, known_sha256
 
 # Loaders of ``datasets`` that read local files by themselves; there is nothing to mirror.
 LOCAL_LOADERS = frozenset({"json", "csv", "parquet", "text"})

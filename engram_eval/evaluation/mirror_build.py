@@ -18,8 +18,8 @@ import yaml
 from engram_eval.errors import UserError
 from engram_eval.evaluation.mirror_spec import BadRow, MirrorSpec, Shaper, SourceSet
 from engram_eval.evaluation.source_rows import source_rows
+from engram_eval.files import file_sha256, write_atomic, write_json
 from engram_eval.progress import Reporter
-from engram_eval.records import file_sha256, write_atomic, write_json
 
 MANIFEST = "mirror.json"
 SCHEMA = 1

@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from engram_eval.arrays import Floats, Ints, Mask
 from engram_eval.corpus.store import Corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation.table import OwnTask, own_tasks
-from engram_eval.records import read_jsonl
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+from engram_eval.files import read_jsonl
 
 BATCH_SIZE = 64
 

@@ -49,7 +49,6 @@ def repeat_items(
     occurrences: Sequence[int],
     count: int,
     size: Callable[[str], int],
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Return items that score a fragment's n-th occurrence, static and fresh ones in pairs.
 
@@ -61,10 +60,9 @@ def repeat_items(
         occurrences: n; 1 means that the context has not told it yet.
         count: pairs for each length and n that fit together.
         size: tokens of a text.
-        seed: of all draws.
     """
     kinds = itertools.product(lengths, occurrences)
-    pairs = in_turns(_pairs(texts, *kind, count, size, seed) for kind in kinds)
+    pairs = in_turns(_pairs(texts, *kind, count, size) for kind in kinds)
     return [item for pair in pairs for item in pair]
 
 
@@ -74,16 +72,15 @@ def _pairs(
     occurrence: int,
     count: int,
     size: Callable[[str], int],
-    seed: int,
 ) -> list[list[dict[str, Any]]]:
-    rng = np.random.default_rng([seed, length, occurrence])
+    rng = np.random.default_rng([0, length, occurrence])
     made = []
     for number, static in enumerate(fragments(texts, count, rng)):
         fresh = " ".join(rng.permutation(static.split()))
         pair = []
         for kind, fragment in (("static", static), ("fresh", fresh)):
             # Both stand at the same places.
-            places = np.random.default_rng([seed, length, occurrence, number])
+            places = np.random.default_rng([0, length, occurrence, number])
             pad = padder(length, size, places, size(f" {fragment}"))
             query = pad("Text:", [f"{fragment}."] * (occurrence - 1) or ["Listen."], "Now:")
             if query is not None:

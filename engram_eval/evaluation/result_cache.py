@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engram_eval.evaluation.task_hash import task_hash
-from engram_eval.records import content_hash, write_atomic
+from engram_eval.files import content_hash, write_atomic
 from engram_eval.stages import STAGES
 
 FOLDER = "results"

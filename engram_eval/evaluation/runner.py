@@ -14,8 +14,8 @@ from engram_eval.evaluation.quiet import quiet_lm_eval
 from engram_eval.evaluation.result_cache import ResultCache, TaskFiles, keep, restore
 from engram_eval.evaluation.samples import per_item, pool
 from engram_eval.evaluation.task_hash import LOCAL_KEYS
+from engram_eval.files import read_jsonl, write_json, write_jsonl
 from engram_eval.progress import Reporter, Task
-from engram_eval.records import read_jsonl, write_json, write_jsonl
 
 SEED = 0
 

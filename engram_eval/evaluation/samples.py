@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from engram_eval.errors import UserError
-from engram_eval.records import content_hash
+from engram_eval.files import content_hash
 
 Sample = dict[str, Any]
 

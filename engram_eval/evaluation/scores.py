@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from engram_eval.analysis.stats import centred, clustered_stderr
+from engram_eval.analysis.stats import Ratio, centred, ratio
 from engram_eval.evaluation.samples import (
     FRACTIONS,
     GUESSED,
@@ -19,34 +18,7 @@ from engram_eval.evaluation.samples import (
 from engram_eval.evaluation.suites import domain_of
 from engram_eval.records import MetricRow
 
-Floats = npt.NDArray[np.float64]
-
 MOST_PERPLEXITY = 1e300
-
-
-class Ratio(NamedTuple):
-    """A ratio of sums with its standard error; None where there are too few units for one."""
-
-    value: float
-    stderr: float | None
-
-
-def ratio(top: Floats, bottom: Floats, clusters: Sequence[object] | None = None) -> Ratio:
-    """Return ``sum(top) / sum(bottom)`` and its linearised standard error.
-
-    Cochran (1977), Sampling Techniques, eq. 6.13, without the finite-population factor.
-
-    Args:
-        top: e.g. the bits of each item, (n,).
-        bottom: e.g. the bytes of each item, (n,), not all zero.
-        clusters: label of each entry; entries of one label are no independent evidence.
-    """
-    value = float(top.sum() / bottom.sum())
-    labels = list(range(len(top))) if clusters is None else list(clusters)
-    if len(set(labels)) < 2:
-        return Ratio(value, None)
-    residuals = (top - value * bottom) / bottom.mean()
-    return Ratio(value, clustered_stderr(residuals, labels))
 
 
 def chance_level(samples: Sequence[Mapping[str, Any]]) -> float | None:
@@ -101,8 +73,7 @@ def _rows(
         if has_number(metric, samples):
             scores = [float(sample[metric]) for sample in samples]
             chance = metadata.get("chance", chance_level(samples)) if metric in GUESSED else 0.0
-            mean = Ratio(float(np.mean(scores)), _stderr(scores, sources))
-            rows += _fraction_rows(task, metric, mean, chance, common)
+            rows += _fraction_rows(task, metric, _mean(scores, sources), chance, common)
     if has_ratio("bits_per_byte", samples):
         nats, size = np.array([sample["bits_per_byte"] for sample in samples], np.float64).T
         value, stderr = ratio(-nats / math.log(2), size, sources)
@@ -112,9 +83,9 @@ def _rows(
     return rows
 
 
-def _stderr(scores: Sequence[float], sources: Sequence[object]) -> float | None:
-    """Return the standard error of a mean, clustered by source; None from a single source."""
-    return clustered_stderr(scores, sources) if len(set(sources)) > 1 else None
+def _mean(scores: Sequence[float], sources: Sequence[object]) -> Ratio:
+    """Return the mean of scores, its error clustered by source."""
+    return ratio(np.array(scores, np.float64), np.ones(len(scores)), sources)
 
 
 def _fraction_rows(
@@ -127,7 +98,7 @@ def _fraction_rows(
     """Return a mean of scores, and for ``acc`` also the one above chance."""
     value, stderr = mean
     rows = [MetricRow(task, metric, value, stderr=stderr, baseline=chance, **common)]
-    if metric == "acc" and chance is not None:
+    if metric == "acc" and chance is not None and value is not None:
         scaled = None if stderr is None else stderr / (1 - chance)
         rows.append(
             MetricRow(
@@ -149,7 +120,7 @@ def _perplexity_row(
     """
     loss = -float(np.mean(log_likelihoods))
     value = math.exp(loss) if loss < math.log(MOST_PERPLEXITY) else None
-    relative = _stderr(log_likelihoods, sources)
+    relative = _mean(log_likelihoods, sources).stderr
     stderr = None if value is None or relative is None else value * relative
     return MetricRow(task, "perplexity", value, stderr=stderr, **common)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
 
+from engram_eval.arrays import Floats, Ints
 from engram_eval.evaluation.fast_lm import FastLM, Scored
 from engram_eval.parallel.ranks import Ranks
 
@@ -69,12 +70,12 @@ class SharedLM(FastLM):
 
 
 def shared_cost(
-    cost: Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.float64]],
-    tokens: npt.NDArray[np.int64],
+    cost: Callable[[Ints, int], Floats],
+    tokens: Ints,
     unit: int,
     ranks: Ranks,
     end_id: int = 0,
-) -> npt.NDArray[np.float64]:
+) -> Floats:
     """Return the cost of each token, a part of them in each process.
 
     Args:

@@ -8,13 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from lm_eval.api.model import LM
 
 from engram_eval.adapters.load import load_model
 from engram_eval.adapters.stage import model_sha256
 from engram_eval.allocator import keep_freed_memory
+from engram_eval.arrays import Floats, Ints
 from engram_eval.config import EvalConfig
 from engram_eval.corpus.store import load_corpus
 from engram_eval.corpus.tokenizer_file import opened
@@ -36,8 +35,6 @@ from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
 from engram_eval.records import EQUAL_LOSS, EQUAL_LOSS_FACTS, MetricRow
 from engram_eval.stage_config import EqualLossScores
-
-Floats = npt.NDArray[np.float64]
 
 TOKENS_PER_REQUEST = 64
 
@@ -84,7 +81,7 @@ def evaluate(
 
         end_id = text.end_id if text else 0
 
-        def cost(tokens: npt.NDArray[np.int64], before: int = end_id) -> Floats:
+        def cost(tokens: Ints, before: int = end_id) -> Floats:
             opened = lm()
             return token_bits(opened.model, tokens, config.seq_len, batch, opened.device, before)
 
@@ -174,7 +171,7 @@ def fast_lm(model: Any, tokenizer: Any, batch_size: int, ranks: Ranks | None = N
 
 def score(
     lm: LM | Callable[[], LM],
-    cost: Callable[[npt.NDArray[np.int64]], Floats],
+    cost: Callable[[Ints], Floats],
     loaded: Mapping[str, Any],
     text: HeldoutText | None,
     config: EvalConfig,

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from engram_eval.files import content_hash, known_sha256
 from engram_eval.paths import tasks_dir
-from engram_eval.records import content_hash, known_sha256
 
 LIMITED_LONG = 2
 """Version of what a limit takes of a task with long contexts: since 2 some items of each length."""

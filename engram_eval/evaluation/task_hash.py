@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.evaluation.loading import FEWSHOT_SEED, documents
-from engram_eval.records import content_hash, file_sha256
+from engram_eval.files import content_hash, file_sha256
 
 # Paths differ from machine to machine, and are no part of what is asked.
 LOCAL_KEYS = (

@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from engram_eval.errors import UserError
+from engram_eval.files import file_sha256
 from engram_eval.formats.official_names import OFFSETS, weight_names
 from engram_eval.formats.reference_vectors import ReferenceVectors, read_vectors
 from engram_eval.models.compression import compress_vocabulary
 from engram_eval.models.hashing import TokenHistory, allot_primes, draw_multipliers
 from engram_eval.models.memory import EngramMemory, MemorySpec
 from engram_eval.progress import Reporter
-from engram_eval.records import file_sha256
 
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-5}
 END_OF_TEXT = "<|endoftext|>"

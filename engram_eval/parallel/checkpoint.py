@@ -10,10 +10,10 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from engram_eval.errors import UserError
+from engram_eval.files import write_atomic
 from engram_eval.parallel.folders import ABOUT, PREFIX, resume_folders
 from engram_eval.parallel.model import spread_state
 from engram_eval.parallel.ranks import Ranks
-from engram_eval.records import write_atomic
 
 KEPT = 2
 

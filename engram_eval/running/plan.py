@@ -1,13 +1,12 @@
 """What a study will cost, before it runs."""
 
 from collections import Counter
-from typing import Any, cast
+from typing import Any
 
 from engram_eval.config import StudyConfig, arm_training
 from engram_eval.environment import default_workers, gpus, products
 from engram_eval.running.stage_seconds import other_seconds
 from engram_eval.running.study_folder import study_ledger
-from engram_eval.stages import resolve
 from engram_eval.study import graph
 from engram_eval.training.settings import check_training
 from engram_eval.training.steps import checkpoint_steps, n_steps
@@ -48,35 +47,41 @@ def plan(study: StudyConfig, measure: bool = True, ranks: int | None = None) -> 
     Raises:
         UserError: settings that no training can have, or processes that cannot share the batch.
     """
+    from engram_eval.costs.footprint import training_footprint
+
     training = {model.name: arm_training(study, model) for model in study.models}
     for train in training.values():
         check_training(train)
     ledger = study_ledger(study)
-    footprint = resolve("engram_eval.costs.footprint:training_footprint")
     by = products()
     for name, row in ledger.items():
         train = training[name]
         row["training_flops"] = (
             TRAINING_FLOPS_PER_FORWARD_FLOP * row["flops_per_token"] * row["tokens"]
         )
-        taken = footprint(row["architecture"], train, by)
+        taken = training_footprint(row["architecture"], train, by)
         row["training_memory_mb"] = round(taken.total / 1e6)
         row["weights_mb"] = BYTES_PER_PARAMETER * row["params_total"] / 1e6
         row["checkpoints"] = len(checkpoint_steps(train.checkpoints, n_steps(train)))
         row["training_seconds"] = None
         if measure:
-            rate = resolve("engram_eval.bench.rate:seconds_per_token")
-            row["training_seconds"] = rate(row["architecture"], train) * row["tokens"]
+            from engram_eval.bench.rate import seconds_per_token
+
+            seconds = seconds_per_token(row["architecture"], train)
+            row["training_seconds"] = seconds * row["tokens"]
         if ranks is not None:
-            costs = resolve("engram_eval.costs.ranks:rank_costs")
-            found = costs(row["architecture"], train, ranks)
-            row["ranks"] = {"world": ranks, **found._asdict()}
-    tuning = {"runs": study.tune.runs, "fraction": study.tune.fraction}
-    found = {"study": study.name, "scale": study.scale, "tuning": tuning, "models": ledger}
-    loaded = {m.name: {"path": m.path, "seeds": list(m.seeds)} for m in study.models if m.path}
+            from engram_eval.costs.ranks import rank_costs
+
+            costs = rank_costs(row["architecture"], train, ranks)
+            row["ranks"] = {"world": ranks, **costs._asdict()}
     return {
-        **found,
-        "loaded": loaded,
+        "study": study.name,
+        "scale": study.scale,
+        "tuning": {"runs": study.tune.runs, "fraction": study.tune.fraction},
+        "models": ledger,
+        "loaded": {
+            m.name: {"path": m.path, "seeds": list(m.seeds)} for m in study.models if m.path
+        },
         "workers": default_workers(),
         "stages": _stages(study, ledger, measure),
     }
@@ -128,6 +133,8 @@ def _loaded_lines(planned: dict[str, Any]) -> list[str]:
 
 def _disk_lines(models: dict[str, Any]) -> list[str]:
     """Say what models take on a disk, where it is more than anyone has to spare."""
+    from engram_eval.training.checkpoint import KEPT
+
     rows = list(models.values())
     weights = sum(row["weights_mb"] * row["checkpoints"] * len(row["seeds"]) for row in rows)
     if weights < WORTH_TELLING_MB:
@@ -135,7 +142,7 @@ def _disk_lines(models: dict[str, Any]) -> list[str]:
     count = sum(row["checkpoints"] * len(row["seeds"]) for row in rows)
     # Weights and both moments.
     point = 3 * max(row["weights_mb"] for row in rows)
-    resuming = point * cast(int, resolve("engram_eval.training.checkpoint:KEPT"))
+    resuming = point * KEPT
     return [
         f"{count} checkpoints take {weights / 1e3:,.0f} GB on disk (train.checkpoints says how "
         f"many); a training that runs up to {resuming / 1e3:,.1f} GB more"

@@ -7,10 +7,11 @@ from pathlib import Path
 from engram_eval.check import check_study
 from engram_eval.config import StudyConfig
 from engram_eval.errors import UserError
+from engram_eval.files import read_json
 from engram_eval.locks import refusing_lock
 from engram_eval.node import Node
 from engram_eval.progress import Reporter
-from engram_eval.records import TOKENIZERS, read_json, read_record
+from engram_eval.records import TOKENIZERS, read_record
 from engram_eval.running.stage_seconds import of_flops
 from engram_eval.running.study_folder import check_folder, study_ledger, write_study_folder
 from engram_eval.running.workers import Launcher, run_nodes

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from engram_eval.errors import UserError
+from engram_eval.files import read_json
 from engram_eval.locks import is_locked
-from engram_eval.records import read_json, read_record
+from engram_eval.records import read_record
 from engram_eval.training.progress_file import read_progress
 
 SHOWN = {

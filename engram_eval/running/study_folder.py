@@ -14,19 +14,12 @@ from typing import Any
 from engram_eval.config import StudyConfig, arm_training
 from engram_eval.config_json import to_dict
 from engram_eval.errors import UserError
+from engram_eval.files import write_json, write_jsonl
 from engram_eval.model_folder import CONFIG
 from engram_eval.node import NAMING, Node
-from engram_eval.records import (
-    TOKENIZERS,
-    StageRecord,
-    read_record,
-    row_to_dict,
-    sort_key,
-    write_json,
-    write_jsonl,
-)
+from engram_eval.records import TOKENIZERS, StageRecord, read_record, row_to_dict, sort_key
 from engram_eval.stage_config import LoadStage, TrainStage
-from engram_eval.stages import STAGES, resolve
+from engram_eval.stages import STAGES
 from engram_eval.tokenizer_use import tokenizer_use
 
 
@@ -100,16 +93,17 @@ def _named(row: dict[str, Any], node: Node, study: StudyConfig) -> dict[str, Any
 
 def study_ledger(study: StudyConfig) -> dict[str, Any]:
     """Count what each model of a solved study costs: parameters, FLOPs, tokens, seeds."""
-    count = resolve("engram_eval.costs.ledger:ledger_of")
-    drawn_from = resolve("engram_eval.costs.initialisation:initialisation")
+    from engram_eval.costs.initialisation import initialisation
+    from engram_eval.costs.ledger import ledger_of
+
     return {
         model.name: {
-            **dataclasses.asdict(count(model.architecture, study.train.seq_len)),
+            **dataclasses.asdict(ledger_of(model.architecture, study.train.seq_len)),
             "seeds": list(model.seeds),
             "tokens": arm_training(study, model).tokens,
             "matched_to": model.match,
             "tuned": bool(study.tune.lr_factors),
-            "initialisation": drawn_from(model.architecture),
+            "initialisation": initialisation(model.architecture),
             "architecture": dict(model.architecture),
         }
         for model in study.models
@@ -140,8 +134,9 @@ def _changed(path: Path) -> int:
 @functools.cache
 def _counts(folder: Path, changed_ns: int) -> Mapping[str, Any]:
     """Count a model once as long as its configuration does not change."""
-    found: Mapping[str, Any] = resolve("engram_eval.adapters.counts:count_folder")(folder)._asdict()
-    return found
+    from engram_eval.adapters.counts import count_folder
+
+    return count_folder(folder)._asdict()
 
 
 def _stage(node: Node, record: StageRecord | None, store: Path, out: Path) -> dict[str, Any]:

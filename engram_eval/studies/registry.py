@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engram_eval.arm_corpus import told_apart
+from engram_eval.baselines.registry import read_listed
 from engram_eval.config import TUNED, StudyConfig, UpdateConfig
 from engram_eval.config_json import from_dict, to_dict
 from engram_eval.errors import UserError, unknown
+from engram_eval.files import content_hash
 from engram_eval.overrides import override
-from engram_eval.records import content_hash
 from engram_eval.scales import SCALES, Scale
 from engram_eval.stages import resolve
 
@@ -162,10 +163,9 @@ def _only(study: StudyConfig, arms: Sequence[str]) -> StudyConfig:
                 f"--arms {' '.join(arms)}: {model.name} is matched to {model.match} in cost; "
                 f"add {model.match}"
             )
-    listed = resolve("engram_eval.baselines.registry:read_listed")
-    beside = tuple(each for each in study.baselines if listed(each).model in (None, *arms))
-    told = tuple(way for way in study.update.ways if listed(way).model in (None, *arms))
-    told = told if any(listed(way).model for way in told) else ()
+    beside = tuple(each for each in study.baselines if read_listed(each).model in (None, *arms))
+    told = tuple(way for way in study.update.ways if read_listed(way).model in (None, *arms))
+    told = told if any(read_listed(way).model for way in told) else ()
     update = dataclasses.replace(study.update, ways=told)
     return dataclasses.replace(study, models=kept, baselines=beside, update=update)
 

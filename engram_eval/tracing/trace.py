@@ -100,7 +100,7 @@ def trace_folder(text: str, folder: Path) -> Trace:
     return trace(text, adapter, opened(folder), str(folder))
 
 
-def trace_random(text: str, seed: int = 0) -> Trace:
+def trace_random(text: str, seed: int) -> Trace:
     """Trace ``text`` through an untrained model of the quick scale, with a tokenizer made here.
 
     Tokens, n-grams and rows are what a trained model of this tokenizer would have; gates and what

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from engram_eval.errors import UserError
-from engram_eval.records import write_atomic
+from engram_eval.files import write_atomic
 from engram_eval.training.muon import Together
 from engram_eval.training.row_optim import AdamWWithRows, RowAdamW, trained_tables
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engram_eval.arrays import Ints
 from engram_eval.errors import UserError
 from engram_eval.training.lookup import Lookup
 
@@ -30,9 +31,9 @@ class Batch(NamedTuple):
 
     inputs: Tensor
     labels: Tensor
-    sequences: NDArray[np.int64]
+    sequences: Ints
     epoch: int
-    domains: NDArray[np.int64] | None = None
+    domains: Ints | None = None
     lookup: Lookup | None = None
 
 
@@ -58,7 +59,7 @@ class Batches:
         seq_len: int,
         batch_size: int,
         seed: int,
-        docs: NDArray[np.int64] | None = None,
+        docs: Ints | None = None,
     ) -> None:
         self.tokens, self.seq_len, self.batch_size, self.seed = tokens, seq_len, batch_size, seed
         self.docs = docs
@@ -87,11 +88,11 @@ class Batches:
         """Return how often the text has been seen after ``steps`` steps."""
         return steps * self.batch_size / self.n_sequences
 
-    def _domains(self, places: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    def _domains(self, places: Ints) -> Ints | None:
         if self.docs is None:
             return None
         numbers = np.searchsorted(self.docs[:, 0], places, side="right") - 1
         return np.asarray(self.docs[numbers, 2])
 
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+    def _permutation(self, epoch: int) -> Ints:
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_sequences)

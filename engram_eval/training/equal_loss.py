@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engram_eval.errors import UserError
+from engram_eval.files import read_jsonl, write_json
 from engram_eval.progress import Reporter
-from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow, read_jsonl, write_json
+from engram_eval.records import EQUAL_LOSS_FACTS, MetricRow
 from engram_eval.stage_config import EqualLossStage
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from engram_eval.errors import UserError
-from engram_eval.records import canonical_json
+from engram_eval.files import canonical_json
 
 
 class Log:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from engram_eval.arrays import Ints
 from engram_eval.config import TrainConfig
 from engram_eval.models.compiled import compile_blocks, keep_variants
 from engram_eval.progress import Reporter, Task
@@ -258,7 +257,7 @@ def _by_domain(each: Tensor, batch: Batch, names: Sequence[str]) -> dict[str, di
     return domain_losses(*by_domain(each, batch.domains, len(names)), names)
 
 
-def by_domain(each: Tensor, domains: NDArray[np.int64], count: int) -> tuple[Tensor, Tensor]:
+def by_domain(each: Tensor, domains: Ints, count: int) -> tuple[Tensor, Tensor]:
     """Return the summed nats and the tokens of each of ``count`` domains."""
     where = torch.from_numpy(domains.reshape(-1))
     tokens = torch.bincount(where, minlength=count)

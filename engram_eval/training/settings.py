@@ -1,10 +1,7 @@
 """Which settings make sense where something is trained."""
 
-from typing import Any
-
 from engram_eval.config import OF_PARTS, TrainConfig
 from engram_eval.errors import UserError, look_up
-from engram_eval.stages import resolve
 
 
 def check_training(train: TrainConfig) -> None:
@@ -13,8 +10,9 @@ def check_training(train: TrainConfig) -> None:
     Raises:
         UserError: names the setting.
     """
-    optimizers: Any = resolve("engram_eval.training.optim:OPTIMIZERS")
-    look_up("optimizer", train.optimizer, optimizers)
+    from engram_eval.training.optim import OPTIMIZERS
+
+    look_up("optimizer", train.optimizer, OPTIMIZERS)
     for name in ("lr", *OF_PARTS, "clip_norm"):
         if getattr(train, name) <= 0:
             raise UserError(f"train.{name}={getattr(train, name)}: must be above 0")

@@ -22,20 +22,14 @@ from engram_eval.costs.ledger import architecture_config, ledger_of
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import heldout_rows
+from engram_eval.files import content_hash, file_sha256, read_jsonl
 from engram_eval.models.modeling_engram import EngramForCausalLM
 from engram_eval.models.register import register
 from engram_eval.parallel.folders import delete_parts, resume_folders
 from engram_eval.parallel.launched import launched
 from engram_eval.parallel.ranks import Ranks, joined
 from engram_eval.progress import Reporter
-from engram_eval.records import (
-    MetricRow,
-    content_hash,
-    file_sha256,
-    read_jsonl,
-    row_from_dict,
-    row_to_dict,
-)
+from engram_eval.records import MetricRow, row_from_dict, row_to_dict
 from engram_eval.stage_config import TrainStage
 from engram_eval.stages import resolve
 from engram_eval.threads import threads

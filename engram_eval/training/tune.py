@@ -18,8 +18,9 @@ from pathlib import Path
 
 from engram_eval.config import OF_PARTS, TrainConfig, TuneConfig
 from engram_eval.costs.ledger import architecture_config
+from engram_eval.files import read_jsonl, write_json
 from engram_eval.progress import Reporter
-from engram_eval.records import MetricRow, read_jsonl, row_from_dict, write_json
+from engram_eval.records import MetricRow, row_from_dict
 from engram_eval.stage_config import TrainStage, TuneStage
 from engram_eval.training.loop import TrainingError
 from engram_eval.training.stage import train

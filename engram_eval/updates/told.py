@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from lm_eval.api.instance import Instance
 
-from engram_eval.baselines.predictor import Floats, Ints
+from engram_eval.analysis.stats import ratio
+from engram_eval.arrays import Floats, Ints
 from engram_eval.config import EvalConfig, TrainConfig, UpdateConfig
 from engram_eval.corpus.store import Corpus
 from engram_eval.evaluation.heldout import per_document
-from engram_eval.evaluation.scores import ratio
 from engram_eval.progress import Reporter
 from engram_eval.records import BEFORE_UPDATE, MetricRow
 from engram_eval.updates.changes import Changes, Question, questions

@@ -2,6 +2,7 @@
 
 Both take as many steps on the same passages in the same order, with the optimiser of the training
 at a constant rate. The rate is the one of several after which people who are not scored come off
+
 best: the mean of exact answers on their changed facts, as told and in other words, and on all else
 that is asked of them.
 """
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram_eval.adapters.load import load_model
-from engram_eval.baselines.predictor import Floats, Ints
+from engram_eval.arrays import Floats, Ints
 from engram_eval.environment import compute_device
 from engram_eval.errors import UserError
 from engram_eval.evaluation.heldout import token_bits

@@ -283,7 +283,7 @@ def find_loaded(arguments: argparse.Namespace) -> Any:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from engram_eval.config_json import to_dict
-    from engram_eval.records import content_hash
+    from engram_eval.files import content_hash
 
     study = find_loaded(arguments)
     # What else was compared stays.

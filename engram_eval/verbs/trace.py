@@ -25,7 +25,7 @@ def _trace(arguments: argparse.Namespace) -> int:
         raise UserError("trace needs either --model DIR or --random")
     if arguments.model is not None:
         check_text_model(arguments.model)
-    from engram_eval.records import write_atomic
+    from engram_eval.files import write_atomic
     from engram_eval.tracing.page import trace_html
     from engram_eval.tracing.trace import trace_folder, trace_random
     from engram_eval.tracing.view import trace_data, trace_text

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from engram_eval.records import UNDEEPENED, MetricRow, added_blocks
+from engram_eval.analysis.arms import UNDEEPENED, added_blocks
+from engram_eval.records import MetricRow
 from reports.blocks import Block, View, flat_rows, panel
 from reports.draw import Canvas, Dot, Line, dots, lines
 from reports.load import Comparison, Study

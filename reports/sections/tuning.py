@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from engram_eval.records import MetricRow, at_the_edge
+from engram_eval.analysis.arms import at_the_edge
+from engram_eval.records import MetricRow
 from reports.blocks import Cell, Column, Table
 from reports.load import Study
 from reports.numbers import fixed
