@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engram_eval.corpus.sequences import sequence_order
 from engram_eval.errors import UserError
 from engram_eval.training.lookup import Lookup
 
@@ -69,7 +70,9 @@ class Batches:
                 "give more text or a smaller train.seq_len"
             )
         # Two epochs are all that one batch can touch, if it is not larger than the corpus.
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch: sequence_order(self.n_sequences, seed, epoch)
+        )
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a 0-based step."""
@@ -92,6 +95,3 @@ class Batches:
             return None
         numbers = np.searchsorted(self.docs[:, 0], places, side="right") - 1
         return np.asarray(self.docs[numbers, 2])
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.n_sequences)
