@@ -301,7 +301,7 @@ class StudyConfig:
         scores_at_equal_loss: score matched models and what they are matched to once more, the
             better one at the checkpoint whose validation loss is nearest to the other's last one.
         baseline_tokens: training tokens that they may read, for models that are trained on less
-            than the whole text (0: all).
+            than the whole text (0: all): those that the model has read, alone those of seed 0.
         offload: storages of the table that are timed with the scale's untrained model.
         update: facts that change after training.
     """

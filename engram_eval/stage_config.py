@@ -44,11 +44,13 @@ class BaselineStage:
 
     Attributes:
         read_tokens: training tokens that it may read (0: all).
+        sequence: tokens of the sequences in which models have read these; 0 where it may read all.
     """
 
     name: str
     evaluate: EvalConfig
     read_tokens: int = 0
+    sequence: int = field(default=0, metadata=KEYED_IF_SET)
 
 
 @dataclass(frozen=True)

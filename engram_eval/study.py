@@ -238,7 +238,10 @@ def _baselines(
 ) -> list[Node]:
     """Return a baseline alone, or around every seed of the model that is named with it."""
     name, model = read_listed(listed)
-    stage = BaselineStage(name, study.evaluate, study.baseline_tokens)
+    arm = next((arm for arm in study.models if arm.name == model), None)
+    length = (arm_training(study, arm) if arm else study.train).seq_len
+    sequence = length if study.baseline_tokens else 0
+    stage = BaselineStage(name, study.evaluate, study.baseline_tokens, sequence)
     if model is None:
         return [Node("baseline", stage, shared, listed)]
     return [

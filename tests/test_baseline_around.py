@@ -24,12 +24,13 @@ from engram_eval.baselines.knn import (
     build_datastore,
     states,
 )
+from engram_eval.baselines.lm import PredictorLM
 from engram_eval.baselines.memories import PREDICTORS
 from engram_eval.baselines.mixture import Weights, cross_tuned, tune
 from engram_eval.baselines.model_rows import model_row_bits
 from engram_eval.baselines.passages import Passages, cut_passages, terms
 from engram_eval.baselines.predictor import Scored
-from engram_eval.baselines.rag import BETWEEN, RagLM
+from engram_eval.baselines.rag import BETWEEN, STRIDE, RagLM
 from engram_eval.baselines.registry import BASELINES, build_baseline
 from engram_eval.baselines.training_text import Vocabulary, documents, own_text, text_for
 from engram_eval.config import EvalConfig
@@ -492,10 +493,33 @@ def test_running_text_looks_up_passages_by_what_came_before(tmp_path: Path) -> N
     assert [len(scored) for _, scored in told] == [64, 36, 56]
     assert [token for _, scored in told for token in scored] == tokens.tolist()
     assert told[0][0] == [0]
-    assert inner.decode(told[1][0][:-65]) == TEXTS[2] + BETWEEN
-    assert told[1][0][-65:] == [0, *tokens[:64].tolist()]
+    # Behind the end of the document before.
+    assert told[1][0][0] == 0
+    assert inner.decode(told[1][0][1:-64]) == TEXTS[2] + BETWEEN
+    assert told[1][0][-64:] == tokens[:64].tolist()
     # A window's first token is predicted from the one before it.
     assert told[2][0] == [tokens[99]]
+
+
+def test_a_memory_of_the_document_reads_the_passages_before_it(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    size, tokenizer = corpus.vocab_size, corpus.tokenizer()
+    reader = PredictorLM(Cache(size), tokenizer, Vocabulary(size, 0))
+    words = "Pairs: fox tin, cat ink. "
+    passages = Passages.build([words + "Asked: cat ink, fox tin."], tmp_path)
+    text = tokenizer.encode(words * 40)[:STRIDE] + tokenizer.encode("Asked: cat ink, fox tin.")
+    tokens = np.array([5, 0, *text])
+    bits = RagLM(reader, passages, reader.row_bits).stream_bits(tokens, len(tokens))
+    # What is read before the second stride, laid out by hand.
+    passage = tokenizer.encode(passages.texts[0] + BETWEEN)
+    led = [0, *passage, *text]
+    expected = [
+        -math.log2(reader.predictor.distributions([np.array(led[:n])]).p[0, led[n]])
+        for n in range(1 + len(passage) + STRIDE - 2, len(led))
+    ]
+    assert bits[STRIDE:] == pytest.approx(expected)
+    assert bits[STRIDE:].sum() < 0.8 * reader.token_bits(tokens)[STRIDE:].sum()
 
 
 def test_rows_are_scored_one_by_one(model: LlamaForCausalLM) -> None:

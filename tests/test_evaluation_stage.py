@@ -19,7 +19,7 @@ from engram_eval.baselines.kneser_ney import KneserNey
 from engram_eval.baselines.stage import evaluate_baseline
 from engram_eval.config import EvalConfig
 from engram_eval.config_json import from_dict, to_dict
-from engram_eval.corpus.excerpt import excerpt
+from engram_eval.corpus.sequences import as_read
 from engram_eval.corpus.store import Corpus, load_corpus
 from engram_eval.errors import UserError
 from engram_eval.evaluation import stage
@@ -185,11 +185,12 @@ def test_a_baseline_reads_as_much_as_it_may(
     some = len(corpus.tokens("train")) // 4
     losses = []
     for tokens in (0, some):
-        stage = BaselineStage("ngram", config, tokens)
+        stage = BaselineStage("ngram", config, tokens, CONFIG.seq_len)
         rows = evaluate_baseline(alone(inputs), stage, None, tmp_path / str(tokens), QUIET)
         losses += [row.value for row in rows if row.metric == "loss_nats" and not row.slice]
     tokens = np.asarray(corpus.tokens("val"))[: CONFIG.seq_len * CONFIG.heldout_sequences]
-    p = KneserNey.fit(excerpt(corpus, some).ngrams(), 5).score(np.concatenate([[0], tokens])).p[1:]
+    counts = as_read(corpus, some, CONFIG.seq_len, 0).ngrams()
+    p = KneserNey.fit(counts, 5).score(np.concatenate([[0], tokens])).p[1:]
     assert losses[0] < losses[1] == pytest.approx(-np.log(p).mean())
 
 

@@ -2,7 +2,8 @@
 
 Before each context stand the k best passages of the training documents, the best one last, within
 a budget of tokens. On running text passages are looked up anew every ``STRIDE`` tokens, by the
-words before (in-context RALM, arXiv:2302.00083).
+words before (in-context RALM, arXiv:2302.00083). They stand at the beginning of the document,
+behind the end of the one before: memories of the document so far look no further back.
 """
 
 import dataclasses
@@ -134,10 +135,12 @@ class RagLM(LM):
         if not start:
             before = [self.inner.eot_token_id, *before]
         told = tokens[at:end].tolist()
-        query = self.inner.tokenizer.decode(_within_document(before, self.inner.eot_token_id))
+        begin = _beginning(before, self.inner.eot_token_id)
+        query = self.inner.tokenizer.decode(before[begin:])
         left = min(self.budget, self._room() - len(before) - len(told))
         passages = self.retrieve(query, left)
-        return [*(self.inner.tok_encode(passages) if passages else []), *before], told
+        led = self.inner.tok_encode(passages) if passages else []
+        return [*before[:begin], *led, *before[begin:]], told
 
 
 def build_rag(
@@ -166,9 +169,9 @@ def build_rag(
     return Built(lm, lambda tokens: lm.stream_bits(tokens, window), costs.rows())
 
 
-def _within_document(tokens: list[int], end: int) -> list[int]:
-    """Return the tokens behind the last end of text."""
+def _beginning(tokens: list[int], end: int) -> int:
+    """Return the place behind the last end of text, 0 where there is none."""
     for place in range(len(tokens) - 1, -1, -1):
         if tokens[place] == end:
-            return tokens[place + 1 :]
-    return tokens
+            return place + 1
+    return 0

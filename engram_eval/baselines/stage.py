@@ -9,8 +9,8 @@ from engram_eval.allocator import keep_freed_memory
 from engram_eval.baselines.built import Setting
 from engram_eval.baselines.registry import build_baseline
 from engram_eval.config import EvalConfig
-from engram_eval.corpus.excerpt import excerpt
 from engram_eval.corpus.same_tokenizer import same_tokenizer
+from engram_eval.corpus.sequences import as_read
 from engram_eval.corpus.store import MANIFEST, Corpus, load_corpus
 from engram_eval.environment import device
 from engram_eval.evaluation.heldout_stage import text_for
@@ -37,7 +37,8 @@ def evaluate_baseline(
         inputs: as for ``evaluation.stage.evaluate``; with ``train``, the baseline is put around
             that model.
         config: which baseline, and how it is scored.
-        seed: of the model's training run.
+        seed: of the model's training run, whose text it reads where it may not read all; alone
+            it reads that of seed 0.
         out: the folder to fill; what the baseline keeps on disk lies in ``memory``.
         report: where progress goes.
     """
@@ -47,8 +48,9 @@ def evaluate_baseline(
     corpus = load_corpus(inputs["corpus"])
     model = inputs["train"] / "model" if "train" in inputs else None
     evaluate = _as_scored(config.evaluate, corpus, model)
-    setting = Setting(excerpt(corpus, config.read_tokens), evaluate, out / "memory", report, model)
-    cache = ResultCache(out.parent / FOLDER, _identity(config, setting))
+    read = as_read(corpus, config.read_tokens, config.sequence, seed or 0)
+    setting = Setting(read, evaluate, out / "memory", report, model)
+    cache = ResultCache(out.parent / FOLDER, _identity(config, setting, seed))
     with build_baseline(config.name, setting) as built:
         lm, cost = built.lm, built.token_bits
         text = text_for(corpus, evaluate, corpus.folder / "tokenizer")
@@ -67,7 +69,7 @@ def _as_scored(config: EvalConfig, corpus: Corpus, model: Path | None) -> EvalCo
     return dataclasses.replace(config, heldout=False)
 
 
-def _identity(config: BaselineStage, setting: Setting) -> str:
+def _identity(config: BaselineStage, setting: Setting, seed: int | None) -> str:
     """Hash what a baseline's answers depend on: text, model, and how both are scored."""
     manner = {
         name: value
@@ -78,7 +80,7 @@ def _identity(config: BaselineStage, setting: Setting) -> str:
         baseline=config.name,
         version=STAGES["baseline"].version,
         corpus=file_sha256(setting.corpus.folder / MANIFEST),
-        read_tokens=config.read_tokens,
+        read=(config.read_tokens, config.sequence, seed or 0) if config.read_tokens else None,
         model=model_sha256(setting.model) if setting.model else None,
         manner=manner,
         device=device(),

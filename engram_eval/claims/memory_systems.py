@@ -1,8 +1,8 @@
 """Claims of ``memory-systems``: the memory inside against memories beside the model.
 
 ``moe+ngram`` is the MoE whose predictions are mixed with an n-gram model of the training text, the
-weights chosen on the other half of the validation text. Memories beside read as many tokens as the
-models were trained on.
+weights chosen on the other half of the validation text. Memories beside read the very text that
+their model was trained on.
 
 ``engram_people+rows`` is a model that knows facts about people, after some of them have changed and
 it was told so in that way (``updates.registry``). Right answers are counted on people who took no

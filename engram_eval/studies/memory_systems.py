@@ -39,8 +39,8 @@ def study(scale: Scale, scale_name: str) -> StudyConfig:
     """Return the study at a scale: the main pair, alone and with each memory beside it.
 
     ``product_key`` is the learned memory of equal cost; the pair stands over two narrower kinds of
-    attention too. The pair is trained by ``main`` as well. What stands beside reads as much text
-    as the models do.
+    attention too. The pair is trained by ``main`` as well. What stands beside reads the text
+    that its model has read.
 
     A second pair reads text in which some people are told of so often that their facts are known,
     and is told then what has changed, in each way; a study of the user's own text leaves it out.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram_eval.arrays import Ints
+from engram_eval.corpus.sequences import sequence_order
 from engram_eval.errors import UserError
 from engram_eval.training.lookup import Lookup
 
@@ -70,7 +71,9 @@ class Batches:
                 "give more text or a smaller train.seq_len"
             )
         # Two epochs are all that one batch can touch, if it is not larger than the corpus.
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch: sequence_order(self.n_sequences, seed, epoch)
+        )
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a 0-based step."""
@@ -93,6 +96,3 @@ class Batches:
             return None
         numbers = np.searchsorted(self.docs[:, 0], places, side="right") - 1
         return np.asarray(self.docs[numbers, 2])
-
-    def _permutation(self, epoch: int) -> Ints:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.n_sequences)
