@@ -65,7 +65,7 @@ def lru_hits(reads: Ints, sizes: Ints) -> Floats:
 
 
 def lfu_hits(reads: Ints, sizes: Ints) -> Floats:
-    """Return the hit rate where the row that was read least so far is dropped.
+    """Return hit rates (sizes,) where the row that was read least so far is dropped.
 
     Counts go on for rows that are not in the cache; of equally frequent rows the one that was read
     longest ago is dropped.
@@ -94,6 +94,6 @@ def _lfu_hit_rate(reads: list[int], size: int) -> float:
 
 
 def hottest_hits(reads: Ints, sizes: Ints) -> Floats:
-    """Return the share of reads that the k rows read most here serve: the best fixed choice."""
+    """Return what share the k rows read most here serve, (sizes,): the best fixed choice."""
     counts = np.sort(np.unique(reads, return_counts=True)[1])[::-1].cumsum()
     return counts[np.minimum(sizes, len(counts)) - 1] / len(reads)

@@ -65,7 +65,11 @@ def capacity(adapter: Adapter, told: Told, report: Reporter | None = None) -> Fi
 
 
 def value_bits(adapter: Adapter, told: Told, report: Reporter | None = None) -> Floats:
-    """Return what each sentence's value costs the model, in bits, (Q,)."""
+    """Return what each sentence's value costs the model, in bits, (Q,).
+
+    Raises:
+        UserError: the model lacks a token of the corpus.
+    """
     if int(told.tokens.max()) >= adapter.vocab_size:
         raise UserError(
             f"the corpus has token id {int(told.tokens.max())}, the model {adapter.vocab_size} "

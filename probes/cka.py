@@ -177,7 +177,7 @@ def similarity(
         first: the model of the rows.
         second: the model of the columns.
         sample: what both read.
-        masks: which of its tokens are compared, under a name each; names of too few are left out.
+        masks: which of its N * T tokens are compared, by name; names of too few are left out.
         report: where progress goes.
     """
     taps_a, taps_b = _taps(first), _taps(second)
@@ -204,7 +204,7 @@ def _taps(adapter: Adapter) -> list[Tap]:
 
 
 def compared_tokens(sample: Sample) -> dict[str, Mask]:
-    """Return which tokens are compared: all but separators, and the last tokens of names."""
+    """Return which of N * T tokens are compared: all but separators, and last ones of names."""
     return {"": sample.inputs.token != sample.end_id, "name_end": sample.inputs.name_end}
 
 

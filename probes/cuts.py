@@ -221,7 +221,7 @@ def cut_parameters(adapter: Adapter, cut: Knockout, seed: int) -> int | None:
 
 @contextmanager
 def experts_off(adapter: Adapter, removed: Mapping[int, Tensor]) -> Iterator[None]:
-    """Rule experts out (layer -> numbers) as long as the block runs."""
+    """Rule experts out (layer -> their numbers, (K,)) as long as the block runs."""
     biases = {i: mlp.gate.e_score_correction_bias for i, mlp in _mixtures(adapter).items()}
     saved = {layer: biases[layer].clone() for layer in removed}
     try:

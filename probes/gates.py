@@ -37,7 +37,7 @@ LABELS = ("0", "1", "2-7", "8-63", "64+")
 def auroc(score: Floats, positive: Mask) -> float | None:
     """Return P(score of a positive > score of a negative), ties half; None without one of them.
 
-    Equals the Mann-Whitney U statistic over the number of pairs.
+    Equals the Mann-Whitney U statistic over the number of pairs; both arguments are (n,).
     """
     count = int(positive.sum())
     others = positive.size - count
@@ -48,7 +48,7 @@ def auroc(score: Floats, positive: Mask) -> float | None:
 
 
 def count_slices(counts: Ints, label: str) -> list[Slice]:
-    """Split tokens by how often their n-gram was seen in training."""
+    """Split tokens by how often their n-gram was seen in training, (n,)."""
     place = np.digitize(counts, EDGES) - 1
     parts = [Slice({label: name}, place == number) for number, name in enumerate(LABELS)]
     return [part for part in parts if part.mask.any()]

@@ -276,7 +276,15 @@ def lens_findings(
 def view_rows(
     name: str, wanted: list[View], values: Floats, documents: Ints, slices: list[Slice]
 ) -> list[MetricRow]:
-    """Return the mean of every measure at every view; secondary ones on the main slices only."""
+    """Return the mean of every measure at every view; secondary ones on the main slices only.
+
+    Args:
+        name: of the rows.
+        wanted: the views.
+        values: (measures, views, n), not a number where a view does not see a token.
+        documents: which one each token is from, (n,).
+        slices: which tokens.
+    """
     main = [part.labels for part in slices if not part.labels or "static_out" in part.labels]
     rows = []
     for place, view in enumerate(wanted):

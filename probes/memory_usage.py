@@ -94,7 +94,7 @@ def crowding(rows: Ints, ngrams: Ints) -> Floats:
 
 
 def chance_crowding(heads: list[Head]) -> list[Floats]:
-    """Return ``crowding`` of each head if its n-grams had drawn their rows at random."""
+    """Return ``crowding``, (T,), of each head if its n-grams had drawn their rows at random."""
     rng = np.random.default_rng(0)
     draws = [rng.integers(head.size, size=int(head.ngrams.max()) + 1) for head in heads]
     return [crowding(draw[h.ngrams], h.ngrams) for draw, h in zip(draws, heads, strict=True)]

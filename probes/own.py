@@ -40,6 +40,9 @@ def own_source(name: str) -> str:
     """Return the SHA-256 of the file that an own probe is written in.
 
     A changed file is asked again. Modules that it imports do not count.
+
+    Raises:
+        UserError: no module or function of this name, or one without a file.
     """
     source = inspect.getsourcefile(_function(name))
     if source is None:

@@ -227,7 +227,7 @@ def preference(logits: Tensor, asked: Prompts) -> Tensor:
 
 @torch.no_grad()
 def known(adapter: Adapter, pairs: Sequence[Pair]) -> Mask:
-    """Return for which pairs the model prefers the right one of the two answers on both sides."""
+    """Return for which pairs (P,) the model prefers the right of two answers on both sides."""
     if not pairs:
         return np.zeros(0, dtype=bool)
     right = [

@@ -24,7 +24,7 @@ class Bounds(NamedTuple):
 
 
 def early_weights(n_layers: int, share: float = EARLY_SHARE) -> Floats:
-    """Return weights of depths 0 .. n_layers whose sum of products is the mean height of a curve.
+    """Return weights (n_layers + 1,) of depths whose sum of products is the mean height of a curve.
 
     The mean height over depths 0 to ``share * n_layers`` is the area under the piecewise linear
     curve there, divided by that depth.

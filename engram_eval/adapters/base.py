@@ -305,7 +305,10 @@ class Adapter:
 
     @contextmanager
     def record(self, taps: Iterable[Tap]) -> Iterator[dict[Tap, Tensor]]:
-        """Collect the tensors at taps; the dictionary is overwritten by each forward pass."""
+        """Collect the tensors at taps, each in the shape of its site (see the module).
+
+        The dictionary is overwritten by each forward pass.
+        """
         found: dict[Tap, Tensor] = {}
         with ExitStack() as stack:
             for tap in taps:

@@ -104,7 +104,10 @@ def _hook(place: Place, function: Edit) -> RemovableHandle:
 
 
 def of_a_copy(function: Change, site: str) -> Edit:
-    """Let ``function`` work in place: what it is given is nobody else's, as ids and records are."""
+    """Let ``function`` work in place: what it is given is nobody else's, as ids and records are.
+
+    The edit raises ``UserError`` if ``function`` returns neither a tensor nor None.
+    """
 
     def edit(tensor: Tensor) -> Tensor:
         given = tensor.clone()

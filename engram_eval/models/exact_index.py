@@ -55,7 +55,7 @@ class ExactIndex(nn.Module):
         self.register_buffer("keys", self.no_keys())
 
     def no_keys(self) -> torch.Tensor:
-        """Return the keys of an index that has no list yet."""
+        """Return the keys of an index that has no list yet, all -1: (R,)."""
         return torch.full((sum(self.rows) - len(self.rows),), -1, dtype=torch.int64)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ _NOT_NEEDED = frozenset({"token_type_ids", "seq_idx", "num_items_in_batch"})
 
 
 def passed_on(given: dict[str, Any], position_ids: Tensor | None) -> dict[str, Any]:
-    """Return what of ``given`` goes on to attention.
+    """Return what of ``given`` goes on to attention; ``position_ids`` are (B, T), if any.
 
     Raises:
         TypeError: an argument that would have no effect.

@@ -43,7 +43,7 @@ class Slices(Protocol):
 
 
 def fits_grouped_kernel(x: Tensor) -> bool:
-    """Return whether one kernel can multiply all slices of ``x`` without knowing their lengths."""
+    """Return whether one kernel can multiply slices of ``x`` (N, D) of unknown lengths."""
     return x.is_cuda and x.dtype == torch.bfloat16
 
 
@@ -98,8 +98,9 @@ def experts_by_kernel(
 ) -> Tensor | None:
     """Return what ``grouped_experts`` does under autocast, if compiled functions can make it.
 
-    The weights are taken in single precision, and rounded where they are multiplied. ``shared`` are
-    gate, up and down of a SwiGLU layer whose output for ``x`` is added.
+    Shapes are those of ``grouped_experts``. The weights are taken in single precision, and rounded
+    where they are multiplied. ``shared`` are gate, up and down of a SwiGLU layer whose output for
+    ``x`` is added. None where they cannot.
     """
     experts = experts_for(x, gate_up, down) if rounds_weights(x.dtype) else None
     if experts is None or weights.dtype != torch.float32 or not in_reach(weights, chosen, loads):

@@ -186,13 +186,13 @@ class TokenHistory(nn.Module):
         self.register_buffer("compressed_ids", self.initial_map(vocab_size))
 
     def initial_map(self, vocab_size: int) -> torch.Tensor:
-        """Return the identity, or -1 everywhere where a map must be set first."""
+        """Return the identity, or -1 everywhere where a map must be set first: (V,)."""
         if self.compressed:
             return torch.full((vocab_size,), -1, dtype=torch.int64)
         return torch.arange(vocab_size)
 
     def resized(self, vocab_size: int) -> torch.Tensor:
-        """Return the map for a vocabulary that was cut, or has grown at its end.
+        """Return the map (V,) for a vocabulary that was cut, or has grown at its end.
 
         Each new token is a class of its own, behind all others, whatever its text; a missing map
         stays missing.

@@ -42,7 +42,7 @@ class SwiGLU(nn.Module):
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
     def plain_weights(self) -> tuple[torch.Tensor, ...]:
-        """Return the weights of gate, up and down; none if more than they decides what is done."""
+        """Return the weights of gate, up (F, D) and down (D, F); none if more than they decides."""
         parts = self.gate_proj, self.up_proj, self.down_proj
         return tuple(p.weight for p in parts) if all(is_plain(part) for part in parts) else ()
 

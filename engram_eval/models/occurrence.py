@@ -17,7 +17,7 @@ MERSENNE = 2**31 - 1
 
 
 def scramble(x: torch.Tensor) -> torch.Tensor:
-    """Return ``x^5`` modulo 2^31 - 1: a permutation that leaves no trace of order."""
+    """Return ``x^5`` modulo 2^31 - 1, of any shape: a permutation that leaves no trace of order."""
     x = x % MERSENNE
     fourth = (x * x % MERSENNE) ** 2 % MERSENNE
     return fourth * x % MERSENNE

@@ -137,7 +137,7 @@ class HostTable(RowTable):
         self.frozen = True
 
     def values(self) -> torch.Tensor:
-        """Return all rows as numbers, where they lie."""
+        """Return all rows as numbers, (rows, row_dim), where they lie."""
         if self.format is None:
             return self.weight
         return self.format.unpack(self.weight, torch.float32)

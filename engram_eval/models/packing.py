@@ -98,7 +98,11 @@ def in_blocks(texts: Tensor, size: int) -> Blocks:
 
 
 def lengths(texts: Tensor) -> dict[str, Tensor | int]:
-    """Return what attention without a mask takes instead: where texts begin in all rows in turn."""
+    """Return what attention without a mask takes instead: where texts begin in all rows in turn.
+
+    Args:
+        texts: number of each position's text in its row, (B, T).
+    """
     (starts,) = _begins(texts).flatten().nonzero(as_tuple=True)
     ends = torch.nn.functional.pad(starts, (0, 1), value=texts.numel()).int()
     longest = int(ends.diff().max())

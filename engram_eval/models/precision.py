@@ -12,7 +12,7 @@ import torch
 
 
 def as_operand(x: torch.Tensor) -> torch.Tensor:
-    """Cast ``x`` to autocast's dtype where autocast is on.
+    """Cast ``x``, of any shape, to autocast's dtype where autocast is on.
 
     Autocast itself casts once per product; an input that several products share is cast here once.
     """

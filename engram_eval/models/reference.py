@@ -338,7 +338,7 @@ def silu(x: Tensor) -> Tensor:
 def route(
     weights: ExpertWeights, options: RoutingOptions, token: Tensor
 ) -> tuple[list[int], list[Tensor]]:
-    """Choose a token's experts, best first, and their weights."""
+    """Choose the experts of a token (D,), best first, and their weights."""
     logits = [(row * token).sum() for row in weights.router]
     if options.scoring == "sigmoid":
         scores = [1 / (1 + torch.exp(-logit)) for logit in logits]

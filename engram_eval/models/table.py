@@ -31,7 +31,7 @@ class RowTable(nn.Module):
         self.weight.requires_grad_(False)
 
     def values(self) -> torch.Tensor:
-        """Return the rows, cut off from gradients where they are frozen."""
+        """Return the rows, (rows, row_dim), cut off from gradients where they are frozen."""
         return self.weight.detach() if self.frozen else self.weight
 
     def forward(self, rows: torch.Tensor, rounded: bool = False) -> torch.Tensor:
