@@ -519,7 +519,7 @@ def test_a_memory_of_the_document_reads_the_passages_before_it(
         for n in range(1 + len(passage) + STRIDE - 2, len(led))
     ]
     assert bits[STRIDE:] == pytest.approx(expected)
-    assert bits[STRIDE:].sum() < 0.8 * reader.token_bits(tokens)[STRIDE:].sum()
+    assert bits[STRIDE:].sum() < 0.8 * reader.token_bits(tokens, len(tokens))[STRIDE:].sum()
 
 
 def test_rows_are_scored_one_by_one(model: LlamaForCausalLM) -> None:
