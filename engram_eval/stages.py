@@ -25,7 +25,7 @@ STAGES: dict[str, Stage] = {
     "load": Stage("engram_eval.adapters.stage:load", 1),
     "evaluate": Stage("engram_eval.evaluation.heldout_stage:evaluate", 2),
     "score_equal_loss": Stage("engram_eval.evaluation.stage:evaluate_equal_loss", 2),
-    "baseline": Stage("engram_eval.baselines.stage:evaluate_baseline", 7),
+    "baseline": Stage("engram_eval.baselines.stage:evaluate_baseline", 9),
     "update": Stage("engram_eval.updates.stage:update", 3),
     "offload": Stage("engram_eval.bench.offload_stage:time_storages", 2),
     "sample": Stage("probes.sample_stage:sample", 3),

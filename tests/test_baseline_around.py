@@ -487,18 +487,23 @@ def test_running_text_looks_up_passages_by_what_came_before(tmp_path: Path) -> N
         return [np.ones(len(scored)) for _, scored in rows]
 
     lm = RagLM(inner, Passages.build(TEXTS, tmp_path), row_bits, k=1, budget=70)
-    text = "Macedon king " * 12
+    text = "Macedon king " * 24
     tokens = np.array(inner.tok_encode(text))
-    assert lm.stream_bits(tokens, 100).tolist() == [1.0] * len(tokens)
-    assert [len(scored) for _, scored in told] == [64, 36, 56]
+    assert lm.stream_bits(tokens, 240).tolist() == [1.0] * len(tokens)
+    assert [len(scored) for _, scored in told] == [60, 60, 60, 60, 60, 12]
     assert [token for _, scored in told for token in scored] == tokens.tolist()
     assert told[0][0] == [0]
     # Behind the end of the document before.
     assert told[1][0][0] == 0
-    assert inner.decode(told[1][0][1:-64]) == TEXTS[2] + BETWEEN
-    assert told[1][0][-64:] == tokens[:64].tolist()
-    # A window's first token is predicted from the one before it.
-    assert told[2][0] == [tokens[99]]
+    passage = TEXTS[2] + BETWEEN
+    assert inner.decode(told[1][0][1:-60]) == passage
+    assert told[1][0][-60:] == tokens[:60].tolist()
+    # With the passage a model reads no more than its window: what is farthest back makes room.
+    assert inner.decode(told[3][0][: len(passage)]) == passage
+    assert told[3][0][len(passage) :] == tokens[len(passage) - 1 : 180].tolist()
+    assert max(len(before) + len(scored) - 1 for before, scored in told) == 240
+    # A window's first token is predicted from the one before it, without words to look up.
+    assert inner.decode(told[4][0][-1:]) == text[239]
 
 
 def test_a_memory_of_the_document_reads_the_passages_before_it(
@@ -510,7 +515,7 @@ def test_a_memory_of_the_document_reads_the_passages_before_it(
     passages = Passages.build([words + "Asked: cat ink, fox tin."], tmp_path)
     text = tokenizer.encode(words * 40)[:STRIDE] + tokenizer.encode("Asked: cat ink, fox tin.")
     tokens = np.array([5, 0, *text])
-    bits = RagLM(reader, passages, reader.row_bits).stream_bits(tokens, len(tokens))
+    bits = RagLM(reader, passages, reader.row_bits).stream_bits(tokens, 4 * STRIDE)
     # What is read before the second stride, laid out by hand.
     passage = tokenizer.encode(passages.texts[0] + BETWEEN)
     led = [0, *passage, *text]
@@ -519,7 +524,7 @@ def test_a_memory_of_the_document_reads_the_passages_before_it(
         for n in range(1 + len(passage) + STRIDE - 2, len(led))
     ]
     assert bits[STRIDE:] == pytest.approx(expected)
-    assert bits[STRIDE:].sum() < 0.8 * reader.token_bits(tokens)[STRIDE:].sum()
+    assert bits[STRIDE:].sum() < 0.8 * reader.token_bits(tokens, len(tokens))[STRIDE:].sum()
 
 
 def test_rows_are_scored_one_by_one(model: LlamaForCausalLM) -> None:

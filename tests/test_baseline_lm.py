@@ -95,7 +95,7 @@ def test_token_bits_score_a_stream_of_documents(corpus: Corpus, bigram: Predicto
         )
     )
     ends = corpus.docs("val")[:, 1] - 1
-    bits = bigram.token_bits(tokens)
+    bits = bigram.token_bits(tokens, len(tokens))
     assert bits.sum() - bits[ends].sum() == pytest.approx(-sum(rolled) / math.log(2))
 
 
@@ -152,6 +152,29 @@ def test_each_stands_alone_with_its_costs(name: str, corpus: Corpus, tmp_path: P
         path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()
     )
     assert costs["build_seconds"] > 0 and costs["us_per_token"] > 0
+
+
+@pytest.mark.parametrize("name", ["ngram", "cache", "infini"])
+def test_held_out_text_is_scored_in_the_windows_of_models(
+    name: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    """Each token by what a model would have before it: fifteen tokens of its window, or fewer."""
+    val = np.asarray(corpus.tokens("val"), np.int64)
+    stream = np.concatenate([[0], val])
+    with build_baseline(name, setting(corpus, tmp_path)) as built:
+        bits = built.token_bits(val)
+        lm = built.lm.predictor
+        # Of the window's inputs, the first of which is the token before it.
+        shown = [stream[at // 16 * 16 : at + 1] for at in range(len(val))]
+        if name == "ngram":
+            p = lm.distributions(shown).p[np.arange(len(val)), val]
+            assert bits == pytest.approx(-np.log2(p))
+        else:
+            found, base = lm.memory.distributions(shown), lm.base.distributions(shown)
+            pair = np.stack([d.p[np.arange(len(val)), val] for d in (found, base)])
+            # Whatever the weights: between the two, and equal where these are.
+            assert (2.0**-bits >= pair.min(axis=0) - 1e-12).all()
+            assert (2.0**-bits <= pair.max(axis=0) + 1e-12).all()
 
 
 def test_lm_eval_scores_a_task_with_it(corpus: Corpus, tmp_path: Path) -> None:

@@ -158,6 +158,13 @@ def alone(inputs: Mapping[str, Path]) -> Mapping[str, Path]:
     return {name: path for name, path in inputs.items() if name != "train"}
 
 
+def p_in_windows(corpus: Corpus, tokens: np.ndarray) -> np.ndarray:
+    """What Kneser-Ney gives to each token, told what of its window a model would be told."""
+    size, stream = CONFIG.seq_len, np.concatenate([[0], tokens])
+    shown = [stream[place // size * size : place + 1] for place in range(len(tokens))]
+    return KneserNey.fit(corpus.ngrams(), 5).distributions(shown).p[np.arange(len(tokens)), tokens]
+
+
 def test_a_baseline_is_evaluated_on_the_same_items(
     inputs: Mapping[str, Path], corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -167,9 +174,7 @@ def test_a_baseline_is_evaluated_on_the_same_items(
     assert tasks_of(rows) == {*CONFIG.tasks, "heldout", "memory"}
     (loss,) = [row for row in rows if row.metric == "loss_nats" and not row.slice]
     tokens = np.asarray(corpus.tokens("val"))[: CONFIG.seq_len * CONFIG.heldout_sequences]
-    stream = np.concatenate([[0], tokens])
-    p = KneserNey.fit(corpus.ngrams(), 5).score(stream).p[1:]
-    assert loss.value == pytest.approx(-np.log(p).mean())
+    assert loss.value == pytest.approx(-np.log(p_in_windows(corpus, tokens)).mean())
     assert {row.metric for row in rows if row.name == "memory"} >= {"disk_bytes", "us_per_token"}
     ids = [
         s["doc"]["id"] for s in read_jsonl(tmp_path / "out" / "samples" / "math_comparison.jsonl")
@@ -189,8 +194,7 @@ def test_a_baseline_reads_as_much_as_it_may(
         rows = evaluate_baseline(alone(inputs), stage, None, tmp_path / str(tokens), QUIET)
         losses += [row.value for row in rows if row.metric == "loss_nats" and not row.slice]
     tokens = np.asarray(corpus.tokens("val"))[: CONFIG.seq_len * CONFIG.heldout_sequences]
-    counts = as_read(corpus, some, CONFIG.seq_len, 0).ngrams()
-    p = KneserNey.fit(counts, 5).score(np.concatenate([[0], tokens])).p[1:]
+    p = p_in_windows(as_read(corpus, some, CONFIG.seq_len, 0), tokens)
     assert losses[0] < losses[1] == pytest.approx(-np.log(p).mean())
 
 

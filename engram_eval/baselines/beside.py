@@ -24,7 +24,7 @@ from engram_eval.baselines.knn import (
 from engram_eval.baselines.memories import PREDICTORS
 from engram_eval.baselines.mixture import SetBy, cross_tuned, tune
 from engram_eval.baselines.model_rows import model_row_bits
-from engram_eval.baselines.predictor import Scored
+from engram_eval.baselines.predictor import Scored, window_starts
 from engram_eval.baselines.rag import build_rag
 from engram_eval.baselines.training_text import TrainingText, text_for
 from engram_eval.evaluation.fast_lm import FastLM
@@ -126,10 +126,8 @@ def _tokens(setting: Setting, name: str) -> AbstractContextManager[Built]:
         with costs.timed("build"):
             predictor = PREDICTORS[name](text, setting.folder)
         stream = np.concatenate([[0], carrier.val])
-        # The model sees the tokens of its window, the one before them included; so does this.
-        windows = np.maximum(np.arange(len(stream)) - 1, 0) // seq_len * seq_len
         with costs.timed("score", len(stream)):
-            found = predictor.score(stream, windows)
+            found = predictor.score(stream, window_starts(len(stream), seq_len))
         memory = TokenMemory(predictor, text.vocabulary)
         scored = Scored(found.p[1:], found.kind[1:])
         return Tuned(memory, scored, predictor.kinds, lambda _: scored)

@@ -10,7 +10,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from engram_eval.arrays import Floats, Ints
-from engram_eval.baselines.predictor import Predictor, in_chunks, join
+from engram_eval.baselines.predictor import Predictor, in_chunks, join, window_starts
 from engram_eval.baselines.training_text import Vocabulary
 from engram_eval.errors import UserError
 
@@ -49,10 +49,16 @@ class PredictorLM(TemplateLM):
         """Return a text's tokens; special ones only where they are asked for."""
         return self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens))
 
-    def token_bits(self, tokens: Ints) -> Floats:
-        """Return -log2 p of each token of a stream of documents, (T,)."""
+    def token_bits(self, tokens: Ints, seq_len: int) -> Floats:
+        """Return -log2 p of each token of a stream of documents, (T,).
+
+        Args:
+            tokens: (T,).
+            seq_len: window; no context reaches over its border, as none of a model does.
+        """
         stream = self._inner([self.eot_token_id, *tokens])
-        return -np.log2(self.predictor.score(stream).p[1:])
+        starts = window_starts(len(stream), seq_len)
+        return -np.log2(self.predictor.score(stream, starts).p[1:])
 
     def row_bits(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Floats]:
         """Return -log2 p of each token of the second part of every row, after the first part."""

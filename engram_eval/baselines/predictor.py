@@ -88,6 +88,18 @@ def history(context: Ints) -> Ints:
     return context[ends[-1] :] if len(ends) else context
 
 
+def window_starts(count: int, seq_len: int) -> Ints:
+    """Return the ``starts`` of a stream, (count,), as a model sees its windows.
+
+    The stream's first token is the end of text that stands before it; a model reads of each window
+    ``seq_len`` tokens, the one before the first that is scored included.
+
+    >>> window_starts(6, 2).tolist()
+    [0, 0, 0, 2, 2, 4]
+    """
+    return np.maximum(np.arange(count) - 1, 0) // seq_len * seq_len
+
+
 def join(rows: Sequence[Ints]) -> tuple[Ints, Ints, Ints]:
     """Put rows one behind the other: tokens (T,), the start of each token's row (T,), bounds."""
     lengths = np.array([len(row) for row in rows], np.int64)

@@ -3,7 +3,8 @@
 Before each context stand the k best passages of the training documents, the best one last, within
 a budget of tokens. On running text passages are looked up anew every ``STRIDE`` tokens, by the
 words before (in-context RALM, arXiv:2302.00083). They stand at the beginning of the document,
-behind the end of the one before: memories of the document so far look no further back.
+behind the end of the one before: memories of the document so far look no further back. They take
+their room from the window: beyond what it was trained on, a model is worse whatever it reads there.
 """
 
 import dataclasses
@@ -115,7 +116,8 @@ class RagLM(LM):
 
         Args:
             tokens: (T,), as the inner model numbers them.
-            window: no context but the passages reaches over its borders.
+            window: no context but the passages reaches over its borders, and with them no more
+                tokens are read.
         """
         bits = self.row_bits(self.stream_rows(tokens, window))
         return np.concatenate(bits) if bits else np.zeros(0)
@@ -125,22 +127,30 @@ class RagLM(LM):
         rows = []
         for start in range(0, len(tokens), window):
             end = min(start + window, len(tokens))
-            for at in range(start, end, STRIDE):
-                rows.append(self._stride(tokens, start, at, min(end, at + STRIDE)))
+            # So that passages find room beside what is scored.
+            stride = max(1, min(STRIDE, window // 4))
+            for at in range(start, end, stride):
+                rows.append(self._stride(tokens, start, range(at, min(end, at + stride)), window))
         return rows
 
-    def _stride(self, tokens: Ints, start: int, at: int, end: int) -> tuple[list[int], list[int]]:
+    def _stride(
+        self, tokens: Ints, start: int, places: range, window: int
+    ) -> tuple[list[int], list[int]]:
         """Return what is read before some tokens of a stream, and these."""
+        at, end = places.start, places.stop
         before = tokens[max(0, start - 1) : at].tolist()
         if not start:
             before = [self.inner.eot_token_id, *before]
         told = tokens[at:end].tolist()
-        begin = _beginning(before, self.inner.eot_token_id)
-        query = self.inner.tokenizer.decode(before[begin:])
-        left = min(self.budget, self._room() - len(before) - len(told))
-        passages = self.retrieve(query, left)
+        own = before[_beginning(before, self.inner.eot_token_id) :]
+        query = self.inner.tokenizer.decode(own)
+        # The last token is scored, not read; one before them all is.
+        left = min(window, self._room()) + 1 - len(told)
+        passages = self.retrieve(query, min(self.budget, left - 1))
         led = self.inner.tok_encode(passages) if passages else []
-        return [*before[:begin], *led, *before[begin:]], told
+        kept = before[-max(1, left - len(led)) :]
+        begin = _beginning(kept, self.inner.eot_token_id)
+        return [*kept[:begin], *led, *kept[begin:]], told
 
 
 def build_rag(
