@@ -173,3 +173,12 @@ def test_lm_eval_runs_them_with_a_named_tokenizer(tmp_path: Path) -> None:
         "fragment": "static",
         "repeat": "static 2",
     }
+
+
+def test_one_key_asked_for_is_not_counted_among_several() -> None:
+    items = long_items("needle_multiquery", (400,), (1, 2, 4), 3, lambda text: len(text.split()))
+    assert {item["slices"]["load"] for item in items} == {"1", "2", "4"}
+    for item in items:
+        # The question names its keys, with "and" before the last one if there are more.
+        named = item["query"].rsplit("magic numbers for ", 1)[1].split(" mentioned")[0]
+        assert item["slices"]["asked"] == ("several" if " and " in named else "one")

@@ -247,7 +247,7 @@ MEMORY_SYSTEMS = (
     ),
     _claim(
         "memory_for_attention",
-        "With the memory a quarter of the window does as well as full attention without it",
+        "With the memory a quarter of the window does better than full attention without it",
         OURS,
         NONE,
         less_than("engram_window", "moe"),

@@ -106,6 +106,8 @@ def recall(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
 
 # What has nothing to keep apart.
 ALONE = ("needle_single",)
+# What asks for as many keys at once as its load says; a load of 1 is no test of several.
+TOGETHER = ("needle_multiquery",)
 INTRO = "Some special magic numbers are hidden within the following text. Make sure to memorize it."
 
 MAKERS: dict[str, Callable[[np.random.Generator, int, Pad], Asked | None]] = {
@@ -242,6 +244,8 @@ def _of_kind(
     # Each length and load has a stream of its own.
     rng = np.random.default_rng([0, length, load, *task.encode()])
     labels = {"length": str(length), "load": str(load)}
+    if task in TOGETHER:
+        labels["asked"] = "several" if load > 1 else "one"
     asked = [MAKERS[task](rng, load, padder(length, size, rng)) for _ in range(count)]
     return [
         _item(f"{task}/{length}/{load}/{number}", found, labels, number)
