@@ -25,6 +25,28 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UserError:
     )
 
 
+def check_text(text: str) -> None:
+    """Refuse what the terminal could not read as UTF-8; no tokenizer takes it.
+
+    Raises:
+        UserError: says where the first such byte stands.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text is not UTF-8, from its character {error.start} on") from error
+
+
+def check_seed(where: str, seed: int) -> None:
+    """Refuse a seed that generators of random numbers do not take.
+
+    Raises:
+        UserError: names the seed by ``where`` it was given.
+    """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"{where} {seed}: no seed; allowed: 0 to 2^63 - 1")
+
+
 def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     """Return the entry of that name; raises ``unknown`` where there is none."""
     if name not in table:

@@ -16,6 +16,9 @@ from engram_eval.adapters.wrapped import unwrapped
 from engram_eval.errors import UserError
 from engram_eval.model_folder import OWN, PLAIN, check_model_folder, model_type
 
+UNREADABLE = (ImportError, OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError)
+"""What a damaged folder leads to; the last three, a configuration with values of other types."""
+
 
 def open_model(
     source: Any,
@@ -88,8 +91,8 @@ def load_causal_lm(
             **options,
             **keys,
         )
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (*UNREADABLE, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         if "custom code" in reason:
             reason = "it brings Python code of its own; allow it with trust_remote_code=True"
         raise UserError(f"cannot open {source}: {reason}") from error
@@ -116,8 +119,9 @@ def empty_model(folder: Path) -> PreTrainedModel:
         make = getattr(loader, "from_config", loader)
         with torch.device("meta"):
             built: PreTrainedModel = make(config)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot open {folder}: {str(error).strip().splitlines()[0]}") from error
+    except UNREADABLE as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"cannot open {folder}: {reason}") from error
     return built.eval()
 
 

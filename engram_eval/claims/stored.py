@@ -7,6 +7,8 @@ from engram_eval.errors import UserError
 from engram_eval.files import read_json
 
 FILE = "verdicts.json"
+NEEDED = ("id", "claim", "verdict", "source", "published", "scale", "seeds", "effect")
+"""What every verdict says, tested or not."""
 
 
 def read_verdicts(study_dir: Path) -> list[dict[str, Any]]:
@@ -22,5 +24,11 @@ def read_verdicts(study_dir: Path) -> list[dict[str, Any]]:
         ran = (study_dir / "stages.json").exists()
         why = f"`engram-eval analyze {study_dir}` writes it" if ran else "no claim could be judged"
         raise UserError(f"{study_dir}: no {FILE} here; {why}")
-    found: list[dict[str, Any]] = read_json(path)
+    found: Any = read_json(path)
+    if not isinstance(found, list):
+        raise UserError(f"{path}: damaged; expected a list of verdicts")
+    for place, entry in enumerate(found):
+        lacking = NEEDED if not isinstance(entry, dict) else [k for k in NEEDED if k not in entry]
+        if lacking:
+            raise UserError(f"{path}, entry {place}: damaged; it lacks {', '.join(lacking)}")
     return found

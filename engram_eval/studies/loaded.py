@@ -53,7 +53,7 @@ def loaded_study(
     if len(folders) + bool(baselines) < 2:
         raise UserError(f"compare needs at least two models, or --with; got {len(folders)}")
     paths = [Path(folder).absolute() for folder in folders]
-    if len(set(paths)) < len(paths):
+    if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("compare: the same folder is given twice")
     for path in paths:
         check_text_model(path)

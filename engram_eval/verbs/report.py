@@ -32,6 +32,8 @@ def _report(arguments: argparse.Namespace) -> int:
     """Refresh a study's folder and its report; with ``--out FILE.html`` only draw what is there."""
     if arguments.figure is not None and arguments.figures is None:
         raise UserError(f"--figure {arguments.figure}: needs --figures DIR to save it in")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: at least 1 is needed")
     _check_choice(arguments)
     if len(arguments.study) > 1:
         return _side_by_side(arguments)

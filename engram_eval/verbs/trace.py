@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from engram_eval.errors import UserError
+from engram_eval.errors import UserError, check_seed, check_text
 from engram_eval.model_folder import check_text_model
 from engram_eval.verbs.verb import Verb
 
@@ -15,7 +15,7 @@ def _trace_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", help="a sentence")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder")
     parser.add_argument("--random", action="store_true", help="an untrained model instead")
-    parser.add_argument("--seed", type=int, default=0, help="of the untrained model")
+    parser.add_argument("--seed", type=int, help="of the untrained model (default: 0)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
@@ -23,6 +23,10 @@ def _trace_arguments(parser: argparse.ArgumentParser) -> None:
 def _trace(arguments: argparse.Namespace) -> int:
     if (arguments.model is None) == (not arguments.random):
         raise UserError("trace needs either --model DIR or --random")
+    if arguments.model is not None and arguments.seed is not None:
+        raise UserError(f"--seed {arguments.seed}: is for --random; a trained model draws nothing")
+    check_text(arguments.text)
+    check_seed("--seed", arguments.seed or 0)
     if arguments.model is not None:
         check_text_model(arguments.model)
     from engram_eval.files import write_atomic
@@ -31,7 +35,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     from engram_eval.tracing.view import trace_data, trace_text
 
     if arguments.random:
-        traced = trace_random(arguments.text, arguments.seed)
+        traced = trace_random(arguments.text, arguments.seed or 0)
     else:
         traced = trace_folder(arguments.text, arguments.model)
     data = json.dumps(trace_data(traced), indent=1, ensure_ascii=False)
