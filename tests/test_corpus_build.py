@@ -318,6 +318,7 @@ def test_bad_input_writes_nothing_and_keeps_what_was_there(
     ("changes", "message"),
     [
         ({"vocab_size": 256}, "vocab_size 256: .* at least 257"),
+        ({"vocab_size": 10**12}, "vocab_size 1000000000000: at most 1048576"),
         ({"val_fraction": 0.0}, "val_fraction 0.0: must lie between 0 and 1"),
         ({"val_fraction": 1.0}, "val_fraction 1.0: must lie between 0 and 1"),
         ({"train_bytes": -1}, "train_bytes -1: must be positive"),

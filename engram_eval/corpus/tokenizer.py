@@ -14,6 +14,8 @@ from engram_eval.errors import UserError
 EOS = "<|endoftext|>"
 # The bytes and the end of text.
 MIN_VOCAB = 257
+# Four times the largest vocabularies in use; beyond it embeddings alone fill a machine.
+MOST_VOCAB = 2**20
 # The pattern of Qwen2's tokenizer: words with their leading space, single digits (so that a
 # number's digits line up), punctuation, runs of blanks (indentation).
 WORDS = (
@@ -27,11 +29,13 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Raise ``UserError`` for a vocabulary that does not hold the bytes."""
+    """Raise ``UserError`` for a vocabulary that does not hold the bytes, or that nobody has."""
     if vocab_size < MIN_VOCAB:
         raise UserError(
             f"corpus.vocab_size {vocab_size}: a byte-level tokenizer needs at least {MIN_VOCAB}"
         )
+    if vocab_size > MOST_VOCAB:
+        raise UserError(f"corpus.vocab_size {vocab_size}: at most {MOST_VOCAB}")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -117,6 +117,8 @@ def find_study(
     Raises:
         UserError: for an unknown name or arm, a conflicting scale, or a bad file.
     """
+    if "" in corpus or tokenizer == "":
+        raise UserError(f"{'--tokenizer' if tokenizer == '' else '--corpus'} '': names nothing")
     study = _base(name, scale, assignments)
     if arms:
         study = _only(study, arms)

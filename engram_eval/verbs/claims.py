@@ -3,8 +3,10 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from engram_eval.errors import UserError
 from engram_eval.verbs.verb import Verb
 
 
@@ -19,6 +21,7 @@ def _claims(arguments: argparse.Namespace) -> int:
     from engram_eval.claims.stored import read_verdicts
     from engram_eval.claims.table import brief, markdown, table
 
+    _each_once(arguments.folders)
     found = [
         entry
         for folder in arguments.folders
@@ -30,6 +33,15 @@ def _claims(arguments: argparse.Namespace) -> int:
     else:
         print(markdown(found) if arguments.markdown else table(found))
     return 0
+
+
+def _each_once(folders: Sequence[Path]) -> None:
+    """Refuse a folder that is given twice: its claims would count twice."""
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        first = seen.setdefault(folder.resolve(), folder)
+        if first is not folder:
+            raise UserError(f"{folder}: given twice, before as {first}")
 
 
 def _untested(folder: Path, alone: bool) -> bool:
