@@ -301,7 +301,7 @@ def _evaluate(out: Writer, model: str, seed: int | None) -> None:
         total = {key: sum(d[key] for d in part) for key in part[0] if key != "domain"}
         cut = {"slice": {} if domain is None else {"domain": domain}, "split": "val", **who}
         value = total["bits"] / total["bytes"]
-        out.add("heldout", "bits_per_byte", value, n=total["bytes"], stderr=0.02, **cut)
+        out.add("heldout", "bits_per_byte", value, n=len(part), stderr=0.02, **cut)
         nats = total["bits"] / total["tokens"] * math.log(2)
         out.add("heldout", "loss_nats", nats, n=total["tokens"], **cut)
         if total["answers"]:

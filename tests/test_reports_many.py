@@ -155,6 +155,26 @@ def test_many_models_have_a_row_each_lowest_first(study: Study) -> None:
     assert [text.get_text() for text in drawn.axes.get_yticklabels()][-1] == "ngram"
 
 
+@pytest.mark.parametrize(
+    ("documents", "told"),
+    [
+        ((307, 307), "one seed, over 307 documents;"),
+        ((307, 306), "one seed;"),
+        ((None, 7), "seed;"),
+    ],
+)
+def test_a_picture_says_over_how_many_documents(
+    study: Study, documents: tuple[int | None, int], told: str
+) -> None:
+    rows = [
+        replace(row(name, 2.0, 0), n=n)
+        for name, n in zip(("moe", "engram"), documents, strict=True)
+    ]
+    # Domains have fewer; what is said is of all text.
+    rows += [replace(row("moe", 2.0, 0, domain="code"), n=5)]
+    assert told in heldout_block(study, rows, answer(study)).finding
+
+
 def test_tables_of_many_models_have_a_row_each(study: Study) -> None:
     ledger = ledger_table(study)
     assert [r[0].text for r in ledger.rows] == list(ARMS)

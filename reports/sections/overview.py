@@ -71,7 +71,7 @@ def heldout_block(study: Study, rows: Sequence[MetricRow], told: Answer) -> Bloc
     names = [m.name for m in study.models] + study.baselines()
     drawn = [n for n in names if pick(rows, model=n)]
     views = [View("bits per byte", [panel(partial(_picture, domains, rows, look))])]
-    finding = "Each point is one trained model, one seed; further left is better."
+    finding = f"Each point is one trained model, one seed{_over(rows)}; further left is better."
     if len(study.models) > MANY:
         shown = [name for name in drawn if name not in _far_off(study, rows)]
         views = [View(domain, [panel(_by_model(domain, shown, rows, look))]) for domain in domains]
@@ -85,6 +85,12 @@ def heldout_block(study: Study, rows: Sequence[MetricRow], told: Answer) -> Bloc
         legend=drawn if len(study.models) <= MANY else (),
         alt=f"Dots of bits per byte by domain and model. {told.text}",
     )
+
+
+def _over(rows: Sequence[MetricRow]) -> str:
+    """Say over how many documents, where that is the same for all: studies score a part."""
+    counts = {row.n for row in rows if not row.slice}
+    return f", over {counts.pop()} documents" if len(counts) == 1 and None not in counts else ""
 
 
 def _by_model(
