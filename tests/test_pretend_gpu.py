@@ -20,7 +20,11 @@ pytestmark = pytest.mark.skipif(
 TESTS = Path(__file__).parent
 STUDY = ("smoke", "--arms", "moe", "engram", "--seeds", "1", "--workers", "1", "--quiet")
 SINGLE = "train.autocast_bf16=false"
-BRIEF = ("train.tokens=4096", "evaluate.tasks=[]", "baselines=[]", "probe.equal_loss=[]")
+BRIEF = (
+    *("train.tokens=4096", "evaluate.tasks=[]", "baselines=[]", "probe.equal_loss=[]"),
+    # A resume point is written after each step, however fast the machine is.
+    "train.save_every_s=0",
+)
 
 
 def on_gpu(*arguments: str) -> str:

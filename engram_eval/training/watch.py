@@ -91,9 +91,10 @@ class Watch:
         return found
 
     def pack(self) -> dict[str, Tensor]:
-        """Return what has to survive an interruption: who has read which rows so far."""
+        """Return what has to survive an interruption: who has read which rows, on the CPU."""
         read = {f"read.{name}": read for name, read in self._read.items()}
-        return read | {f"reader.{layer}": each.last for layer, each in self._collisions.items()}
+        read |= {f"reader.{layer}": each.last for layer, each in self._collisions.items()}
+        return {name: tensor.cpu() for name, tensor in read.items()}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the tensors of ``pack`` back."""
