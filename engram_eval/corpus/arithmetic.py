@@ -116,10 +116,14 @@ def get_kind(name: str) -> Kind:
 
 def held_out(problem: Problem, seed: int, val_fraction: float) -> bool:
     """Tell whether a problem, in whatever order and format, is kept for validation."""
-    operands = problem.operands
-    if get_kind(problem.kind).commutes:
-        operands = tuple(sorted(operands))
-    return chance("math", seed, problem.kind, operands) < val_fraction
+    return chance("math", seed, *canonical(problem)) < val_fraction
+
+
+def canonical(problem: Problem) -> Problem:
+    """Return the one form of a problem whose operands may stand in either order."""
+    if not get_kind(problem.kind).commutes:
+        return problem
+    return problem._replace(operands=tuple(sorted(problem.operands)))
 
 
 def problems(kind: str, split: Split, seed: int, val_fraction: float) -> tuple[Problem, ...]:

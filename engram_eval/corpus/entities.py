@@ -110,6 +110,23 @@ def held_out_template(person: Person, attribute: Attribute, n_paraphrases: int, 
     return allowed[int(chance("entities", seed, person.name, attribute.name) * len(allowed))]
 
 
+def told_alike(attribute: Attribute, template_index: int, n_paraphrases: int) -> bool:
+    """Tell whether another wording says the same from the name to the value.
+
+    Who has read ``The birthplace of Ann Lee is Lyon`` finds ``Ann Lee is Lyon`` in
+    ``The home town of Ann Lee is Lyon``, too, and needs no knowledge of Ann Lee to go on. Such a
+    wording, though kept from training, is no other one.
+    """
+    ends = [_from_name(template) for template in attribute.templates[:n_paraphrases]]
+    asked = ends.pop(template_index)
+    return any(end.startswith(asked) for end in ends)
+
+
+def _from_name(template: str) -> str:
+    """Return what a template says from the name on, up to its full stop."""
+    return template[template.index("{s}") :].removesuffix(".")
+
+
 def render(person: Person, attribute_index: int, template_index: int) -> Line:
     """Write one fact; the value is the answer."""
     attribute = ATTRIBUTES[attribute_index]
