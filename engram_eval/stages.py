@@ -17,7 +17,7 @@ class Stage(NamedTuple):
 
 
 STAGES: dict[str, Stage] = {
-    "corpus": Stage("engram_eval.corpus.build:build_corpus", 1),
+    "corpus": Stage("engram_eval.corpus.build:build_corpus", 2),
     "items": Stage("engram_eval.evaluation.items:build_items", 2),
     "tune": Stage("engram_eval.training.tune:tune", 1),
     "train": Stage("engram_eval.training.stage:train", 2),
