@@ -26,7 +26,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage("engram_eval.evaluation.heldout_stage:evaluate", 2),
     "score_equal_loss": Stage("engram_eval.evaluation.stage:evaluate_equal_loss", 2),
     "baseline": Stage("engram_eval.baselines.stage:evaluate_baseline", 7),
-    "update": Stage("engram_eval.updates.stage:update", 3),
+    "update": Stage("engram_eval.updates.stage:update", 4),
     "offload": Stage("engram_eval.bench.offload_stage:time_storages", 2),
     "sample": Stage("probes.sample_stage:sample", 3),
     "probe": Stage("probes.stage:probe", 4),
