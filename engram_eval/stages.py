@@ -17,7 +17,7 @@ class Stage(NamedTuple):
 
 
 STAGES: dict[str, Stage] = {
-    "corpus": Stage("engram_eval.corpus.build:build_corpus", 1),
+    "corpus": Stage("engram_eval.corpus.build:build_corpus", 2),
     "items": Stage("engram_eval.evaluation.items:build_items", 2),
     "tune": Stage("engram_eval.training.tune:tune", 1),
     "train": Stage("engram_eval.training.stage:train", 2),
@@ -26,7 +26,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage("engram_eval.evaluation.heldout_stage:evaluate", 2),
     "score_equal_loss": Stage("engram_eval.evaluation.stage:evaluate_equal_loss", 2),
     "baseline": Stage("engram_eval.baselines.stage:evaluate_baseline", 9),
-    "update": Stage("engram_eval.updates.stage:update", 4),
+    "update": Stage("engram_eval.updates.stage:update", 5),
     "offload": Stage("engram_eval.bench.offload_stage:time_storages", 2),
     "sample": Stage("probes.sample_stage:sample", 3),
     "probe": Stage("probes.stage:probe", 4),

@@ -16,6 +16,7 @@ In three lines::
     rows = capacity(adapter, told).rows
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -99,22 +100,20 @@ def _batch_bits(adapter: Adapter, told: Told, part: np.ndarray) -> Floats:
 
 
 def _stored_rows(adapter: Adapter, told: Told, stored: Floats, wording: str) -> Iterator[MetricRow]:
-    chosen, labels = told.where(wording), {"wording": wording}
-    mean = ratio(stored[chosen], np.ones(int(chosen.sum())), told.person[chosen])
+    share = _share(told, stored, told.where(wording), {"wording": wording})
     parameters = sum(parameter.numel() for parameter in adapter.model.parameters())
+    # Not all facts are asked in untrained wordings, nor are all worth as much.
     for metric, factor in (
-        ("stored_bits", float(told.facts)),
-        ("bits_per_parameter", told.facts / parameters),
+        ("stored_bits", told.facts_bits),
+        ("bits_per_parameter", told.facts_bits / parameters),
     ):
-        yield MetricRow(
-            NAME,
-            metric,
-            None if mean.value is None else factor * mean.value,
-            stderr=None if mean.stderr is None else factor * mean.stderr,
-            slice=labels,
-            n=int(chosen.sum()),
+        yield dataclasses.replace(
+            share,
+            metric=metric,
+            value=None if share.value is None else factor * share.value,
+            stderr=None if share.stderr is None else factor * share.stderr,
         )
-    yield _share(told, stored, chosen, labels)
+    yield share
 
 
 def _share(

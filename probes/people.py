@@ -14,7 +14,14 @@ from torch import Tensor
 
 from engram_eval.adapters.base import Adapter, Tap
 from engram_eval.arrays import Ints, Mask
-from engram_eval.corpus.entities import ATTRIBUTES, Person, held_out_template, make_people, question
+from engram_eval.corpus.entities import (
+    ATTRIBUTES,
+    Person,
+    held_out_template,
+    make_people,
+    question,
+    same_from_name,
+)
 from engram_eval.corpus.lines import answer_is_last
 from engram_eval.corpus.store import Corpus
 from probes.names import corpus_config, is_pocket
@@ -180,10 +187,13 @@ def pair_up(a: Fact, b: Fact) -> Pair | None:
 def _other_wordings(
     pair: Pair, facts: dict[tuple[int, int, int], Fact], wordings: int
 ) -> tuple[Pair, ...]:
-    found = []
+    found, attribute = [], ATTRIBUTES[pair.attribute]
     for template in range(wordings):
+        # From the name on it would be the same text, and read the same rows.
+        if same_from_name(attribute, template, pair.template):
+            continue
         keys = [(p, pair.attribute, template) for p in (pair.person_a, pair.person_b)]
-        if template != pair.template and all(key in facts for key in keys):
+        if all(key in facts for key in keys):
             other = pair_up(facts[keys[0]], facts[keys[1]])
             found += [other] if other is not None else []
     return tuple(found)

@@ -71,13 +71,14 @@ PROBES: dict[str, Probe] = {
         "single",
         "what exchanging two names' rows, or writing rows alone, does to answers",
         "probes.people:make_prompts",
-        version=3,
+        version=4,
     ),
     "capacity": Probe(
         "probes.capacity:capacity",
         "single",
         "bits of facts about generated people that are stored, in all and per parameter",
         "probes.told_facts:tell_facts",
+        version=2,
     ),
     "cka": Probe("probes.cka:cka", "pair", "which layers of two models are alike"),
 }

@@ -1,6 +1,7 @@
 """Sentences about generated people, each up to the value that it tells: what may have been stored.
 
-Every fact in a wording that training told, in the one that it never told, and, as a control, facts
+Every fact in a wording that training told, in the one that it never told (but where another one
+says the same from the name on, ``corpus.entities.told_alike``), and, as a control, facts
 about people who do not exist: names made of the words of others, with values drawn at random. Each
 stands alone after an end of text, so that nothing before it gives the value away.
 """
@@ -19,6 +20,7 @@ from engram_eval.corpus.entities import (
     held_out_template,
     make_people,
     render,
+    told_alike,
     total_bits,
 )
 from engram_eval.corpus.lines import Line
@@ -102,8 +104,12 @@ def _known(
 ) -> Iterator[_Asked]:
     for number, person in enumerate(people):
         for index in range(len(ATTRIBUTES)):
-            for wording in (TRAINED, HELD_OUT):
-                yield _asked(number, person, index, wording, config, rng)
+            yield _asked(number, person, index, TRAINED, config, rng)
+            attribute, count = ATTRIBUTES[index], config.entities.n_paraphrases
+            template = held_out_template(person, attribute, count, config.seed)
+            # What training told in the same words from the name on is in no other wording.
+            if not told_alike(attribute, template, count):
+                yield _asked(number, person, index, HELD_OUT, config, rng)
 
 
 def _unknown(

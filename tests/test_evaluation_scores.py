@@ -1,5 +1,6 @@
 """Scores against hand-worked numbers."""
 
+import dataclasses
 import itertools
 import math
 
@@ -147,6 +148,20 @@ def test_more_models_need_stronger_evidence() -> None:
     assert judge_tasks([acc_row("t", 0.315)])["t"].informative
     crowd = [acc_row("t", 0.315), *(acc_row("t", 0.25) for _ in range(4))]
     assert not judge_tasks(crowd)["t"].informative
+
+
+def test_items_of_one_source_are_no_more_evidence_than_one() -> None:
+    """Four items each of 50 sums, all right or all wrong: 16 sums of 50 are nothing (p = 0.16)."""
+    alone = [{"acc": float(place < 16), "doc": {"source": str(place)}} for place in range(50)]
+    four = [dict(sample, doc_id=n) for n, sample in enumerate(4 * alone)]
+    one = [dict(sample, doc_id=n) for n, sample in enumerate(alone)]
+    facts = {"chance": 0.25, "domain": "math"}
+    for samples in (four, one):
+        rows = [dataclasses.replace(r, stage="evaluate") for r in task_rows("t", facts, samples)]
+        assert not judge_tasks(rows)["t"].informative
+    independent = [dict(sample, doc={}) for sample in four]
+    rows = [dataclasses.replace(r, stage="evaluate") for r in task_rows("t", facts, independent)]
+    assert judge_tasks(rows)["t"].informative
 
 
 def test_only_rows_over_all_items_judge_a_task() -> None:

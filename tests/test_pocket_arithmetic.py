@@ -137,6 +137,28 @@ def test_no_validation_problem_stands_in_training_text(documents: list[Document]
     assert not lines["train"] & kept
 
 
+SIGNS = ("[+]|plus", "-|minus", "[*]|times", "larger|max", "after|next", "count|many")
+
+
+def asked(line: str) -> tuple[object, ...]:
+    """What a line asks for, in whatever wording and order."""
+    kind = [bool(re.search(sign, line)) for sign in SIGNS]
+    letters = re.search("[xy]( [xy]){2,}", line)
+    if letters:
+        return (*kind, letters.group())
+    *operands, _ = map(int, re.findall(r"\d+", line))
+    return (*kind, *(sorted(operands) if kind[0] or kind[3] else operands))
+
+
+def test_no_validation_sheet_asks_a_problem_twice() -> None:
+    sheets = list(arithmetic_documents(replace(CONFIG, train_bytes=1_000_000)))
+    again = {"train": 0, "val": 0}
+    for made in sheets:
+        lines = made.text.split("\n")
+        again[str(made.split)] += len(lines) - len(set(map(asked, lines)))
+    assert again["val"] == 0 < again["train"]
+
+
 def test_a_wording_belongs_to_one_problem() -> None:
     texts: dict[str, Problem] = {}
     for kind in KINDS:

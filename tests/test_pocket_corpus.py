@@ -201,7 +201,10 @@ def test_each_generated_domain_has_its_two_entropies(documents: list[Document]) 
     }
     assert set(bits) == set(GENERATORS)
     assert bits["recall"] == pytest.approx(4.0)
-    assert bits["entities"] == pytest.approx(33 / 6)
+    # Validation leaves some facts out, of towns (6 bits) and hobbies (5).
+    trained = [d.answers for d in documents if (d.domain, d.split) == ("entities", "train")]
+    assert statistics.fmean(a.absent_bits for each in trained for a in each) == pytest.approx(5.5)
+    assert bits["entities"] == pytest.approx(5.5, abs=0.05)
     assert 4 < bits["facts"] < 7
     assert all(a.perfect_bits == 0 for found in answers.values() for a in found)
     assert all(len(answers[domain]) > 100 for domain in bits)

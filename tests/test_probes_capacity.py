@@ -117,8 +117,12 @@ def test_every_fact_is_asked_in_a_told_and_in_an_untold_wording(corpus: Corpus, 
         # Who is told of four times only has not been told of in every wording.
         if wording == "held_out" or told.bucket[row] == "high":
             assert (sentence in text) == (wording == "trained")
+        if wording == "held_out":
+            name = next(name for name in names if name in sentence)
+            assert sentence[sentence.index(name) :] not in text
     counts = {w: int(told.where(w).sum()) for w in ("trained", "held_out", "strangers")}
-    assert counts == dict.fromkeys(counts, 36)
+    # Of towns and hobbies half of the wordings say the same from the name on.
+    assert counts["trained"] == counts["strangers"] == 36 and 24 < counts["held_out"] < 36
 
 
 def test_many_people_are_thinned_and_still_all_counted(

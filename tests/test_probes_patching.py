@@ -255,6 +255,10 @@ def test_people_of_a_corpus(corpus: Corpus) -> None:
         assert any(text.endswith(f" {value[:n]}") for n in range(len(value) + 1))
     for key, others in found.other_wordings.items():
         assert all((o.attribute, o.person_a, o.person_b) == key for o in others)
+        (pair,) = [p for p in found.pairs if (p.attribute, p.person_a, p.person_b) == key]
+        # From the name on nothing may be the same, which would read the same rows.
+        ends = {other.a[other.name[0] :] for other in others}
+        assert pair.a[pair.name[0] :] not in ends
     assert any(found.other_wordings.values())
 
 

@@ -208,7 +208,8 @@ def test_sums_are_right() -> None:
         assert numbers(gold(item)) == [b - a if item["query"].startswith("take") else a - b]
     for item in DATA["math_comparison"]:
         assert numbers(gold(item)) == [max(numbers(item["query"]))]
-        assert sorted(numbers("".join(item["choices"]))) == sorted(numbers(item["query"]))
+        named = {n for n in numbers(" ".join(item["choices"])) if n in numbers(item["query"])}
+        assert named == set(numbers(item["query"])) and len(item["choices"]) == 4
     for item in DATA["math_sequence"]:
         *_, last = asked = numbers(item["query"])
         step = asked[-1] - asked[-2] if len(asked) == 3 else 1
@@ -219,6 +220,65 @@ def test_rank_does_not_tell_the_right_number() -> None:
     for task in ("math_addition", "math_subtraction", "math_sequence"):
         ranks = Counter(sorted(item["choices"], key=int).index(gold(item)) for item in DATA[task])
         assert max(ranks.values()) < 0.4 * len(DATA[task])
+
+
+def share(items: list[dict], score: Callable[[str], float]) -> float:
+    """How often the choice with the greatest score is right; equals share a question."""
+    shares = []
+    for item in items:
+        scores = [score(choice) for choice in item["choices"]]
+        best = [place for place, found in enumerate(scores) if found == max(scores)]
+        shares.append((item["gold"] in best) / len(best))
+    return sum(shares) / len(shares)
+
+
+ARITHMETIC = {
+    "math_addition": r"\d+ (?:\+|plus) \d+ (?:=|is) (\d+)",
+    "math_subtraction": r"\d+ (?:-|minus) \d+ (?:=|is) (\d+)",
+    "math_sequence": r"(?:after|next to) \d+ (?:comes|is) (\d+)"
+    r"|\d+, \d+, \d+, (\d+)|series \d+ \d+ \d+ then (\d+)",
+    "math_comparison": r"(?:the larger of \d+ and \d+ is|max\(\d+, \d+\) =) (\d+)",
+}
+
+
+@pytest.mark.parametrize("task", ARITHMETIC)
+def test_how_often_a_number_is_right_does_not_tell_the_right_one(task: str) -> None:
+    lines = (re.fullmatch(ARITHMETIC[task], line) for line in training_text("math").split("\n"))
+    right = Counter(int(next(filter(None, line.groups()))) for line in lines if line)
+    assert right.total() > 3_000
+    for items in ([i for i in DATA[task] if i["slices"].get("distance") == "far"], DATA[task]):
+        if items:
+            assert share(items, lambda choice: right[int(choice)]) < 0.25 + 0.12
+            assert share(items, lambda choice: int(choice)) < 0.25 + 0.12
+
+
+def test_items_of_one_problem_share_a_source() -> None:
+    for task in ARITHMETIC:
+        swapped = task in ("math_addition", "math_comparison")
+        asked = defaultdict(set)
+        for item in DATA[task]:
+            read = numbers(item["query"])
+            asked[tuple(sorted(read) if swapped else read)].add(item["source"])
+        assert all(len(sources) == 1 for sources in asked.values())
+        assert len(set.union(*asked.values())) == len(asked) < len(DATA[task])
+
+
+def test_what_is_common_among_people_told_as_often_does_not_tell() -> None:
+    text = training_text("entities")
+    for bucket in ("low", "mid", "high"):
+        items = [i for i in DATA["knowledge_people"] if i["slices"]["exposures"] == bucket]
+        assert len(items) >= 10
+        assert share(items, lambda choice: text.count(choice.rstrip("."))) < 0.25 + 0.2
+
+
+def test_people_are_not_asked_what_training_told_in_the_same_words_from_the_name_on() -> None:
+    text = training_text("entities")
+    name = re.compile(r"[A-Z][a-z]+ [A-Z][a-z]+ [A-Z][a-z]+")
+    for item in DATA["knowledge_people"]:
+        asked = item["query"] + gold(item).rstrip(".")
+        found = name.search(asked.removeprefix("The ").removeprefix("By trade, "))
+        assert found is not None
+        assert asked[asked.index(found.group()) :] not in text
 
 
 def test_facts_are_those_of_the_tables_and_wrong_choices_are_not() -> None:
@@ -258,6 +318,13 @@ def test_context_alone_answers_the_context_tasks() -> None:
         assert [choice.strip() in keys for choice in item["choices"]] == [
             choice == gold(item) for choice in item["choices"]
         ]
+
+
+@pytest.mark.parametrize("task", ["context_recall", "context_copy"])
+def test_how_often_a_choice_was_told_does_not_tell_the_right_one(task: str) -> None:
+    for item in DATA[task]:
+        told = Counter(re.findall(r"[a-z]+", item["query"]))
+        assert len({told[choice.strip()] for choice in item["choices"]}) == 1
 
 
 def parses(line: str) -> bool:

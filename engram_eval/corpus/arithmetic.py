@@ -116,10 +116,14 @@ def get_kind(name: str) -> Kind:
 
 def held_out(problem: Problem, seed: int, val_fraction: float) -> bool:
     """Tell whether a problem, in whatever order and format, is kept for validation."""
-    operands = problem.operands
-    if get_kind(problem.kind).commutes:
-        operands = tuple(sorted(operands))
-    return chance("math", seed, problem.kind, operands) < val_fraction
+    return chance("math", seed, *canonical(problem)) < val_fraction
+
+
+def canonical(problem: Problem) -> Problem:
+    """Return the one form of a problem whose operands may stand in either order."""
+    if not get_kind(problem.kind).commutes:
+        return problem
+    return problem._replace(operands=tuple(sorted(problem.operands)))
 
 
 def problems(kind: str, split: Split, seed: int, val_fraction: float) -> tuple[Problem, ...]:
@@ -165,14 +169,22 @@ def _documents(config: CorpusConfig, split: Split, size: int) -> Iterator[Docume
     pools = {kind: pool for kind, pool in pools.items() if pool}
     number = 0
     while size > 0 and pools:
-        made = document(_sheet(rng, pools), "\n", "math", f"math/{split}/{number}", split)
+        lines = _sheet(rng, pools, distinct=split == "val")
+        made = document(lines, "\n", "math", f"math/{split}/{number}", split)
         yield made
         size -= len(made.text)
         number += 1
 
 
-def _sheet(rng: np.random.Generator, pools: dict[str, tuple[Problem, ...]]) -> list[Line]:
-    """Draw a sheet: half of them keep to one kind and format, half mix all."""
+def _sheet(
+    rng: np.random.Generator, pools: dict[str, tuple[Problem, ...]], distinct: bool
+) -> list[Line]:
+    """Draw a sheet: half of them keep to one kind and format, half mix all.
+
+    Validation has few problems, one of which would often come again in a sheet, where its answer
+    needs only be copied: no problem comes twice if they are to be ``distinct``, in either order.
+    What a kind has no more of is left out, so that a sheet of a small one may be shorter.
+    """
     kinds = list(pools)
     weights = np.array([KINDS[kind].weight for kind in kinds])
     length = int(rng.integers(8, 17))
@@ -180,8 +192,14 @@ def _sheet(rng: np.random.Generator, pools: dict[str, tuple[Problem, ...]]) -> l
     formats = rng.random(length)
     if rng.random() < 0.5:
         drawn[:], formats[:] = drawn[0], formats[0]
-    lines = []
+    lines, told = [], set[Problem]()
     for kind, share in zip((kinds[k] for k in drawn), formats, strict=True):
-        problem = pools[kind][int(rng.integers(len(pools[kind])))]
+        left = pools[kind]
+        if distinct:
+            left = tuple(problem for problem in left if canonical(problem) not in told)
+            if not left:
+                continue
+        problem = left[int(rng.integers(len(left)))]
+        told.add(canonical(problem))
         lines.append(render(problem, int(share * len(KINDS[kind].formats))))
     return lines

@@ -110,6 +110,28 @@ def held_out_template(person: Person, attribute: Attribute, n_paraphrases: int, 
     return allowed[int(chance("entities", seed, person.name, attribute.name) * len(allowed))]
 
 
+def told_alike(attribute: Attribute, template_index: int, n_paraphrases: int) -> bool:
+    """Tell whether another wording says the same from the name to the value.
+
+    Who has read ``The birthplace of Ann Lee is Lyon`` finds ``Ann Lee is Lyon`` in
+    ``The home town of Ann Lee is Lyon``, too, and needs no knowledge of Ann Lee to go on. Such a
+    wording, though kept from training, is no other one.
+    """
+    others = set(range(n_paraphrases)) - {template_index}
+    return any(same_from_name(attribute, template_index, other) for other in others)
+
+
+def same_from_name(attribute: Attribute, one: int, other: int) -> bool:
+    """Tell whether two wordings say the same from the name to the value; see ``told_alike``."""
+    asked, told = (_from_name(attribute.templates[index]) for index in (one, other))
+    return told.startswith(asked)
+
+
+def _from_name(template: str) -> str:
+    """Return what a template says from the name on, up to its full stop."""
+    return template[template.index("{s}") :].removesuffix(".")
+
+
 def render(person: Person, attribute_index: int, template_index: int) -> Line:
     """Write one fact; the value is the answer."""
     attribute = ATTRIBUTES[attribute_index]
@@ -130,7 +152,8 @@ def entity_documents(config: CorpusConfig) -> Iterator[Document]:
     """Yield biographies: each tells all of one person's facts once, in shuffled order.
 
     Validation holds one biography of held-out wordings per person, or of every n-th person where
-    that would be more than about ``val_fraction`` of the domain.
+    that would be more than about ``val_fraction`` of the domain; what training told in the same
+    words from the name on is left out.
     """
     people = make_people(config.entities, config.seed)
     rng = stream(config.seed, "entities", 1)
@@ -147,13 +170,18 @@ def entity_documents(config: CorpusConfig) -> Iterator[Document]:
 def _biography(
     person: Person, config: CorpusConfig, rng: np.random.Generator, split: Split, number: int
 ) -> Document:
-    """Tell each fact once: in its held-out wording (val), or in a random other one (train)."""
+    """Tell each fact once: in its held-out wording (val), or in a random other one (train).
+
+    Validation leaves out what training told alike, which asks for no more than it has seen.
+    """
     lines = []
     for index in map(int, rng.permutation(len(ATTRIBUTES))):
         n = config.entities.n_paraphrases
         template = held_out_template(person, ATTRIBUTES[index], n, config.seed)
         if split == "train":
             template = (template + int(rng.integers(1, n))) % n
+        elif told_alike(ATTRIBUTES[index], template, n):
+            continue
         lines.append(render(person, index, template))
     name = f"entities/{split}/{person.rank}/{number}"
     return document(lines, " ", "entities", name, split)

@@ -23,7 +23,8 @@ def judge_tasks(rows: Iterable[MetricRow]) -> dict[str, Judgement]:
     """Judge every task by the accuracies of the trained models; baselines have no say.
 
     A task informs if at least one model is significantly above chance (exact binomial test, one
-    sided, Bonferroni over the models) and at least one is below 97.5 %.
+    sided, Bonferroni over the models, items of one source counted by what they tell together) and
+    at least one is below 97.5 %.
 
     Args:
         rows: metric rows of any kind; used are ``acc`` rows with a baseline, over all items, of
@@ -54,6 +55,17 @@ def _value(row: MetricRow) -> float:
 
 def _p_chance(row: MetricRow) -> float:
     """Return how likely guessing is to score at least this much."""
-    n = int(row.n or 0)
+    n = _independent(row)
     right = round(_value(row) * n)
     return float(binomtest(right, n, float(row.baseline or 0.0), alternative="greater").pvalue)
+
+
+def _independent(row: MetricRow) -> int:
+    """Return as how many independent items those of a row count, which may share sources.
+
+    So many would have the standard error that theirs has, which is s / sqrt(n) of n such items.
+    """
+    n, value = int(row.n or 0), _value(row)
+    if not row.stderr:
+        return n
+    return min(n, 1 + round(value * (1 - value) / row.stderr**2))

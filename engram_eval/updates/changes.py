@@ -20,6 +20,7 @@ from engram_eval.corpus.entities import (
     make_people,
     question,
     render,
+    same_from_name,
 )
 from engram_eval.corpus.lines import answer_is_last
 from engram_eval.corpus.store import Corpus
@@ -38,7 +39,8 @@ class Change(NamedTuple):
         attribute: index into ``ATTRIBUTES``.
         new: the value now.
         told: wordings of the new passages, indices.
-        untold: other wordings that end with the value: of training, and the one held out of it.
+        untold: other wordings that end with the value, of training and the one held out of it, but
+            for those that say the same from the name on as a told one; there may be none.
     """
 
     person: Person
@@ -109,7 +111,12 @@ def _change(person: Person, index: int, config: CorpusConfig, rng: np.random.Gen
     trained = _trained(person, index, config.entities.n_paraphrases, config.seed)
     told = sorted(rng.permutation(trained)[: (len(trained) + 1) // 2].tolist())
     count = config.entities.n_paraphrases
-    untold = [i for i in _answerable(index, count) if i not in told]
+    # From the name on, a wording that says the same as a told one is told.
+    untold = [
+        i
+        for i in _answerable(index, count)
+        if not any(same_from_name(ATTRIBUTES[index], i, wording) for wording in told)
+    ]
     return Change(person, index, new, tuple(told), tuple(untold))
 
 

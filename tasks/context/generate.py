@@ -57,33 +57,43 @@ def _pick(rng: np.random.Generator, words: tuple[str, ...] | list[str], n: int) 
 
 
 def _recall(rng: np.random.Generator) -> Iterator[Draft]:
-    """Ask for the value of a key; wrong choices are values of other keys."""
+    """Ask for the value of a key; wrong choices are values of keys not asked for so far."""
     for number in range(DRAFTS):
         n_pairs = PAIRS[number % len(PAIRS)]
         lookup = make_lookup(rng, n_pairs)
-        asked = int(rng.integers(min(4, n_pairs)))
+        asked = int(rng.integers(min(4, n_pairs - 3)))
         line = render_lookup(lookup, asked + 1)
+        query = line.text[: line.answers[-1].start].rstrip()
         gold = lookup.values[lookup.queries[asked]]
-        others = [value for value in set(lookup.values) if value != gold]
+        others = _told_as_often(query, gold, lookup.values)
         # A value that stands behind two keys would not tell which of them was found.
         if len(others) >= 3 and lookup.values.count(gold) == 1:
-            query = line.text[: line.answers[-1].start].rstrip()
             yield Draft(query, f" {gold}", _pick(rng, others, 3), {"pairs": str(n_pairs)})
 
 
 def _copy(rng: np.random.Generator) -> Iterator[Draft]:
-    """Ask for the next word of a fragment told before; wrong choices are its other words."""
+    """Ask for the next word of a fragment told before; wrong choices are its later words."""
     for number in range(DRAFTS):
         length = LENGTHS[number % len(LENGTHS)]
         repeat = make_repeat(rng, length, 2)
-        position = int(rng.integers(1, length))
+        position = int(rng.integers(1, length - 3))
         gold, seen = repeat.words[position], repeat.words[position - 1]
-        others = [word for word in set(repeat.words) if word not in (gold, seen)]
+        line = render_repeat(repeat)
+        query = line.text[: line.answers[position - 1].start].rstrip()
+        others = [word for word in _told_as_often(query, gold, repeat.words) if word != seen]
         # The word before must lead to one place only.
         if len(others) >= 3 and repeat.words[:-1].count(seen) == 1:
-            line = render_repeat(repeat)
-            query = line.text[: line.answers[position - 1].start].rstrip()
             yield Draft(query, f" {gold}", _pick(rng, others, 3), {"length": str(length)})
+
+
+def _told_as_often(text: str, gold: str, words: tuple[str, ...]) -> list[str]:
+    """Return the other words that a text tells as often as the gold one.
+
+    What has been told again is not asked for again: were it among the choices, the right one would
+    be that which was told least often, whatever was asked.
+    """
+    told = Counter(re.findall(r"[a-z]+", text))
+    return [word for word in set(words) if word != gold and told[word] == told[gold]]
 
 
 def _presence(rng: np.random.Generator) -> Iterator[Draft]:

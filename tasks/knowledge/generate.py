@@ -1,9 +1,8 @@
 """Items of the knowledge tasks: facts asked for in the one wording that training never used.
 
 Dials: ``LIMIT`` items a task; ``FLOOR``, the number up to which facts that the corpus has no
-room to teach fill a task (only in very small corpora); ``NEIGHBOURS``, from how many people
-wrong choices come; ``PER_OBJECT``, most facts of a relation with the same object; ``RELATIONS``,
-what each task asks.
+room to teach fill a task (only in very small corpora); ``PER_OBJECT``, most facts of a relation
+with the same object; ``RELATIONS``, what each task asks.
 """
 
 from collections import Counter
@@ -19,7 +18,6 @@ from engram_eval.evaluation.choices import Draft, finish, near_length, spread, t
 
 LIMIT = 200
 FLOOR = 24
-NEIGHBOURS = 24
 PER_OBJECT = 6
 
 # Left out: relations in which another object may be true as well (a country's second language).
@@ -118,25 +116,33 @@ def _fact(
 def _people(config: CorpusConfig, rng: np.random.Generator) -> Iterator[Draft]:
     """Ask for what people are; wrong choices are what others are.
 
-    Those others are told about as often and kept from the same wording, for the reason above.
+    Those others are kept from the same wording where there are enough, for the reason above, and
+    of one bucket: all of them are asked about, each as often right as wrong, so that what is common
+    among the much told is no good guess. Not asked is what another wording tells in the same words
+    from the name on.
     """
     paraphrases = config.entities.n_paraphrases
     people = entities.make_people(config.entities, config.seed)
     for index, attribute in enumerate(entities.ATTRIBUTES):
-        kept_back = [
-            entities.held_out_template(person, attribute, paraphrases, config.seed)
+        kept_back = {
+            person: entities.held_out_template(person, attribute, paraphrases, config.seed)
             for person in people
-        ]
-        for person, template in zip(people, kept_back, strict=True):
+        }
+        for person, template in kept_back.items():
+            if entities.told_alike(attribute, template, paraphrases):
+                continue
             end = attribute.templates[template].split("{o}")[1]
-            alike = [p for p, t in zip(people, kept_back, strict=True) if t == template]
-            alike.sort(key=lambda other: abs(other.rank - person.rank))
-            pool = [f"{other.values[index]}{end}" for other in alike[:NEIGHBOURS]]
-            pool = pool if len(set(pool)) > 3 else [f"{value}{end}" for value in attribute.values]
             gold = f"{person.values[index]}{end}"
+            beside = [other for other in people if other.bucket == person.bucket]
+            alike = [other for other in beside if kept_back[other] == template]
+            theirs = [[other.values[index] for other in some] for some in (alike, beside, people)]
+            for values in (*theirs, attribute.values):
+                wrong = near_length(gold, [f"{value}{end}" for value in values], rng)
+                if wrong:
+                    break
             yield Draft(
                 entities.question(person, index, template),
                 f" {gold}",
-                tuple(f" {text}" for text in near_length(gold, pool, rng)),
+                tuple(f" {text}" for text in wrong),
                 {"exposures": person.bucket, "attribute": attribute.name},
             )
