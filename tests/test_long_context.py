@@ -91,6 +91,11 @@ def test_recall_is_solved_by_looking_up() -> None:
         pairs = asked.split(", ")[:-1]
         assert all(f" {pair}." in context for pair in pairs)
         assert not any(pair.startswith(f"{key} ") for pair in pairs)
+        # What was asked for before is no choice: it could be left out.
+        answered = {pair.split(" ", 2)[2] for pair in pairs}
+        choices = {choice.strip() for choice in item["choices"]}
+        assert len(choices) == 4 and not answered & choices
+        assert all(f" {choice}." in context for choice in choices)
 
 
 @settings(max_examples=15)

@@ -88,7 +88,11 @@ def variable_tracking(rng: np.random.Generator, load: int, pad: Pad) -> Asked | 
 
 
 def recall(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
-    """``load`` pairs, all asked for one after the other; the last answer is scored."""
+    """``load`` pairs, asked for one after the other; the last answer is scored.
+
+    Those of the wrong values are not asked for: were all others answered before, the right one
+    would be that which is left.
+    """
     load = max(load, WRONG + 1)
     keys = [str(key) for key in rng.choice(KEYS, load, replace=False)]
     values = [str(value) for value in rng.permutation(WORDS)[:load]]
@@ -96,12 +100,11 @@ def recall(rng: np.random.Generator, load: int, pad: Pad) -> Asked | None:
         values += [f"{a} {b}" for a, b in zip(values, rng.permutation(WORDS), strict=False)]
         values = values[:load]
     order = rng.permutation(load)
-    asked = ", ".join(f"{keys[i]} {values[i]}" for i in order[:-1])
-    last = int(order[-1])
+    *before, last = (int(i) for i in order[:-WRONG])
+    asked = ", ".join([*(f"{keys[i]} {values[i]}" for i in before), keys[last]])
     parts = [f"{key} {value}." for key, value in zip(keys, values, strict=True)]
-    query = pad("Pairs:", parts, f"Asked: {asked}, {keys[last]}")
-    wrong = [values[i] for i in order[:-1] if values[i] != values[last]]
-    return _asked(query, values[last], wrong, rng)
+    query = pad("Pairs:", parts, f"Asked: {asked}")
+    return _asked(query, values[last], [values[i] for i in order[-WRONG:]], rng)
 
 
 # What has nothing to keep apart.
