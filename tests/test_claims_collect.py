@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -299,9 +300,12 @@ def test_a_second_rate_may_be_at_its_edge_too(factor: str, edge: bool) -> None:
     assert at_the_edge(rows) == ({"a"} if edge else set())
 
 
-def test_the_command_prints_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_verdicts(folder)
-    assert main(["claims", str(folder), str(folder)]) == 0
+    again = shutil.copytree(folder, tmp_path / "again")
+    assert main(["claims", str(folder), str(again)]) == 0
     text = capsys.readouterr().out
     count = len(claims_of("controls"))
     assert f"{2 * count} claims, each at its scale only" in text

@@ -42,10 +42,11 @@ def test_names_end_where_they_are_written(pocket: Corpus) -> None:
     for start, end, *_ in entities:
         places = np.flatnonzero(ends[start:end])
         told = [tokenizer.decode(stream[start : start + place + 1].tolist()) for place in places]
-        # A biography tells each of six facts once, with the name in each.
-        assert len(told) == 6
         (name,) = {n for n in names["entities"] if told[0].endswith(n)}
         assert all(text.endswith(name) for text in told)
+        # A biography tells up to six facts, with the name in each.
+        whole = tokenizer.decode(stream[start:end].tolist())
+        assert 4 <= len(told) == whole.count(name) <= 6
     code = docs[docs[:, 2] == pocket.domains.index("code")]
     assert not any(ends[start:end].any() for start, end, *_ in code)
 
